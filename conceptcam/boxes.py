@@ -1,0 +1,222 @@
+"""Bounding boxes of concepts, for a whole batch at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+MaskRule = Literal["coverage", "center"]
+
+
+class PairMasks(NamedTuple):
+    """The P pairs of image and concept that have a box, and where on a grid their boxes are."""
+
+    image: Tensor
+    """(P,) index of the image within the batch."""
+    concept: Tensor
+    """(P,) index of the concept."""
+    inside: Tensor
+    """(P, h, w) in [0, 1], how much each cell belongs to the boxes of the pair."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptBoxes:
+    """N boxes drawn in a batch of images, stored flat.
+
+    An image without boxes may stand for two things: somebody looked and drew none (give it an empty
+    `ConceptBoxes`), or nobody looked (give it None where boxes are per image).
+
+    Attributes:
+        xyxy: (N, 4) left, top, right, bottom, as fractions of the image width and height in [0, 1].
+        concept: (N,) index of the concept each box marks.
+        image: (N,) index, within the batch, of the image each box is in.
+
+    Raises:
+        ValueError: If the lengths or shapes differ, an index is negative, or a box is empty, not a
+            number or leaves [0, 1].
+    """
+
+    xyxy: Tensor
+    concept: Tensor
+    image: Tensor
+    # Kept as plain numbers, so that checking an index later needs no wait for the GPU.
+    _highest: tuple[int, int] = field(default=(-1, -1), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.xyxy.ndim != 2 or self.xyxy.shape[1] != 4 or not self.xyxy.is_floating_point():
+            raise ValueError(
+                f"`xyxy` must be floats of shape (N, 4), got {self.xyxy.dtype} {tuple(self.xyxy.shape)}"
+            )
+        if not self.xyxy.shape[:1] == self.concept.shape == self.image.shape:
+            raise ValueError(
+                f"need one concept and one image per box, got {len(self.xyxy)} boxes with `concept` of shape "
+                f"{tuple(self.concept.shape)} and `image` of shape {tuple(self.image.shape)}"
+            )
+        if self.concept.is_floating_point() or self.image.is_floating_point():
+            raise ValueError(f"indices must be integers, got {self.concept.dtype} and {self.image.dtype}")
+        left, top, right, bottom = self.xyxy.unbind(1)
+        valid = (left >= 0) & (top >= 0) & (right <= 1) & (bottom <= 1) & (left < right) & (top < bottom)
+        if not valid.all():
+            first = int((~valid).nonzero()[0])
+            raise ValueError(
+                f"box {first} is {self.xyxy[first].tolist()}; expected 0 <= left < right <= 1 and "
+                "0 <= top < bottom <= 1. Divide pixel boxes by the image size first."
+            )
+        if len(self):
+            if min(self.concept.min(), self.image.min()) < 0:
+                raise ValueError("a box has a negative concept or image index; count from 0")
+            object.__setattr__(self, "_highest", (int(self.concept.max()), int(self.image.max())))
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    @classmethod
+    def empty(cls) -> "ConceptBoxes":
+        """No boxes: somebody looked and found nothing to draw."""
+        none = torch.zeros(0, dtype=torch.long)
+        return cls(torch.zeros(0, 4), none, none)
+
+    @classmethod
+    def cat(cls, per_image: Sequence["ConceptBoxes | None"]) -> "ConceptBoxes":
+        """Join the boxes of single images into the boxes of a batch, numbering the images in order.
+
+        None, an image in which nobody drew, gives no boxes but keeps its number.
+        """
+        drawn = [(index, boxes) for index, boxes in enumerate(per_image) if boxes is not None]
+        if not drawn:
+            return cls.empty()
+        return cls(
+            torch.cat([boxes.xyxy for _, boxes in drawn]),
+            torch.cat([boxes.concept for _, boxes in drawn]),
+            torch.cat([torch.full_like(boxes.image, index) for index, boxes in drawn]),
+        )
+
+    @classmethod
+    def from_dicts(cls, per_image: Sequence[Sequence[Mapping[str, Any]] | None]) -> "ConceptBoxes":
+        """Read boxes kept as a list of dicts per image.
+
+        Args:
+            per_image: For each image of the batch its boxes, or None. A box is
+                `{"concept_idx": 4, "bbox": [x0, y0, x1, y1]}` or
+                `{"concept_idx": 4, "x_min": x0, "y_min": y0, "x_max": x1, "y_max": y1}`, in fractions
+                of the image size.
+
+        Raises:
+            ValueError: If a box has neither form, or is invalid.
+        """
+        rows = [(box, image) for image, boxes in enumerate(per_image) for box in boxes or ()]
+        if not rows:
+            return cls.empty()
+        corners = [_corners(box) for box, _ in rows]
+        concepts = [int(box["concept_idx"]) for box, _ in rows]
+        return cls(
+            torch.tensor(corners, dtype=torch.float32),
+            torch.tensor(concepts),
+            torch.tensor([image for _, image in rows]),
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBoxes":
+        """The same boxes on another device."""
+        return self._like(*(part.to(device, non_blocking=non_blocking) for part in self._tensors()))
+
+    def pin_memory(self) -> "ConceptBoxes":
+        """The same boxes in pinned memory; `DataLoader(pin_memory=True)` calls it."""
+        return self._like(*(part.pin_memory() for part in self._tensors()))
+
+    def check_fits(self, num_images: int, num_concepts: int) -> None:
+        """Refuse boxes of an image or a concept that is not there.
+
+        Raises:
+            ValueError: Naming the highest index found and the number there is.
+        """
+        concept, image = self._highest
+        if concept >= num_concepts:
+            raise ValueError(f"a box has concept index {concept}, but there are {num_concepts} concepts")
+        if image >= num_images:
+            raise ValueError(f"a box has image index {image}, but the batch has {num_images} images")
+
+    def pair_masks(self, shape: Sequence[int], rule: MaskRule = "coverage") -> PairMasks:
+        """Where the boxes of each (image, concept) pair lie on a grid, one mask per pair.
+
+        Boxes of one pair are joined, so two boxes of one concept never count as each other's outside.
+        Where they overlap in a cell, the larger value is kept.
+
+        Args:
+            shape: (B, K, h, w), the shape of the concept maps to compare with.
+            rule: `"coverage"`: the fraction of a cell's area that a box covers, so a box smaller than a
+                cell still counts. `"center"`: 1 for each cell whose centre is in the box, and at least
+                for the cell that holds the centre of the box.
+
+        Raises:
+            ValueError: If a box has an image or concept index outside the shape.
+        """
+        images, concepts, height, width = shape
+        self.check_fits(images, concepts)
+        left, top, right, bottom = self.xyxy.unbind(1)
+        along = _overlap if rule == "coverage" else _centers
+        inside = einsum(along(top, bottom, height), along(left, right, width), "n h, n w -> n h w")
+        pair, member = torch.unique(self.image * concepts + self.concept, return_inverse=True)
+        joined = inside.new_zeros(len(pair), height, width).index_reduce_(0, member, inside, "amax")
+        return PairMasks(pair // concepts, pair % concepts, joined)
+
+    def coverage(self, shape: Sequence[int]) -> Tensor:
+        """How much of each grid cell the boxes of each concept cover.
+
+        Args:
+            shape: (B, K, h, w), the shape of the concept maps to compare with.
+
+        Returns:
+            (B, K, h, w) in [0, 1]; all zeros where an image has no box of a concept.
+        """
+        pairs = self.pair_masks(shape)
+        dense = pairs.inside.new_zeros(tuple(shape))
+        dense[pairs.image, pairs.concept] = pairs.inside
+        return dense
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.xyxy, self.concept, self.image
+
+    def _like(self, xyxy: Tensor, concept: Tensor, image: Tensor) -> "ConceptBoxes":
+        """Copy without checking again what was checked when these boxes were made."""
+        copy = object.__new__(ConceptBoxes)
+        for name, value in (
+            ("xyxy", xyxy),
+            ("concept", concept),
+            ("image", image),
+            ("_highest", self._highest),
+        ):
+            object.__setattr__(copy, name, value)
+        return copy
+
+
+def _corners(box: Mapping[str, Any]) -> list[float]:
+    if "concept_idx" not in box:
+        raise ValueError(f"a box needs 'concept_idx', got {dict(box)}")
+    corners = box["bbox"] if "bbox" in box else [box.get(key) for key in ("x_min", "y_min", "x_max", "y_max")]
+    if len(corners) != 4 or any(corner is None for corner in corners):
+        raise ValueError(
+            f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}"
+        )
+    return [float(corner) for corner in corners]
+
+
+def _overlap(start: Tensor, stop: Tensor, cells: int) -> Tensor:
+    """(N, cells) fraction of each of `cells` equal parts of [0, 1] that [start, stop] covers."""
+    edges = torch.arange(cells + 1, device=start.device, dtype=start.dtype)
+    # Positions are measured in cells, so that a box that ends on a cell's edge does so exactly.
+    shared = torch.minimum(stop[:, None] * cells, edges[1:]) - torch.maximum(
+        start[:, None] * cells, edges[:-1]
+    )
+    return shared.clamp(min=0)
+
+
+def _centers(start: Tensor, stop: Tensor, cells: int) -> Tensor:
+    """(N, cells) 1 for each part whose centre is in [start, stop], and for the part of their middle."""
+    part = torch.arange(cells, device=start.device)
+    center = (part + 0.5) / cells
+    middle = ((start + stop) / 2 * cells).long().clamp(max=cells - 1)
+    within = (start[:, None] <= center) & (center <= stop[:, None])
+    return (within | (part == middle[:, None])).to(start.dtype)

@@ -1,0 +1,209 @@
+"""What a model is (`ConceptConfig`) and what it has been taught (`ModelRecord`); together, `config.json`."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+FORMAT_VERSION = 1
+
+TaskKind = Literal["multilabel", "multiclass"]
+Bottleneck = Literal["prototypes", "concepts"]
+PoolingOrder = Literal["pool_then_project", "project_then_pool"]
+ProjectorKind = Literal["mlp", "ibn"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task_kind": get_args(TaskKind),
+    "bottleneck": get_args(Bottleneck),
+    "pooling_order": get_args(PoolingOrder),
+    "projector": get_args(ProjectorKind),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptConfig:
+    """Everything needed to rebuild a `ConceptModel`, except its weights.
+
+    The config travels as `config.json` beside the weights. It says what the model *is*; how it was
+    trained (learning rates, epochs, losses) belongs to `Stage` and `Trainer`, never here.
+
+    Attributes:
+        concepts: Concept names; their order is the channel order of every concept tensor.
+        tasks: Task names, in the order of the task logits. Empty for a model that names concepts only.
+        task_kind: `"multilabel"`: any number of tasks can be true. `"multiclass"`: exactly one is.
+        backbone: Name known to `create_backbone`, such as `"medmae_vit_b16"` or `"timm:resnet50"`.
+        feature_level: Which of the backbone's feature grids is used, counted as in a Python list; -1 is
+            the last and coarsest. An earlier level has more, smaller cells.
+        image_size: (H, W) of the input in pixels.
+        mean: Per-channel mean subtracted from images in [0, 1].
+        std: Per-channel standard deviation that images are divided by.
+        pooling: Name known to `create_pooling`; turns a concept map into one logit.
+        pooling_value: `k` of `topk` or `r` of `lse`; None takes their default.
+        head_bias: Whether the concept head has a bias.
+        map_temperature: Concept maps are divided by it before the softmax over places that weighs
+            features into concept vectors; below 1 looks at fewer places.
+        projector: `"mlp"` (the default) or `"ibn"` (CSR's residual blocks).
+        pooling_order: `"pool_then_project"` projects each concept's pooled feature vector (CSR, Eq. 2);
+            `"project_then_pool"` pools projected features.
+        embed_dim: Size D of the space in which prototypes live.
+        prototypes_per_concept: Number M of prototypes each concept has.
+        bottleneck: `"prototypes"`: the task head reads similarities to prototypes. `"concepts"`: it reads
+            concept probabilities (the classic bottleneck), and there are no prototypes.
+
+    Raises:
+        ValueError: If a name is empty or repeated, a choice is unknown or a number is out of range.
+    """
+
+    concepts: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
+    task_kind: TaskKind = "multilabel"
+    backbone: str = "medmae_vit_b16"
+    feature_level: int = -1
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pooling: str = "max"
+    pooling_value: float | None = None
+    head_bias: bool = True
+    map_temperature: float = 1.0
+    projector: ProjectorKind = "mlp"
+    pooling_order: PoolingOrder = "pool_then_project"
+    embed_dim: int = 128
+    prototypes_per_concept: int = 5
+    bottleneck: Bottleneck = "prototypes"
+
+    def __post_init__(self) -> None:
+        for name in ("concepts", "tasks", "image_size", "mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ValueError(f"`{name}` must be a sequence, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        check_names("concepts", self.concepts, at_least=1)
+        check_names("tasks", self.tasks, at_least=0)
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(known)}")
+        for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
+        for name in ("map_temperature", "embed_dim", "prototypes_per_concept"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        if not all(value > 0 for value in (*self.image_size, *self.std)):
+            raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What a model has been taught and how well it does, as far as anyone measured.
+
+    An undefined number is NaN here and `null` in `config.json`.
+
+    Attributes:
+        stages: Names of the training stages done, in order.
+        thresholds: Concept name -> probability above which the concept is called present.
+        typical_present: Concept name -> median probability where the concept is present.
+        typical_absent: Concept name -> median probability where it is absent.
+        provenance: On which data thresholds and typical scores were chosen.
+        training_data: The training data, as the user names it.
+        metrics: Metric name -> value.
+        weights_sha256: SHA-256 of the weights file, in hexadecimal.
+    """
+
+    stages: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    typical_present: Mapping[str, float] = field(default_factory=dict)
+    typical_absent: Mapping[str, float] = field(default_factory=dict)
+    provenance: str = ""
+    training_data: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+
+
+def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
+    """Refuse names that are empty, repeated, no strings, or too few.
+
+    Raises:
+        ValueError: Naming the offenders.
+    """
+    strange = [name for name in names if not isinstance(name, str) or not name.strip()]
+    repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
+    if strange or repeated or len(names) < at_least:
+        raise ValueError(
+            f"`{what}` needs at least {at_least} name(s), none empty and none repeated; "
+            f"got {len(names)}, empty or not text: {strange}, repeated: {repeated}"
+        )
+
+
+def to_json(config: ConceptConfig, record: ModelRecord) -> str:
+    """The text of `config.json`."""
+    from conceptcam import __version__
+
+    content = {
+        "format_version": FORMAT_VERSION,
+        "conceptcam": __version__,
+        "config": dataclasses.asdict(config),
+        "record": dataclasses.asdict(record),
+    }
+    return json.dumps(_nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> tuple[ConceptConfig, ModelRecord]:
+    """Read what `to_json` wrote.
+
+    Raises:
+        ValueError: If the text is no JSON object, was written by another format, or holds a field this
+            version does not know. Unknown fields are refused, because ignoring one would rebuild a
+            different model from the one that was saved.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config.json is no JSON: {error}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"config.json has format_version {version!r}, this conceptcam reads {FORMAT_VERSION}; "
+            "install the release that wrote it (its field 'conceptcam')"
+        )
+    if unknown := sorted(content.keys() - {"format_version", "conceptcam", "config", "record"}):
+        raise ValueError(f"config.json has unknown fields {unknown}")
+    return _build(ConceptConfig, content.get("config", {})), _build(ModelRecord, content.get("record", {}))
+
+
+_Record = TypeVar("_Record", ConceptConfig, ModelRecord)
+
+
+def _build(cls: type[_Record], values: dict[str, Any]) -> _Record:
+    fields = {known.name: known for known in dataclasses.fields(cls)}
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ValueError(
+            f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}"
+        )
+    if missing := [name for name, known in fields.items() if _required(known) and name not in values]:
+        raise ValueError(f"config.json lacks the fields {missing} of {cls.__name__}")
+    return cls(**{key: _null_to_nan(value) for key, value in values.items()})
+
+
+def _required(known: "dataclasses.Field[Any]") -> bool:
+    return known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
+
+
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _null_to_nan(value: Any) -> Any:
+    """Inside a mapping of numbers `null` is an undefined number; elsewhere it is None."""
+    if isinstance(value, dict):
+        return {key: math.nan if inner is None else inner for key, inner in value.items()}
+    return value

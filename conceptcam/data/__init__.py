@@ -1,0 +1,1 @@
+"""Data: readers that all give the same items."""

@@ -1,0 +1,125 @@
+"""What a data set gives: items, batches, and how the first become the second."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from conceptcam.boxes import ConceptBoxes
+
+
+class ConceptItem(NamedTuple):
+    """One image with what is known about it."""
+
+    image: Tensor
+    """(3, H, W): uint8, or float in [0, 1], as read; float, normalized, once preprocessed."""
+    concepts: Tensor
+    """(K,) labels in [0, 1]; NaN where nobody knows."""
+    targets: Tensor
+    """(T,) task labels in [0, 1]; NaN where nobody knows; T may be 0."""
+    boxes: ConceptBoxes | None
+    """Boxes drawn in this image; None if nobody drew, empty if there is none to draw."""
+    name: str
+    """What to call the image in messages: a file name or a number."""
+
+
+class ConceptBatch(NamedTuple):
+    """A stack of items."""
+
+    images: Tensor
+    """(B, 3, H, W), normalized."""
+    concepts: Tensor
+    """(B, K) labels in [0, 1]; NaN where nobody knows."""
+    targets: Tensor
+    """(B, T) task labels in [0, 1]; NaN where nobody knows."""
+    boxes: ConceptBoxes | None = None
+    """All boxes of the batch, or None if nobody drew in any of its images."""
+    names: tuple[str, ...] = ()
+    """What to call each image."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBatch":
+        """The same batch on another device."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=non_blocking),
+            concepts=self.concepts.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            boxes=self.boxes.to(device, non_blocking=non_blocking) if self.boxes is not None else None,
+        )
+
+
+def collate(items: Sequence[ConceptItem]) -> ConceptBatch:
+    """Stack items into a batch; pass it as a `DataLoader`'s `collate_fn`."""
+    boxes = [item.boxes for item in items]
+    return ConceptBatch(
+        torch.stack([item.image for item in items]),
+        torch.stack([item.concepts for item in items]),
+        torch.stack([item.targets for item in items]),
+        None if all(one is None for one in boxes) else ConceptBoxes.cat(boxes),
+        tuple(item.name for item in items),
+    )
+
+
+def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
+    """A batch from either form that training code uses.
+
+    Args:
+        batch: A `ConceptBatch`, or a dict with `image` (B, 3, H, W), `concepts` (B, K), optionally
+            `targets` (B, T), and optionally `bboxes`, a list of dicts per image as
+            `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`.
+
+    Raises:
+        ValueError: If a dict lacks `image` or `concepts`, or its parts differ in length.
+    """
+    if isinstance(batch, ConceptBatch):
+        return batch
+    if missing := [key for key in ("image", "concepts") if key not in batch]:
+        raise ValueError(f"a batch needs 'image' and 'concepts'; {missing} is missing from {sorted(batch)}")
+    images, concepts = batch["image"], batch["concepts"].float()
+    targets = batch["targets"].float() if "targets" in batch else concepts.new_zeros(len(images), 0)
+    boxes = batch.get("bboxes")
+    if boxes is not None and not isinstance(boxes, ConceptBoxes):
+        if len(boxes) != len(images):
+            raise ValueError(f"'bboxes' needs one list per image: got {len(boxes)} for {len(images)} images")
+        boxes = ConceptBoxes.from_dicts(boxes)
+    if not len(images) == len(concepts) == len(targets):
+        raise ValueError(f"batch parts differ in length: {len(images)}, {len(concepts)}, {len(targets)}")
+    return ConceptBatch(images, concepts, targets, boxes, tuple(map(str, batch.get("names", ()))))
+
+
+class ConceptDataset(Dataset[ConceptItem], ABC):
+    """Images with concept labels, whatever they are read from.
+
+    Attributes:
+        concepts: Concept names, in the order of the labels.
+        tasks: Task names; empty if there are none.
+        concept_labels: (N, K) labels of every image, known without decoding any; NaN where unknown.
+        task_labels: (N, T) task labels of every image.
+        augment: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
+        preprocess: Turns an image as read into what the model wants, (3, H, W) normalized floats;
+            usually `model.preprocess`. None gives items as read.
+    """
+
+    concepts: tuple[str, ...]
+    tasks: tuple[str, ...]
+    concept_labels: Tensor
+    task_labels: Tensor
+    augment: Callable[[ConceptItem], ConceptItem] | None = None
+    preprocess: Callable[[Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def read(self, index: int) -> ConceptItem:
+        """The item as it is stored, neither augmented nor preprocessed."""
+
+    def __len__(self) -> int:
+        return len(self.concept_labels)
+
+    def __getitem__(self, index: int) -> ConceptItem:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        item = self.read(index % len(self))
+        if self.augment is not None:
+            item = self.augment(item)
+        return item if self.preprocess is None else item._replace(image=self.preprocess(item.image))
