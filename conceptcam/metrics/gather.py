@@ -1,0 +1,49 @@
+"""A torchmetrics metric that keeps rows of numbers, from every batch and every rank, until it is asked."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class RowMetric(Metric):
+    """Base of metrics that need all rows at once, such as AUROC.
+
+    Rows are gathered over ranks by concatenation, so ranks may hold different numbers of them (but each
+    must have called `update`, if only with an empty batch).
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    rows: list[Tensor] | Tensor
+    """A list while it grows; one tensor after a gather."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def keep(self, rows: Tensor) -> None:
+        """Remember rows (N, ...); all calls must agree in the other sizes."""
+        cast(list[Tensor], self.rows).append(rows.detach())
+
+    def kept(self, *row_shape: int) -> Tensor:
+        """All rows (N, ...), in order; `row_shape` is the shape of a row where there are none."""
+        if isinstance(self.rows, list) and not self.rows:
+            return torch.zeros(0, *row_shape)
+        return dim_zero_cat(self.rows)
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        # torchmetrics squeezes every tensor of one element; scores per label stay (1,) for one label.
+        @functools.wraps(compute)
+        def unsqueezed() -> Any:
+            value = wrapped()
+            return type(value)(*map(torch.atleast_1d, value)) if isinstance(value, tuple) else value
+
+        return unsqueezed

@@ -1,0 +1,300 @@
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+from torch import Tensor
+
+from conceptcam.metrics.classification import (
+    LabelMetrics,
+    LabelScores,
+    MacroAUROC,
+    TopAccuracy,
+    best_thresholds,
+    label_scores,
+    macro,
+    task_scores,
+    top_accuracy,
+)
+
+nan = torch.nan
+
+
+def examples(rows: int = 200, labels: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits with ties, and labels of which some are unknown, one never and one always present."""
+    random = torch.Generator().manual_seed(seed)
+    truth = (torch.rand(rows, labels, generator=random) < 0.3).float()
+    logits = (torch.randn(rows, labels, generator=random) + truth).mul(4).round() / 4
+    truth[torch.rand(rows, labels, generator=random) < 0.2] = nan
+    truth[:, 1] = 0.0
+    truth[:, 2] = 1.0
+    truth[:, 3] = nan
+    return logits, truth
+
+
+def columns(logits: Tensor, labels: Tensor) -> list[tuple[int, list[float], list[int]]]:
+    """The known rows of each label that occurs both ways, as plain lists."""
+    both = []
+    for label in range(labels.shape[1]):
+        rows = [row for row in range(len(labels)) if not labels[row, label].isnan()]
+        truth = [int(labels[row, label] > 0.5) for row in rows]
+        if len(set(truth)) == 2:
+            both.append((label, [float(logits[row, label]) for row in rows], truth))
+    return both
+
+
+def naive_auroc(scores: list[float], truth: list[int]) -> float:
+    """Share of (present, absent) pairs that are ordered rightly; ties count half."""
+    present = [score for score, label in zip(scores, truth, strict=True) if label]
+    absent = [score for score, label in zip(scores, truth, strict=True) if not label]
+    wins = sum((high > low) + 0.5 * (high == low) for high in present for low in absent)
+    return wins / (len(present) * len(absent))
+
+
+def same(first: LabelScores, second: LabelScores) -> bool:
+    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_labels(seed: int):
+    logits, labels = examples(seed=seed)
+    scores = label_scores(logits, labels)
+    compared = columns(logits, labels)
+    assert [label for label, _, _ in compared] == [0, 4, 5]
+    for label, ranked, truth in compared:
+        called = [int(score > 0) for score in ranked]
+        assert float(scores.auroc[label]) == pytest.approx(naive_auroc(ranked, truth), abs=1e-6)
+        assert float(scores.auroc[label]) == pytest.approx(roc_auc_score(truth, ranked), abs=1e-6)
+        expected = average_precision_score(truth, ranked)
+        assert float(scores.average_precision[label]) == pytest.approx(expected, abs=1e-6)
+        assert float(scores.f1[label]) == pytest.approx(f1_score(truth, called), abs=1e-12)
+        assert (int(scores.positives[label]), int(scores.negatives[label])) == (
+            sum(truth),
+            len(truth) - sum(truth),
+        )
+
+
+def test_scores_are_float64_on_the_cpu():
+    assert all(part.dtype == torch.float64 for part in label_scores(*examples())[:3])
+
+
+def test_label_never_present_or_never_absent_is_undefined_and_its_support_says_why():
+    logits, labels = examples()
+    scores = label_scores(logits, labels)
+    assert scores.auroc[1:4].isnan().all()
+    assert scores.average_precision[1:4].isnan().all()
+    assert scores.f1[[1, 3]].isnan().all()
+    assert 0 < float(scores.f1[2]) < 1  # recall is at stake even without negatives
+    assert scores.positives[1:4].tolist() == [0, 200, 0]
+    assert scores.negatives[1:4].tolist() == [200, 0, 0]
+
+
+def test_macro_is_the_mean_of_the_defined_labels_alone():
+    assert float(macro(torch.tensor([0.5, nan, 1.0]))) == 0.75
+    assert macro(torch.tensor([nan, nan])).isnan()
+    assert macro(torch.tensor([])).isnan()
+
+
+def test_unknown_label_weighs_on_nothing():
+    logits, labels = examples()
+    known = ~labels[:, 0].isnan()
+    kept = label_scores(logits[known, :1], labels[known, :1])
+    logits[~known] = 1e6
+    assert same(label_scores(logits[:, :1], labels[:, :1]), kept)
+
+
+def test_soft_labels_are_rounded_with_the_middle_counted_absent():
+    logits, labels = torch.randn(4, 1), torch.tensor([[0.51], [0.5], [0.2], [1.0]])
+    assert same(label_scores(logits, labels), label_scores(logits, torch.tensor([[1.0], [0], [0], [1]])))
+
+
+@given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_rank_scores_do_not_change_under_a_monotone_transformation(rows: list[tuple[int, bool]]):
+    logits = torch.tensor([[float(score)] for score, _ in rows])
+    labels = torch.tensor([[float(label)] for _, label in rows])
+    scores, moved = label_scores(logits, labels), label_scores(logits**3 * 5 - 2, labels)
+    assert torch.equal(scores.auroc.nan_to_num(-1), moved.auroc.nan_to_num(-1))
+    assert torch.equal(scores.average_precision.nan_to_num(-1), moved.average_precision.nan_to_num(-1))
+
+
+def test_reversed_logits_reverse_the_auroc():
+    logits, labels = examples()
+    assert torch.allclose(
+        label_scores(-logits, labels).auroc, 1 - label_scores(logits, labels).auroc, equal_nan=True, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [1.0, 40.0, 1e4])
+def test_sure_logits_do_not_tie(size: int):
+    logits = torch.tensor([[-2.0], [-1], [1], [2]]) * size
+    assert float(label_scores(logits, torch.tensor([[0.0], [1], [0], [1]])).auroc) == pytest.approx(0.75)
+    assert float(label_scores(logits, torch.tensor([[0.0], [1], [1], [0]])).auroc) == pytest.approx(0.5)
+
+
+def test_logits_that_all_lie_between_0_and_1_are_still_logits():
+    logits = torch.tensor([[0.1], [0.2], [0.3]])
+    assert float(label_scores(logits, torch.tensor([[0.0], [0], [1]])).f1) == pytest.approx(0.5)
+
+
+def test_infinite_logits_rank_highest():
+    logits = torch.tensor([[torch.inf], [1.0], [-torch.inf]])
+    assert float(label_scores(logits, torch.tensor([[1.0], [0], [0]])).auroc) == 1
+
+
+def test_one_label_keeps_its_axis_and_equals_its_column():
+    logits, labels = examples()
+    one = label_scores(logits[:, :1], labels[:, :1])
+    assert same(one, LabelScores(*(part[:1] for part in label_scores(logits, labels))))
+    metric = LabelMetrics()
+    metric.update(logits[:, :1], labels[:, :1])
+    for held in (metric, pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)):
+        assert [part.shape for part in held.compute()] == [(1,)] * 5
+        assert [part.shape for part in held.compute()] == [(1,)] * 5  # from its cache, too
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0), (0, 0)])
+def test_no_rows_or_no_labels_give_nan_and_no_error(shape: tuple[int, int]):
+    scores = label_scores(torch.zeros(shape), torch.zeros(shape))
+    assert scores.auroc.shape == shape[1:]
+    assert all(part.isnan().all() for part in scores[:3])
+    assert macro(scores.auroc).isnan()
+    assert best_thresholds(torch.zeros(shape), torch.zeros(shape)).isnan().all()
+
+
+def test_threshold_may_differ_by_label_and_an_undefined_one_leaves_f1_undefined():
+    logits, labels = examples()
+    threshold = torch.tensor([0.3, 0.5, 0.5, 0.5, 0.7, nan])
+    f1 = label_scores(logits, labels, threshold=threshold).f1
+    for label, ranked, truth in columns(logits, labels)[:2]:
+        cut = float(torch.logit(threshold[label].double()))
+        called = [int(score > cut) for score in ranked]
+        assert float(f1[label]) == pytest.approx(f1_score(truth, called), abs=1e-12)
+    assert f1[5].isnan()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
+    logits, labels = examples(seed=seed)
+    best = best_thresholds(logits, labels)
+    assert best.isnan().tolist() == [False, True, True, True, False, False]
+    reached = label_scores(logits, labels, threshold=best).f1
+    for label, ranked, truth in columns(logits, labels):
+        cuts = [-torch.inf, *ranked]
+        highest = max(f1_score(truth, [int(score > cut) for score in ranked]) for cut in cuts)
+        assert float(reached[label]) == pytest.approx(highest, abs=1e-12)
+
+
+def test_best_threshold_lies_between_the_sides_it_separates():
+    logits = torch.tensor([[-3.0], [-1], [1], [2]])
+    best = float(best_thresholds(logits, torch.tensor([[0.0], [0], [1], [1]])))
+    assert best == pytest.approx(float(logits[1:3].double().sigmoid().mean()))
+    neighbours = torch.tensor([[1.0], [1.0 + 2**-50]], dtype=torch.float64)
+    best_of_neighbours = best_thresholds(neighbours, torch.tensor([[0.0], [1]]))
+    assert float(label_scores(neighbours, torch.tensor([[0.0], [1]]), threshold=best_of_neighbours).f1) == 1
+
+
+def multiclass(rows: int = 150, classes: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    truth = torch.randint(classes, (rows,), generator=random)
+    targets = torch.nn.functional.one_hot(truth, classes).float()
+    targets[::7] = nan
+    return torch.randn(rows, classes, generator=random) * 2 + targets.nan_to_num(), targets, truth
+
+
+def test_multiclass_scores_equal_scikit_learn_one_against_the_rest():
+    logits, targets, truth = multiclass()
+    known = ~targets.isnan().any(dim=1)
+    scores = task_scores(logits, targets, "multiclass")
+    probability = logits[known].double().softmax(dim=1).numpy()
+    expected = roc_auc_score(truth[known].numpy(), probability, multi_class="ovr", average=None)
+    assert scores.auroc.tolist() == pytest.approx(list(expected), abs=1e-6)
+    expected = average_precision_score(targets[known].numpy(), probability, average=None)
+    assert scores.average_precision.tolist() == pytest.approx(list(expected), abs=1e-6)
+    called = logits[known].argmax(dim=1)
+    expected = f1_score(truth[known].numpy(), called.numpy(), average=None)
+    assert scores.f1.tolist() == pytest.approx(list(expected), abs=1e-12)
+    assert float(top_accuracy(logits, targets)) == pytest.approx(accuracy_score(truth[known], called))
+
+
+def test_sure_multiclass_rows_do_not_tie():
+    logits = torch.tensor([[60.0, 0], [50, 0], [0, 40]])
+    targets = torch.tensor([[1.0, 0], [0, 1], [0, 1]])
+    assert task_scores(logits, targets, "multiclass").auroc.tolist() == [1, 1]
+
+
+def test_soft_multiclass_targets_stand_for_their_largest_share():
+    logits, targets, _ = multiclass()
+    soft = targets * 0.4 + 0.15
+    assert same(task_scores(logits, soft, "multiclass"), task_scores(logits, targets, "multiclass"))
+
+
+def test_multilabel_tasks_are_scored_as_labels():
+    assert same(task_scores(*examples(), "multilabel"), label_scores(*examples()))
+
+
+@pytest.mark.parametrize("make", [LabelMetrics, MacroAUROC])
+def test_batches_of_any_size_on_any_rank_score_as_one(make: Callable[[], LabelMetrics | MacroAUROC]):
+    logits, labels = examples()
+    whole, first, second = make(), make(), make()
+    whole.update(logits, labels)
+    for start, stop, rank in ((0, 3, first), (3, 90, second), (90, 90, second), (90, 200, first)):
+        rank.update(logits[start:stop], labels[start:stop])
+    first.merge_state(second)
+    expected = label_scores(logits, labels)
+    if isinstance(whole, LabelMetrics):
+        assert same(whole.compute(), expected)
+        assert same(first.compute(), expected)
+    else:
+        assert torch.equal(whole.compute(), macro(expected.auroc))
+        assert torch.equal(first.compute(), macro(expected.auroc))
+
+
+def test_multiclass_metrics_equal_their_functions_over_batches():
+    logits, targets, _ = multiclass()
+    scores, mean, accuracy = LabelMetrics("multiclass"), MacroAUROC("multiclass"), TopAccuracy()
+    for rows in torch.arange(len(logits)).split(37):
+        for metric in (scores, mean, accuracy):
+            metric.update(logits[rows], targets[rows])
+    expected = task_scores(logits, targets, "multiclass")
+    assert same(scores.compute(), expected)
+    assert torch.equal(mean.compute(), macro(expected.auroc))
+    assert torch.equal(accuracy.compute(), top_accuracy(logits, targets))
+
+
+def test_metrics_of_nothing_are_nan():
+    mean, accuracy = MacroAUROC(), TopAccuracy()
+    mean.update(torch.zeros(0, 3), torch.zeros(0, 3))
+    accuracy.update(torch.zeros(0, 3), torch.zeros(0, 3))
+    assert mean.compute().isnan()
+    assert accuracy.compute().isnan()
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert MacroAUROC().compute().isnan()
+
+
+def test_metrics_keep_no_graph():
+    metric = MacroAUROC()
+    metric.update(torch.randn(4, 2, requires_grad=True), torch.ones(4, 2))
+    assert not metric.kept().requires_grad
+
+
+def test_bad_input_is_named():
+    logits = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"both be \(N, L\), got \(3, 2\) and \(3, 1\)"):
+        label_scores(logits, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="with NaN for unknown; got -1 to 0"):
+        label_scores(logits, torch.tensor([[0.0, -1]] * 3))
+    with pytest.raises(ValueError, match=r"logits of labels \[1\] hold NaN"):
+        label_scores(torch.tensor([[0.0, nan]] * 3), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="one probability or 2 of them"):
+        label_scores(logits, logits, threshold=-1.0)
+    with pytest.raises(ValueError, match="one probability or 2 of them"):
+        label_scores(logits, logits, threshold=torch.full((3,), 0.5))
+    with pytest.raises(ValueError, match=r"sum to 1 in each row, or be NaN; got \[0.0, 0.0\]"):
+        task_scores(logits, torch.zeros(3, 2), "multiclass")
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\) and \(2, 2\)"):
+        MacroAUROC().update(logits, torch.zeros(2, 2))
