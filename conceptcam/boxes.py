@@ -47,9 +47,7 @@ class ConceptBoxes:
 
     def __post_init__(self) -> None:
         if self.xyxy.ndim != 2 or self.xyxy.shape[1] != 4 or not self.xyxy.is_floating_point():
-            raise ValueError(
-                f"`xyxy` must be floats of shape (N, 4), got {self.xyxy.dtype} {tuple(self.xyxy.shape)}"
-            )
+            raise ValueError(f"`xyxy` must be floats of shape (N, 4), got {self.xyxy.dtype} {tuple(self.xyxy.shape)}")
         if not self.xyxy.shape[:1] == self.concept.shape == self.image.shape:
             raise ValueError(
                 f"need one concept and one image per box, got {len(self.xyxy)} boxes with `concept` of shape "
@@ -159,7 +157,8 @@ class ConceptBoxes:
         along = _overlap if rule == "coverage" else _centers
         inside = einsum(along(top, bottom, height), along(left, right, width), "n h, n w -> n h w")
         pair, member = torch.unique(self.image * concepts + self.concept, return_inverse=True)
-        joined = inside.new_zeros(len(pair), height, width).index_reduce_(0, member, inside, "amax")
+        where = member[:, None, None].expand_as(inside)
+        joined = inside.new_zeros(len(pair), height, width).scatter_reduce(0, where, inside, reduce="amax")
         return PairMasks(pair // concepts, pair % concepts, joined)
 
     def coverage(self, shape: Sequence[int]) -> Tensor:
@@ -197,9 +196,7 @@ def _corners(box: Mapping[str, Any]) -> list[float]:
         raise ValueError(f"a box needs 'concept_idx', got {dict(box)}")
     corners = box["bbox"] if "bbox" in box else [box.get(key) for key in ("x_min", "y_min", "x_max", "y_max")]
     if len(corners) != 4 or any(corner is None for corner in corners):
-        raise ValueError(
-            f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}"
-        )
+        raise ValueError(f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}")
     return [float(corner) for corner in corners]
 
 
@@ -207,9 +204,7 @@ def _overlap(start: Tensor, stop: Tensor, cells: int) -> Tensor:
     """(N, cells) fraction of each of `cells` equal parts of [0, 1] that [start, stop] covers."""
     edges = torch.arange(cells + 1, device=start.device, dtype=start.dtype)
     # Positions are measured in cells, so that a box that ends on a cell's edge does so exactly.
-    shared = torch.minimum(stop[:, None] * cells, edges[1:]) - torch.maximum(
-        start[:, None] * cells, edges[:-1]
-    )
+    shared = torch.minimum(stop[:, None] * cells, edges[1:]) - torch.maximum(start[:, None] * cells, edges[:-1])
     return shared.clamp(min=0)
 
 

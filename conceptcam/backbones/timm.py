@@ -1,0 +1,78 @@
+"""Any timm model that can give intermediate features, as a backbone."""
+
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from conceptcam.backbones.base import Backbone
+from conceptcam.backbones.registry import BackboneRequest
+from conceptcam.hub import load_tensors
+
+
+class TimmBackbone(Backbone):
+    """One feature grid of a timm model, channels first.
+
+    Prefix tokens (class token, registers) are dropped, whatever their number. A transformer keeps its
+    final norm, which its weights were trained with; layers behind the chosen grid are removed, so that no
+    parameter goes unused.
+
+    Args:
+        name: timm model name, with or without a weight tag, such as `"resnet50.a1_in1k"`.
+        request: Input size, feature level and weights.
+
+    Raises:
+        ValueError: If timm has no such model, or it gives no grid at this level or size.
+    """
+
+    model: Any  # timm models share methods but no typed base class
+
+    def __init__(self, name: str, request: BackboneRequest) -> None:
+        super().__init__()
+        _check_name(name)
+        # With its own classifier, which is cut off below: asked for another number of classes, timm
+        # loads weights without checking that they fit.
+        model = timm.create_model(name, pretrained=request.pretrained)
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(f"timm model {name!r} cannot give intermediate features; choose another one")
+        levels = len(model.feature_info)
+        if not -levels <= request.feature_level < levels:
+            raise ValueError(f"timm:{name} has feature levels 0 to {levels - 1}, got {request.feature_level}")
+        ignorable = set(model.state_dict())
+        level = request.feature_level % levels
+        self.out_channels: int = model.feature_info[level]["num_chs"]
+        self.indices = model.prune_intermediate_layers([level], prune_norm=False, prune_head=True)
+        self.model = model
+        if request.weights is not None:
+            load_tensors(model, request.weights, may_hold=ignorable)
+        _set_input_size(name, model, request.image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalized -> features (B, out_channels, h, w)."""
+        (features,) = self.model.forward_intermediates(
+            images,
+            indices=self.indices,
+            norm=True,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return features
+
+
+def _check_name(name: str) -> None:
+    # Only names of timm's own registry: timm would take `hf-hub:...` or a path too, past our own loaders.
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
+        raise ValueError(f"timm has no model {name!r}; near it: {near}. List them with `timm.list_models()`.")
+
+
+def _set_input_size(name: str, model: Any, image_size: tuple[int, int]) -> None:
+    """Tell models with a fixed input size what it is; position embeddings are resampled."""
+    if tuple(model.pretrained_cfg["input_size"][-2:]) == tuple(image_size):
+        return
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=tuple(image_size))
+    elif model.pretrained_cfg.get("fixed_input_size", False):
+        size = model.pretrained_cfg["input_size"][-2:]
+        raise ValueError(f"timm:{name} takes images of {size} only, got {image_size}")

@@ -1,0 +1,27 @@
+"""Losses. Each takes plain tensors, so it fits any training loop."""
+
+from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
+from conceptcam.losses.imbalance import (
+    AsymmetricLoss,
+    FocalLoss,
+    asymmetric_loss,
+    focal_loss,
+    multiclass_loss,
+    multilabel_loss,
+    positive_weight,
+)
+from conceptcam.losses.prototypes import PrototypeContrastiveLoss, prototype_contrastive_loss
+
+__all__ = [
+    "AsymmetricLoss",
+    "BBoxGuidedConceptLoss",
+    "FocalLoss",
+    "PrototypeContrastiveLoss",
+    "asymmetric_loss",
+    "box_localization_loss",
+    "focal_loss",
+    "multiclass_loss",
+    "multilabel_loss",
+    "positive_weight",
+    "prototype_contrastive_loss",
+]

@@ -1,0 +1,177 @@
+"""Concept losses: is the concept in the image, and is it where somebody drew it?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conceptcam.boxes import ConceptBoxes, MaskRule
+from conceptcam.losses.imbalance import masked_mean, multilabel_loss
+
+Penalty = Literal["bce", "hinge", "mse"]
+Reduction = Literal["area", "grid"]
+
+BoxesLike = ConceptBoxes | Sequence[Sequence[Mapping[str, Any]] | None]
+"""A batch's boxes: ours, or a list of dicts per image as `ConceptBoxes.from_dicts` reads."""
+
+
+def box_localization_loss(
+    concept_maps: Tensor,
+    boxes: BoxesLike,
+    labels: Tensor | None = None,
+    *,
+    penalty: Penalty = "bce",
+    reduction: Reduction = "area",
+    mask: MaskRule = "coverage",
+    margin: float = 0.0,
+) -> Tensor:
+    """Ask each concept map to be high inside the concept's boxes and low outside them.
+
+    One term per pair of image and concept that has a box, on the union of its boxes: what is inside any of
+    them is inside. Images and concepts without a box take no part.
+
+    Args:
+        concept_maps: (B, K, h, w) logits.
+        boxes: The batch's boxes.
+        labels: (B, K) in [0, 1], NaN where unknown. A pair counts as much as its label says: a box of a
+            concept that is labelled absent or unknown teaches no place. None counts every pair once.
+        penalty: Cost of a logit z: `"bce"` softplus(-z) inside and softplus(z) outside; `"hinge"`
+            relu(margin - z) and relu(margin + z); `"mse"` (1 - sigmoid(z))^2 and sigmoid(z)^2.
+        reduction: `"area"` averages the inside over the inside and the outside over the outside, so both
+            weigh the same however small the box. `"grid"` averages both over the whole grid.
+        mask: `"coverage"` by the share of each cell that is covered, `"center"` by cell centres; see
+            `ConceptBoxes.pair_masks`.
+        margin: Of the hinge only. At 0 a map that is 0 everywhere costs nothing and learns nothing.
+
+    Returns:
+        Scalar; exactly 0, with a gradient path, if there are no boxes.
+
+    Raises:
+        ValueError: If an option is unknown, or a box has an image or concept index that is not there.
+    """
+    for name, value, known in (
+        ("penalty", penalty, Penalty),
+        ("reduction", reduction, Reduction),
+        ("mask", mask, MaskRule),
+    ):
+        if value not in get_args(known):
+            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+    if margin and penalty != "hinge":
+        raise ValueError(f"`margin` belongs to the hinge penalty, got {margin} with {penalty!r}")
+    if not isinstance(boxes, ConceptBoxes):
+        boxes = ConceptBoxes.from_dicts(boxes)
+    pairs = boxes.to(concept_maps.device).pair_masks(concept_maps.shape, mask)
+    maps = concept_maps[pairs.image, pairs.concept].float()  # (P, h, w); half precision loses small areas
+    high, low = _penalties(maps, penalty, margin)
+    inside = pairs.inside
+    if reduction == "grid":
+        terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
+    else:
+        terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
+    weights = torch.ones_like(terms) if labels is None else labels[pairs.image, pairs.concept].nan_to_num(nan=0.0)
+    # Without boxes `terms` is empty, yet still hangs on `concept_maps`.
+    return masked_mean(terms, weights)
+
+
+def _penalties(maps: Tensor, penalty: Penalty, margin: float) -> tuple[Tensor, Tensor]:
+    """What each place costs if it lies inside, and if it lies outside."""
+    if penalty == "hinge":
+        return (margin - maps).relu(), (margin + maps).relu()
+    if penalty == "mse":
+        probability = maps.sigmoid()
+        return (1 - probability) ** 2, probability**2
+    return F.softplus(-maps), F.softplus(maps)
+
+
+def _mean_over(values: Tensor, weights: Tensor) -> Tensor:
+    """(P,) mean over places of (P, h, w) values by weights; 0 where all weigh 0, as outside a full-image box."""
+    total = weights.sum(dim=(-2, -1))
+    return (values * weights).sum(dim=(-2, -1)) / torch.where(total > 0, total, 1)
+
+
+class BBoxGuidedConceptLoss(nn.Module):
+    """Concept classification plus, where boxes are drawn, concept localization.
+
+    `alpha * classification(concept_logits, labels) + beta * box_localization_loss(concept_maps, boxes, labels)`.
+
+    Works in any training loop: it needs concept maps (B, K, h, w) of any model, labels and boxes, and owns
+    no parameters.
+
+    Args:
+        alpha: Weight of classification.
+        beta: Weight of localization.
+        pos_weight: (K,) weight of positives per concept; see `positive_weight`.
+        classification: Another loss of (logits, labels), such as `FocalLoss()`, in place of binary
+            cross-entropy; it then weighs positives itself.
+        penalty: As in `box_localization_loss`, like the rest.
+        reduction: See there.
+        mask: See there.
+        margin: See there.
+
+    Raises:
+        ValueError: If both `pos_weight` and `classification` are given.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.5,
+        *,
+        pos_weight: Tensor | None = None,
+        classification: Callable[[Tensor, Tensor], Tensor] | None = None,
+        penalty: Penalty = "bce",
+        reduction: Reduction = "area",
+        mask: MaskRule = "coverage",
+        margin: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if pos_weight is not None and classification is not None:
+            raise ValueError("`pos_weight` belongs to the default classification loss; give it to yours instead")
+        self.alpha = alpha
+        self.beta = beta
+        self.classification = classification
+        self.penalty: Penalty = penalty
+        self.reduction: Reduction = reduction
+        self.mask: MaskRule = mask
+        self.margin = margin
+        self.register_buffer("pos_weight", pos_weight)
+
+    def forward(
+        self,
+        concept_maps: Tensor,
+        labels: Tensor,
+        boxes: BoxesLike | None = None,
+        *,
+        concept_logits: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            concept_maps: (B, K, h, w) logits.
+            labels: (B, K) in [0, 1], NaN where unknown.
+            boxes: The batch's boxes, or None if nobody drew any.
+            concept_logits: (B, K) as the model pooled them; None takes the maximum of each map.
+
+        Returns:
+            Scalar.
+        """
+        logits = concept_maps.amax(dim=(-2, -1)) if concept_logits is None else concept_logits
+        if self.classification is not None:
+            loss = self.alpha * self.classification(logits, labels)
+        else:
+            loss = self.alpha * multilabel_loss(logits, labels, self.pos_weight)
+        if boxes is None:
+            return loss
+        return loss + self.beta * box_localization_loss(
+            concept_maps,
+            boxes,
+            labels,
+            penalty=self.penalty,
+            reduction=self.reduction,
+            mask=self.mask,
+            margin=self.margin,
+        )

@@ -1,0 +1,136 @@
+"""Prototype losses: is each concept's vector nearest to that concept's prototypes?"""
+
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from conceptcam.losses.imbalance import masked_mean, split_known
+
+Form = Literal["nearest", "infonce", "supcon", "softtriple"]
+MarginSign = Literal["softtriple", "paper", "numerator"]
+
+
+def prototype_contrastive_loss(
+    vector_similarity: Tensor,
+    labels: Tensor,
+    *,
+    form: Form = "nearest",
+    temperature: float = 0.1,
+    sharpness: float = 10.0,
+    margin: float = 0.1,
+    margin_sign: MarginSign = "softtriple",
+) -> Tensor:
+    """Pull each present concept's vector to its own prototypes, away from those of other concepts.
+
+    Args:
+        vector_similarity: (B, K, K, M) cosine of concept k's vector with prototype m of concept j.
+        labels: (B, K) in [0, 1]. A vector counts as much as its label; unknown (NaN) and absent ones not.
+        form: With s cosines divided by the temperature,
+
+            - `"nearest"`: -log of the softmax mass, over all K M prototypes, that its own M get together. One
+              near own prototype is enough, so the M of a concept can differ.
+            - `"infonce"`: for each own prototype, against it and all prototypes of *other* concepts, then the
+              mean over the M. Pulls every own prototype alike, so they end up in one place.
+            - `"supcon"`: for each own prototype, against all K M including its siblings; never below log M.
+            - `"softtriple"`: a softmax over concepts of soft-assigned similarities with a margin
+              (CSR, Eq. 6 to 9; Qian et al., 2019).
+        temperature: Cosines are divided by it; lower is stricter. CSR's lambda is its inverse.
+        sharpness: Of `softtriple`: gamma of the soft assignment to a concept's prototypes, which
+            multiplies (CSR uses 1000, in effect an argmax).
+        margin: Of `softtriple`: delta.
+        margin_sign: `"softtriple"` subtracts the margin from the true concept's similarity, which makes the
+            task harder, as in the loss CSR builds on; `"paper"` adds it in numerator and denominator;
+            `"numerator"` adds it in the numerator only, which shifts the loss and changes no gradient.
+
+    Returns:
+        Scalar, the mean over present concepts; exactly 0, with a gradient path, if none is.
+
+    Raises:
+        ValueError: If an option is unknown or labels do not fit.
+    """
+    for name, value, known in (("form", form, Form), ("margin_sign", margin_sign, MarginSign)):
+        if value not in get_args(known):
+            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+    _, present = split_known(vector_similarity[:, :, 0, 0], labels)
+    if form == "softtriple":
+        terms = _softtriple(vector_similarity, temperature, sharpness, margin, margin_sign)
+    else:
+        terms = _FORMS[form](vector_similarity / temperature)
+    return masked_mean(terms, present)
+
+
+def _own(logits: Tensor) -> Tensor:
+    """(B, K, M) similarity of each concept's vector with the concept's own prototypes."""
+    return rearrange(logits.diagonal(dim1=1, dim2=2), "b m k -> b k m")
+
+
+def _every(logits: Tensor) -> Tensor:
+    """(B, K) log-sum of a vector's similarities with all prototypes."""
+    return torch.logsumexp(rearrange(logits, "b k j m -> b k (j m)"), dim=-1)
+
+
+def _nearest(logits: Tensor) -> Tensor:
+    return _every(logits) - torch.logsumexp(_own(logits), dim=-1)
+
+
+def _supcon(logits: Tensor) -> Tensor:
+    return _every(logits) - _own(logits).mean(dim=-1)
+
+
+def _infonce(logits: Tensor) -> Tensor:
+    siblings = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)[None, :, :, None]
+    others = _every(logits.masked_fill(siblings, -torch.inf))
+    own = _own(logits)
+    return (torch.logaddexp(own, others[..., None]) - own).mean(dim=-1)
+
+
+_FORMS = {"nearest": _nearest, "supcon": _supcon, "infonce": _infonce}
+
+
+def _softtriple(
+    similarity: Tensor, temperature: float, sharpness: float, margin: float, margin_sign: MarginSign
+) -> Tensor:
+    assigned = (sharpness * similarity).softmax(dim=-1)  # (B, K, K, M), CSR Eq. 6
+    concept = (assigned * similarity).sum(dim=-1)  # (B, K, K), CSR Eq. 7 and 8
+    shift = margin * torch.eye(concept.shape[1], dtype=concept.dtype, device=concept.device)
+    if margin_sign == "softtriple":
+        concept = concept - shift
+    elif margin_sign == "paper":
+        concept = concept + shift
+    own = concept.diagonal(dim1=1, dim2=2) / temperature
+    loss = torch.logsumexp(concept / temperature, dim=-1) - own
+    return loss - margin / temperature if margin_sign == "numerator" else loss
+
+
+class PrototypeContrastiveLoss(nn.Module):
+    """`prototype_contrastive_loss` with fixed options."""
+
+    def __init__(
+        self,
+        form: Form = "nearest",
+        *,
+        temperature: float = 0.1,
+        sharpness: float = 10.0,
+        margin: float = 0.1,
+        margin_sign: MarginSign = "softtriple",
+    ) -> None:
+        super().__init__()
+        self.form: Form = form
+        self.temperature = temperature
+        self.sharpness = sharpness
+        self.margin = margin
+        self.margin_sign: MarginSign = margin_sign
+
+    def forward(self, vector_similarity: Tensor, labels: Tensor) -> Tensor:
+        """Similarities (B, K, K, M) and labels (B, K) -> scalar."""
+        return prototype_contrastive_loss(
+            vector_similarity,
+            labels,
+            form=self.form,
+            temperature=self.temperature,
+            sharpness=self.sharpness,
+            margin=self.margin,
+            margin_sign=self.margin_sign,
+        )

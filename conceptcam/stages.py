@@ -1,0 +1,284 @@
+"""Training in stages: which parts learn, how fast, from which loss, judged by which metric."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from conceptcam.config import ConceptConfig
+from conceptcam.data.batch import ConceptBatch
+from conceptcam.losses.boxes import BBoxGuidedConceptLoss
+from conceptcam.losses.imbalance import multiclass_loss, multilabel_loss
+from conceptcam.losses.prototypes import PrototypeContrastiveLoss
+from conceptcam.metrics.classification import MacroAUROC
+from conceptcam.metrics.prototypes import PrototypeAccuracy
+from conceptcam.model import ConceptModel
+from conceptcam.outputs import ConceptOutput, Seen
+
+Needs = Literal["see", "forward"]
+Schedule = Literal["constant", "cosine"]
+
+STAGE_ORDER = ("concepts", "prototypes", "task")
+"""The standard stages; each learns on what the ones before it left fixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row of the training table.
+
+    Attributes:
+        name: Short name, used in records and file names.
+        lr: Learning rate of each part that learns, by its attribute name in `ConceptModel`. Parts not
+            named, or named with 0, are frozen to the bit.
+        objective: The scalar to minimize, of what the model said and what is true. It never sees the
+            model, so it works under `DistributedDataParallel` and `torch.compile`.
+        metric: Makes the metric that picks the best epoch.
+        metric_inputs: What the metric's `update` is given for one batch.
+        needs: `"see"` if concepts and maps are enough for the objective, else `"forward"`.
+        epochs: Passes over the training data.
+        schedule: `"cosine"`: a linear warm-up over the first 5 % of steps, then half a cosine down to 0.
+            `"constant"`: no change.
+        weight_decay: AdamW's.
+        patience: Stop after this many epochs without a better score; None never stops early.
+    """
+
+    name: str
+    lr: Mapping[str, float]
+    objective: Callable[[Any, ConceptBatch], Tensor]
+    metric: Callable[[], Metric]
+    metric_inputs: Callable[[Any, ConceptBatch], tuple[Tensor, ...]]
+    needs: Needs = "forward"
+    epochs: int = 10
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.01
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("needs", Needs), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(get_args(known))}")
+        if self.epochs < 1 or not any(rate > 0 for rate in self.lr.values()):
+            raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
+
+    def prepare(self, model: ConceptModel) -> list[dict[str, Any]]:
+        """Freeze every part but this stage's, and return parameter groups for an optimizer.
+
+        Raises:
+            ValueError: If `lr` names a part the model does not have.
+        """
+        parts = dict(model.named_children())
+        for name in self.lr:
+            if name not in parts:
+                near = difflib.get_close_matches(name, parts)
+                raise ValueError(
+                    f"stage {self.name!r} names an unknown part {name!r}"
+                    f"{f'; did you mean {near}' if near else ''}; parts: {sorted(parts)}"
+                )
+        for name, part in parts.items():
+            part.requires_grad_(self.lr.get(name, 0) > 0)
+        model.train()
+        groups = [{"params": list(parts[name].parameters()), "lr": lr} for name, lr in self.lr.items() if lr > 0]
+        return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named way to build and to teach a model.
+
+    Attributes:
+        config: Fields of `ConceptConfig` that this preset sets.
+        stages: Makes the stages for a config.
+    """
+
+    config: Mapping[str, Any]
+    stages: Callable[[ConceptConfig, "Recipe"], tuple[Stage, ...]]
+
+    def configure(self, config: ConceptConfig) -> ConceptConfig:
+        """The config with this preset's fields."""
+        return dataclasses.replace(config, **self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a preset must be told about the data and the time there is.
+
+    Attributes:
+        pos_weight: (K,) weight of positive concept labels; see `losses.positive_weight`.
+        task_pos_weight: (T,) the same for tasks; not used for multi-class tasks.
+        epochs: Epochs of each stage, by its name; stages not named keep the preset's.
+        backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
+        freeze_backbone: Whether it should not move at all.
+    """
+
+    pos_weight: Tensor | None = None
+    task_pos_weight: Tensor | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    backbone_pretrained: bool = False
+    freeze_backbone: bool = False
+
+
+def list_presets() -> list[str]:
+    """Names of the presets, the one to start with first."""
+    return list(_PRESETS)
+
+
+def preset(name: str = "recommended") -> Preset:
+    """Look a preset up by name.
+
+    `"recommended"`: what measured best on the phantom. `"seed"`: the project's founding document
+    literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is known.
+
+    Raises:
+        ValueError: If no preset has that name.
+    """
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS)
+        raise ValueError(f"unknown preset {name!r}{f'; did you mean {near}' if near else ''}; known: {list_presets()}")
+    return _PRESETS[name]
+
+
+def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
+    """Stage 1: backbone and concept head learn which concepts are there, and where."""
+
+    def objective(seen: Seen, batch: ConceptBatch) -> Tensor:
+        return loss(seen.concept_maps, batch.concepts, batch.boxes, concept_logits=seen.concept_logits)
+
+    return Stage(
+        name="concepts",
+        lr=lr,
+        objective=objective,
+        metric=MacroAUROC,
+        metric_inputs=lambda seen, batch: (seen.concept_logits, batch.concepts),
+        needs="see",
+        **options,
+    )
+
+
+def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
+    """Stage 2: projector and prototypes learn what each concept looks like."""
+
+    def objective(output: ConceptOutput, batch: ConceptBatch) -> Tensor:
+        return loss(output.vector_similarity, batch.concepts)
+
+    return Stage(
+        name="prototypes",
+        lr=lr,
+        objective=objective,
+        metric=PrototypeAccuracy,
+        metric_inputs=lambda output, batch: (output.vector_similarity, batch.concepts),
+        **options,
+    )
+
+
+def task_stage(
+    config: ConceptConfig, pos_weight: Tensor | None = None, *, lr: Mapping[str, float], **options: Any
+) -> Stage:
+    """Stage 3: the task head learns to read tasks off the evidence."""
+
+    def objective(output: ConceptOutput, batch: ConceptBatch) -> Tensor:
+        if config.task_kind == "multiclass":
+            return multiclass_loss(output.task_logits, batch.targets)
+        return multilabel_loss(output.task_logits, batch.targets, pos_weight)
+
+    return Stage(
+        name="task",
+        lr=lr,
+        objective=objective,
+        metric=MacroAUROC,
+        metric_inputs=lambda output, batch: (output.task_logits, batch.targets),
+        **options,
+    )
+
+
+def _standard(
+    concept_loss: Callable[[Recipe], nn.Module],
+    prototype_loss: nn.Module,
+    *,
+    scratch_lr: float,
+    tuning_lr: float,
+    head_lr: float,
+    prototype_lr: float,
+    task_lr: float,
+    epochs: Mapping[str, int],
+    **options: Any,
+) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
+    """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
+
+    def stages(config: ConceptConfig, recipe: Recipe) -> tuple[Stage, ...]:
+        if unknown := sorted(recipe.epochs.keys() - epochs.keys()):
+            raise ValueError(f"`epochs` names unknown stages {unknown}; stages: {sorted(epochs)}")
+        times = {**epochs, **recipe.epochs}
+        backbone_lr = tuning_lr if recipe.backbone_pretrained else scratch_lr
+        rates = {"concept_head": head_lr, "pool": head_lr}
+        if not recipe.freeze_backbone:
+            rates = {"backbone": backbone_lr, **rates}
+        rows = [concept_stage(concept_loss(recipe), lr=rates, epochs=times["concepts"], **options)]
+        if config.bottleneck == "prototypes":
+            rates = {"projector": prototype_lr, "prototypes": prototype_lr}
+            rows.append(prototype_stage(prototype_loss, lr=rates, epochs=times["prototypes"], **options))
+        if config.tasks:
+            weight = recipe.task_pos_weight
+            rows.append(task_stage(config, weight, lr={"task_head": task_lr}, epochs=times["task"], **options))
+        return tuple(rows)
+
+    return stages
+
+
+_PRESETS: dict[str, Preset] = {
+    "recommended": Preset(
+        config={"pooling": "max", "projector": "mlp", "embed_dim": 128, "prototypes_per_concept": 5},
+        stages=_standard(
+            lambda recipe: BBoxGuidedConceptLoss(pos_weight=recipe.pos_weight),
+            PrototypeContrastiveLoss("nearest", temperature=0.1),
+            scratch_lr=3e-3,
+            tuning_lr=1e-4,
+            head_lr=3e-3,
+            prototype_lr=1e-3,
+            task_lr=3e-2,
+            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+            schedule="cosine",
+        ),
+    ),
+    # The founding document to the letter: what it calls for, not what measured best.
+    "seed": Preset(
+        config={"pooling": "max", "projector": "mlp", "embed_dim": 128, "prototypes_per_concept": 5},
+        stages=_standard(
+            lambda recipe: BBoxGuidedConceptLoss(
+                pos_weight=recipe.pos_weight, penalty="hinge", reduction="grid", mask="center"
+            ),
+            PrototypeContrastiveLoss("infonce", temperature=0.1),
+            scratch_lr=1e-4,
+            tuning_lr=1e-6,
+            head_lr=1e-4,
+            prototype_lr=1e-4,
+            task_lr=1e-4,
+            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+        ),
+    ),
+    # CSR: no boxes, no class weights; its learning rates and epochs are not known, so the seed's are taken.
+    "paper": Preset(
+        config={
+            "pooling": "mean",
+            "head_bias": False,
+            "projector": "ibn",
+            "embed_dim": 256,
+            "prototypes_per_concept": 100,
+        },
+        stages=_standard(
+            lambda recipe: BBoxGuidedConceptLoss(beta=0.0),
+            PrototypeContrastiveLoss(
+                "softtriple", temperature=1 / 20, sharpness=1000.0, margin=0.1, margin_sign="paper"
+            ),
+            scratch_lr=1e-4,
+            tuning_lr=1e-6,
+            head_lr=1e-4,
+            prototype_lr=1e-4,
+            task_lr=1e-4,
+            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+        ),
+    ),
+}
