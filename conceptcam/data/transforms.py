@@ -1,0 +1,204 @@
+"""What happens to an image between file and model: one preprocessing, and augmentation that moves boxes."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.batch import ConceptItem
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+OnLost = Literal["unknown", "keep"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns an image as read into what the model wants.
+
+    Training, evaluation, `explain` and the command line share it. The whole image is resized to the
+    model's size, never cropped, so that a finding at the border stays, and boxes, which are fractions
+    of the image, need no change.
+
+    Attributes:
+        image_size: (H, W) in pixels.
+        mean: Per-channel mean subtracted from images in [0, 1].
+        std: Per-channel standard deviation that images are divided by.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    _scale: Tensor = field(init=False, repr=False, compare=False)
+    _shift: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
+        if not all(value > 0 for value in (*self.image_size, *self.std)):
+            raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
+        std = torch.tensor(self.std).view(3, 1, 1)
+        object.__setattr__(self, "_scale", 1 / std)
+        object.__setattr__(self, "_shift", torch.tensor(self.mean).view(3, 1, 1) / std)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize and normalize.
+
+        Args:
+            image: (3, H, W) uint8, or float in [0, 1]. Ranges are checked where an image enters
+                (`to_image`), not here.
+
+        Returns:
+            (3, h, w) float32, (image - mean) / std.
+
+        Raises:
+            ValueError: If shape or type are others.
+        """
+        bytes_ = image.dtype == torch.uint8
+        if image.ndim != 3 or image.shape[0] != 3 or not (bytes_ or image.is_floating_point()):
+            raise ValueError(
+                f"expected a (3, H, W) image of uint8 or float, got {image.dtype} {tuple(image.shape)}; "
+                "`to_image` converts what is not"
+            )
+        if tuple(image.shape[1:]) != self.image_size:
+            image = _resize(image, self.image_size)
+        scale = self._scale.to(image.device)
+        return (image * (scale / 255 if bytes_ else scale)).sub_(self._shift.to(image.device)).float()
+
+    def undo(self, image: Tensor) -> Tensor:
+        """The picture that a preprocessed image shows.
+
+        Args:
+            image: (3, h, w) as this object returned it.
+
+        Returns:
+            (3, h, w) uint8.
+        """
+        unit = (image.detach() + self._shift.to(image.device)) / self._scale.to(image.device)
+        return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+class BoxSafe:
+    """Wraps a torchvision v2 transform so that it changes items, and boxes move with the pixels.
+
+    A box that the transform pushes partly out of the image is cut at the border; one that keeps less
+    than `min_visible` of its area is dropped. Where every box of a concept is dropped, the finding may
+    be out of sight, so the concept's label becomes unknown (NaN). Images in which nobody drew boxes
+    (`boxes` None) are transformed, and keep their labels.
+
+    Rotated boxes become the upright boxes around them, as everywhere in torchvision.
+
+    Args:
+        transform: Any transform of `torchvision.transforms.v2`, or a `Compose` of several.
+        min_visible: Least share of its area that a box must keep in view, in [0, 1].
+        on_lost: What becomes of the label of a concept that lost all its boxes: `"unknown"`, or
+            `"keep"` where the label does not depend on seeing the finding.
+
+    Raises:
+        TypeError: If `transform` is not of torchvision's v2, and so would not move boxes.
+        ValueError: If `min_visible` or `on_lost` is out of range.
+    """
+
+    def __init__(
+        self,
+        transform: "v2.Transform",
+        *,
+        min_visible: float = 0.25,
+        on_lost: OnLost = "unknown",
+    ) -> None:
+        from torchvision.transforms import v2
+
+        if not isinstance(transform, v2.Transform):
+            kind = f"{type(transform).__module__}.{type(transform).__name__}"
+            raise TypeError(f"expected a transform of torchvision.transforms.v2, got {kind}; only v2 moves boxes")
+        if not 0 <= min_visible <= 1:
+            raise ValueError(f"`min_visible` must be in [0, 1], got {min_visible}")
+        if on_lost not in ("unknown", "keep"):
+            raise ValueError(f"unknown `on_lost` {on_lost!r}; known: ['unknown', 'keep']")
+        self.transform = transform
+        self.min_visible = min_visible
+        self.on_lost = on_lost
+
+    def __call__(self, item: ConceptItem) -> ConceptItem:
+        """The item, transformed; its image keeps the type it had unless the transform changes it."""
+        from torchvision import tv_tensors
+
+        boxes = ConceptBoxes.empty() if item.boxes is None else item.boxes
+        height, width = item.image.shape[1:]
+        pixels = boxes.xyxy.float() * torch.tensor([width, height, width, height])
+        # torchvision cuts `boxes` at each step, so a crop followed by padding stays right. `whole` is
+        # never cut and says how large each box would be. The row numbers ride along as "labels",
+        # because SanitizeBoundingBoxes removes rows.
+        canvas: dict[str, Any] = {"format": "XYXY", "canvas_size": (height, width)}
+        moved = self.transform(
+            {
+                "image": tv_tensors.Image(item.image),
+                "boxes": tv_tensors.BoundingBoxes(pixels, **canvas),
+                "whole": tv_tensors.BoundingBoxes(pixels.clone(), clamping_mode=None, **canvas),
+                "labels": torch.arange(len(boxes)),
+            }
+        )
+        image = moved["image"].as_subclass(Tensor)
+        if item.boxes is None:
+            return item._replace(image=image)
+        xyxy, seen = _in_view(moved["boxes"], moved["whole"], tuple(image.shape[1:]), self.min_visible)
+        row = moved["labels"][seen]
+        kept = ConceptBoxes(xyxy[seen], boxes.concept[row], boxes.image[row])
+        concepts = item.concepts if self.on_lost == "keep" else _forget_lost(item.concepts, boxes, kept)
+        return item._replace(image=image, boxes=kept, concepts=concepts)
+
+
+def light_augmentation(image_size: tuple[int, int] | None = None) -> BoxSafe:
+    """A small jitter of place, size, angle and exposure that suits chest radiographs.
+
+    Shifts by up to 4 % of the image, scales by 0.9 to 1.1, turns by up to 5 degrees, and changes
+    brightness and contrast by up to 15 %. It never mirrors: chests have sides, and a mirrored heart is
+    another diagnosis (dextrocardia).
+
+    Args:
+        image_size: (H, W) to resize to first, which makes the rest cheaper for large files; None leaves
+            the size to `Preprocess`.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    resize = [] if image_size is None else [v2.Resize(list(image_size), antialias=True)]
+    shift = v2.RandomAffine(
+        degrees=5, translate=(0.04, 0.04), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
+    )
+    return BoxSafe(v2.Compose([*resize, shift, v2.ColorJitter(brightness=0.15, contrast=0.15)]))
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    batch = image[None]
+    if image.dtype == torch.uint8:
+        # torch has a fast path for bytes with the channels last in memory.
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    return interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _in_view(boxes: Tensor, whole: Tensor, size: tuple[int, int], min_visible: float) -> tuple[Tensor, Tensor]:
+    """(N, 4) boxes cut at the border, as fractions, and (N,) which of them are seen well enough."""
+    edge = torch.tensor([size[1], size[0]] * 2)
+    cut = torch.minimum(boxes.as_subclass(Tensor).clamp(min=0), edge)
+    fractions = cut / edge
+    left, top, right, bottom = fractions.unbind(1)
+    visible = _area(cut) / _area(whole.as_subclass(Tensor)).clamp(min=torch.finfo(torch.float32).tiny)
+    return fractions, (visible >= min_visible) & (left < right) & (top < bottom)
+
+
+def _area(xyxy: Tensor) -> Tensor:
+    return (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+
+
+def _forget_lost(concepts: Tensor, before: ConceptBoxes, after: ConceptBoxes) -> Tensor:
+    """(K,) labels, with NaN for each concept that had boxes and has none left."""
+    lost = torch.zeros(len(concepts), dtype=torch.bool)
+    lost[before.concept] = True
+    lost[after.concept] = False
+    return concepts.masked_fill(lost, torch.nan)

@@ -1,0 +1,277 @@
+"""An image is read as it is, or refused with a sentence that says why; it is never quietly changed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, TiffImagePlugin
+
+from conceptcam.data.images import read_image, to_image
+
+RAMP = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)  # 0 to 64491
+COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def first(image: torch.Tensor) -> np.ndarray:
+    """The picture in a grey image, after checking that it is grey."""
+    assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+    return image[0].numpy()
+
+
+def test_colours_are_read_exactly(tmp_path: Path):
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == torch.uint8
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), COLORS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "pgm"])
+def test_sixteen_bits_are_scaled_by_the_bit_depth_and_none_are_lost(tmp_path: Path, suffix: str):
+    options = {"irreversible": False} if suffix == "jp2" else {}
+    Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}", **options)
+    image = read_image(str(tmp_path / f"a.{suffix}"))
+    assert image.dtype == torch.float32
+    assert np.allclose(first(image) * 65535, RAMP, atol=0.01)
+
+
+def test_twelve_bits_packed_in_a_tiff_are_scaled_by_twelve_bits(tmp_path: Path):
+    (tmp_path / "a.tif").write_bytes(twelve_bit_tiff([0, 4095, 2048, 1024]))
+    assert first(read_image(tmp_path / "a.tif")) == pytest.approx(np.array([[0, 4095], [2048, 1024]]) / 4095, abs=1e-6)
+
+
+def twelve_bit_tiff(values: list[int]) -> bytes:
+    """An uncompressed 2x2 grey TIFF with 12 bits per pixel, each row in three bytes."""
+    bits = "".join(f"{value:012b}" for value in values)
+    pixels = int(bits, 2).to_bytes(6, "big")
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: 6}
+    entries = b"".join(
+        tag.to_bytes(2, "little") + b"\x03\x00\x01\x00\x00\x00" + value.to_bytes(4, "little")
+        for tag, value in tags.items()
+    )
+    header = b"II*\x00" + (8 + len(pixels)).to_bytes(4, "little")
+    return header + pixels + len(tags).to_bytes(2, "little") + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("L", lambda image: image.convert("L").convert("RGB")),
+        ("1", lambda image: image.convert("1").convert("RGB")),
+        ("P", lambda image: image.convert("P").convert("RGB")),
+        ("CMYK", lambda image: image.convert("CMYK").convert("RGB")),
+        ("RGBA", lambda image: image),
+        ("LA", lambda image: image.convert("L").convert("RGB")),
+    ],
+)
+def test_every_common_mode_shows_its_colours(mode: str, expected: Callable[[Image.Image], Image.Image]):
+    image = Image.fromarray(COLORS)
+    assert np.array_equal(to_image(image.convert(mode)).permute(1, 2, 0).numpy(), np.asarray(expected(image)))
+
+
+def test_transparent_pixels_are_laid_over_black(tmp_path: Path):
+    image = Image.new("RGBA", (2, 1), (200, 100, 50, 255))
+    image.putpixel((1, 0), (200, 100, 50, 0))
+    image.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[:, 0].T.tolist() == [[200, 100, 50], [0, 0, 0]]
+
+
+def test_the_transparent_colour_of_a_palette_is_laid_over_black(tmp_path: Path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    assert read_image(tmp_path / "a.png")[:, 0].T.tolist() == [[0, 0, 0], [200, 100, 50]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int):
+    # Where the top left pixel of the upright picture lies in the stored one.
+    rows = {1: 0, 2: 0, 3: -1, 4: -1, 5: 0, 6: -1, 7: -1, 8: 0}
+    columns = {1: 0, 2: -1, 3: -1, 4: 0, 5: 0, 6: 0, 7: -1, 8: -1}
+    stored = np.zeros((4, 6), np.uint8)
+    stored[rows[orientation], columns[orientation]] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = first(read_image(tmp_path / "a.png"))
+    assert upright.shape == ((4, 6) if orientation < 5 else (6, 4))
+    assert np.argwhere(upright).tolist() in ([[0, 0]], [[upright.shape[0] - 1, 0]])
+    assert upright[0, 0] == 255
+
+
+def test_a_float_tiff_in_the_unit_range_is_read(tmp_path: Path):
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.array_equal(first(read_image(tmp_path / "a.tif")), values)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"cannot read the image {str(path)!r}: ")
+    return message
+
+
+@pytest.mark.filterwarnings("ignore:(Corrupt EXIF|Truncated File)")  # Pillow's, before it gives up
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp", "gif", "jp2"])
+@settings(max_examples=15, deadline=None)
+@given(share=st.floats(0, 0.97))
+def test_a_file_cut_short_is_refused_by_name(tmp_path_factory: pytest.TempPathFactory, suffix: str, share: float):
+    path = tmp_path_factory.mktemp("cut") / f"a.{suffix}"
+    Image.fromarray(COLORS).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    refused(path)
+
+
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "a.png").write_text("not found")
+    assert "cannot identify image file" in refused(tmp_path / "a.png")
+    assert "irectory" in refused(tmp_path) or "ermission" in refused(tmp_path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        read_image(tmp_path / "nowhere.png")
+
+
+def test_several_pages_are_refused_because_one_would_be_chosen_silently(tmp_path: Path):
+    page = Image.fromarray(COLORS)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    assert "it holds 3 pages or frames; save the one you mean" in refused(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_integers_without_a_known_range_are_refused(tmp_path: Path, dtype: type):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    if dtype is np.int16:
+        tags[258], tags[339] = 16, 2
+        raw = (RAMP.astype(np.int32) - 30000).astype(np.int16)
+        image = Image.frombytes("I;16", (64, 48), raw.tobytes())
+    else:
+        image = Image.fromarray(RAMP.astype(np.int32) * 7)
+    image.save(tmp_path / "a.tif", tiffinfo=tags)
+    assert "32-bit or signed integers, whose range the file does not say" in refused(tmp_path / "a.tif")
+
+
+def test_floats_of_another_scale_are_refused(tmp_path: Path):
+    Image.fromarray(COLORS[..., 0].astype(np.float32)).save(tmp_path / "a.tif")
+    assert "float image spans 0 to 255, expected 0 to 1; divide by 255" in refused(tmp_path / "a.tif")
+
+
+def test_a_mode_that_cannot_be_shown_is_refused(tmp_path: Path):
+    Image.new("LAB", (4, 4)).save(tmp_path / "a.tif")
+    assert "its Pillow mode is 'LAB'; save it as 8-bit or 16-bit grey, or as RGB" in refused(tmp_path / "a.tif")
+
+
+def test_an_image_that_is_all_transparent_is_not_replaced_by_black(tmp_path: Path):
+    Image.new("RGBA", (4, 4), (200, 100, 50, 0)).save(tmp_path / "a.png")
+    assert "every pixel is fully transparent" in refused(tmp_path / "a.png")
+
+
+def test_a_truncated_pillow_image_is_refused(tmp_path: Path):
+    Image.fromarray(COLORS).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:800])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(ValueError, match="cannot use the Pillow image"):
+        to_image(image)
+
+
+CHANNELS_FIRST = COLORS.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        COLORS,
+        CHANNELS_FIRST,
+        COLORS[::-1][::-1],
+        Image.fromarray(COLORS),
+        torch.tensor(COLORS),
+        torch.tensor(CHANNELS_FIRST),
+        torch.tensor(CHANNELS_FIRST / 255),
+        torch.tensor(CHANNELS_FIRST / 255, dtype=torch.float16),
+        (COLORS / 255).astype(">f4"),
+        COLORS.astype(np.uint16) * 257,
+        torch.tensor(CHANNELS_FIRST.astype(np.uint16) * 257),
+        torch.tensor(CHANNELS_FIRST / 255, requires_grad=True),
+    ],
+)
+def test_every_form_of_one_image_gives_the_same_picture(image: Any):
+    read = to_image(image)
+    assert read.shape == (3, 48, 64)
+    assert read.dtype in (torch.uint8, torch.float32) and not read.requires_grad
+    levels = read if read.dtype == torch.uint8 else (read * 255).round()
+    assert np.array_equal(levels.permute(1, 2, 0).numpy(), COLORS)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (1, 48, 64), (48, 64, 1)])
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
+def test_one_channel_is_repeated(shape: tuple[int, ...], convert: Callable[[np.ndarray], Any]):
+    assert np.array_equal(first(to_image(convert(COLORS[..., 0].reshape(shape)))), COLORS[..., 0])
+
+
+def test_where_both_ends_could_be_channels_each_library_keeps_its_custom():
+    small = COLORS[:3]  # (3, 64, 3)
+    assert np.array_equal(to_image(small).numpy(), small.transpose(2, 0, 1))
+    assert np.array_equal(to_image(torch.tensor(small)).numpy(), small)
+
+
+def test_what_is_returned_does_not_share_memory_with_an_array():
+    pixels = COLORS.copy()
+    read = to_image(pixels)
+    pixels[:] = 0
+    assert read.any()
+
+
+UNIT = torch.rand(3, 8, 9, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (UNIT * 255, r"float image spans .* to 2.*, expected 0 to 1; divide by 255"),
+        (UNIT * 65535, r"expected 0 to 1; divide by 65535"),
+        (UNIT * 1e7, r"divide by the highest value its source allows"),
+        ((UNIT - 0.5) / 0.2, r"float image spans -.*; this looks normalized already: pass the raw image"),
+        (torch.full((3, 8, 9), 2.0), r"float image spans 2 to 2, expected 0 to 1"),
+        (torch.full((3, 8, 9), torch.nan), r"image holds NaN or infinite values"),
+        (UNIT / 0, r"image holds NaN or infinite values"),
+        ((UNIT * 255).long(), r"image has dtype int64; expected uint8 \(0 to 255\), uint16"),
+        (UNIT > 0.5, r"image has dtype bool; expected uint8"),
+        (np.zeros((8, 9), np.int16), r"image has dtype int16; expected uint8"),
+        (np.zeros((8, 9), "U1"), r"image has dtype <U1; expected uint8"),
+        (UNIT.to(torch.complex64), r"image has dtype complex64; expected uint8"),
+        (UNIT[None], r"expected one image, got a batch of shape \(1, 3, 8, 9\); pass batch\[0\]"),
+        (UNIT[0, 0], r"expected an image of shape \(H, W\), \(3, H, W\) or \(H, W, 3\), got \(9,\)"),
+        (UNIT[:2], r"got \(2, 8, 9\)$"),
+        (np.zeros((8, 9, 4), np.uint8), r"got \(8, 9, 4\); drop the alpha channel"),
+        (UNIT[:, :0], r"image of shape \(3, 0, 9\) is empty"),
+    ],
+)
+def test_an_impossible_image_is_refused_with_the_reason(image: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        to_image(image)
+
+
+def test_something_else_is_refused_by_its_type():
+    with pytest.raises(TypeError, match="expected a path, Pillow image, numpy array or tensor, got list"):
+        to_image([[0, 1], [1, 0]])
+
+
+def test_a_path_is_read(tmp_path: Path):
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    assert torch.equal(to_image(tmp_path / "a.png"), read_image(tmp_path / "a.png"))
+    with pytest.raises(FileNotFoundError, match=re.escape("b.png")):
+        to_image(str(tmp_path / "b.png"))
+
+
+def test_rounding_beyond_the_unit_range_is_forgiven():
+    image = to_image(UNIT * 0 + torch.tensor([-1e-5, 0.5, 1 + 1e-5])[:, None, None])
+    assert image[:, 0, 0].tolist() == [0, 0.5, 1]

@@ -1,0 +1,278 @@
+"""Preprocessing is one reversible step, and boxes stay on the pixels they were drawn on."""
+
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms as v1
+from torchvision.transforms import InterpolationMode, v2
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.batch import ConceptItem
+from conceptcam.data.transforms import BoxSafe, Preprocess, light_augmentation
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+SMOOTH = InterpolationMode.BILINEAR
+
+
+def make_item(boxes: list[list[int]], size: tuple[int, int] = (80, 100)) -> ConceptItem:
+    """Box i marks concept i and is painted white in channel i."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for channel, (left, top, right, bottom) in enumerate(boxes):
+        image[channel, top:bottom, left:right] = 255
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    fractions = corners / torch.tensor([size[1], size[0]] * 2)
+    count = torch.arange(len(boxes))
+    return ConceptItem(
+        image,
+        torch.ones(3),
+        torch.zeros(2),
+        ConceptBoxes(fractions, count, torch.zeros_like(count)),
+        "painted",
+    )
+
+
+def painted(image: Tensor) -> tuple[list[float], float]:
+    """Left, top, right, bottom and area, in pixels, of what is at least half white in (H, W)."""
+    rows, columns = np.nonzero(image.numpy() >= 128)
+    if not len(rows):
+        return [0.0, 0.0, 0.0, 0.0], 0.0
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], float(len(rows))
+
+
+def misfit(item: ConceptItem) -> tuple[float, float]:
+    """How far, in pixels, boxes cut paint off, and how far they reach beyond it; worst over boxes."""
+    assert item.boxes is not None
+    height, width = item.image.shape[1:]
+    cut, beyond = 0.0, 0.0
+    for box, concept in zip(item.boxes.xyxy, item.boxes.concept, strict=True):
+        paint, _ = painted(item.image[concept])
+        outward = np.array([-1, -1, 1, 1]) * (box.numpy() * [width, height, width, height] - paint)
+        cut, beyond = max(cut, -outward.min()), max(beyond, outward.max())
+    return cut, beyond
+
+
+@st.composite
+def box_lists(draw: st.DrawFn) -> list[list[int]]:
+    boxes = []
+    for _ in range(draw(st.integers(1, 3))):
+        left, top = draw(st.integers(0, 70)), draw(st.integers(0, 50))
+        boxes.append([left, top, left + draw(st.integers(8, 30)), top + draw(st.integers(8, 30))])
+    return boxes
+
+
+# Transform, most pixels that a box may cut off, most pixels that it may reach beyond the paint.
+GEOMETRY = {
+    "horizontal flip": (v2.RandomHorizontalFlip(p=1), 0, 0),
+    "vertical flip": (v2.RandomVerticalFlip(p=1), 0, 0),
+    "center crop": (v2.CenterCrop((50, 60)), 0, 0),
+    "random crop": (v2.RandomCrop((50, 60)), 0, 0),
+    "crop wider than the image": (v2.RandomCrop((60, 120), pad_if_needed=True), 0, 0),
+    "pad": (v2.Pad([3, 5, 7, 9]), 0, 0),
+    "zoom out": (v2.RandomZoomOut(p=1), 0, 0),
+    "quarter turn": (v2.RandomRotation((90, 90), expand=True), 0, 0),
+    "crop, then pad": (v2.Compose([v2.CenterCrop((50, 60)), v2.Pad(10)]), 0, 0),
+    "crop, then sanitize": (v2.Compose([v2.RandomCrop((50, 60)), v2.SanitizeBoundingBoxes()]), 0, 0),
+    "resize": (v2.Resize((130, 70)), 1, 1),
+    "resized crop": (v2.RandomResizedCrop((64, 64), scale=(0.5, 1)), 1, 1.5),
+    "shift and scale": (
+        v2.RandomAffine(0, translate=(0.2, 0.2), scale=(0.8, 1.2), interpolation=SMOOTH),
+        0.6,
+        0.6,
+    ),
+    "turn by up to 15 degrees": (v2.RandomAffine(15, interpolation=SMOOTH), 0.6, 6),
+    "light augmentation": (light_augmentation().transform, 0.6, 3),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+@settings(max_examples=15, deadline=None)
+@given(boxes=box_lists(), seed=st.integers(0, 2**31))
+def test_boxes_stay_where_their_paint_goes(name: str, boxes: list[list[int]], seed: int):
+    transform, may_cut, may_exceed = GEOMETRY[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # Most of a box must be in view: the upright hull of a turned sliver tells little about its paint.
+        moved = BoxSafe(transform, min_visible=0.6)(make_item(boxes))
+    cut, beyond = misfit(moved)
+    assert cut <= may_cut + 1e-3
+    assert beyond <= may_exceed + 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxes=box_lists(), seed=st.integers(0, 2**31))
+def test_a_box_is_kept_exactly_if_enough_of_its_paint_is_in_view(boxes: list[list[int]], seed: int):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        moved = BoxSafe(v2.RandomCrop((40, 50)), min_visible=0.25)(make_item(boxes))
+    for concept, (left, top, right, bottom) in enumerate(boxes):
+        share = painted(moved.image[concept])[1] / ((right - left) * (bottom - top))
+        kept = concept in moved.boxes.concept
+        assert kept == (share >= 0.25) or share == pytest.approx(0.25, abs=1e-4)
+        assert bool(moved.concepts[concept].isnan()) != kept
+
+
+@pytest.mark.parametrize("transform", [v2.RandomHorizontalFlip(p=1), v2.Pad([0, 0, 30, 0]), v2.CenterCrop((60, 60))])
+def test_the_paint_check_notices_boxes_that_stay_behind(transform: v2.Transform):
+    item = make_item([[5, 5, 25, 30]])
+    left_behind = item._replace(image=transform(item.image))
+    assert max(misfit(left_behind)) > 5
+    assert max(misfit(BoxSafe(transform, min_visible=0)(item))) < 1e-3
+
+
+class LeftHalf(v2.Transform):
+    def transform(self, inpt: Tensor, params: dict[str, object]) -> Tensor:
+        return v2.functional.crop(inpt, 0, 0, 80, 50)
+
+
+def test_a_box_is_cut_at_the_border_it_was_pushed_over():
+    moved = BoxSafe(LeftHalf())(make_item([[40, 10, 60, 30]]))
+    assert moved.boxes.xyxy.tolist() == [[pytest.approx(0.8), pytest.approx(0.125), 1, pytest.approx(0.375)]]
+
+
+def test_a_sliver_of_a_box_is_dropped_and_its_label_becomes_unknown():
+    moved = BoxSafe(LeftHalf(), min_visible=0.25)(make_item([[48, 10, 60, 30], [10, 10, 20, 20]]))
+    assert moved.boxes.concept.tolist() == [1]
+    assert moved.concepts.isnan().tolist() == [True, False, False]
+    assert moved.targets.tolist() == [0, 0]
+
+
+def test_a_sliver_is_kept_where_any_share_will_do():
+    assert len(BoxSafe(LeftHalf(), min_visible=0)(make_item([[48, 10, 60, 30]])).boxes) == 1
+
+
+def test_a_box_out_of_sight_is_dropped_whatever_share_will_do():
+    moved = BoxSafe(LeftHalf(), min_visible=0)(make_item([[60, 10, 90, 30]]))
+    assert len(moved.boxes) == 0
+    assert moved.concepts[0].isnan()
+
+
+def test_labels_are_kept_where_the_reader_says_so():
+    moved = BoxSafe(LeftHalf(), on_lost="keep")(make_item([[60, 10, 90, 30]]))
+    assert len(moved.boxes) == 0
+    assert moved.concepts.tolist() == [1, 1, 1]
+
+
+def test_a_concept_with_another_box_in_view_stays_known():
+    item = make_item([[60, 10, 90, 30], [10, 10, 20, 20]])
+    item = item._replace(boxes=ConceptBoxes(item.boxes.xyxy, torch.tensor([2, 2]), item.boxes.image))
+    assert not BoxSafe(LeftHalf())(item).concepts.isnan().any()
+
+
+def test_an_image_in_which_nobody_drew_is_transformed_and_keeps_its_labels():
+    item = make_item([[10, 10, 20, 20]])
+    moved = BoxSafe(LeftHalf())(item._replace(boxes=None))
+    assert moved.boxes is None
+    assert moved.image.shape == (3, 80, 50)
+    assert moved.concepts.tolist() == [1, 1, 1]
+
+
+def test_an_image_without_anything_to_draw_still_says_so():
+    moved = BoxSafe(LeftHalf())(make_item([]))
+    assert moved.boxes is not None and len(moved.boxes) == 0
+
+
+def test_augmentation_leaves_the_item_it_was_given_alone():
+    item = make_item([[10, 10, 50, 50]])
+    before = pickle.dumps(tuple(item[:3]) + (item.boxes.xyxy,))
+    light_augmentation()(item)
+    assert pickle.dumps(tuple(item[:3]) + (item.boxes.xyxy,)) == before
+
+
+def test_augmented_items_hold_plain_tensors_of_the_type_they_came_in():
+    moved = light_augmentation((64, 48))(make_item([[10, 10, 50, 50]]))
+    assert type(moved.image) is Tensor and moved.image.dtype == torch.uint8
+    assert moved.image.shape == (3, 64, 48)
+    assert type(moved.boxes.xyxy) is Tensor and moved.boxes.xyxy.dtype == torch.float32
+
+
+def test_light_augmentation_never_mirrors():
+    item = make_item([[0, 0, 40, 80]])  # the left side is bright
+    for _ in range(50):
+        image = light_augmentation()(item).image[0].float()
+        assert image[:, :40].mean() > image[:, 60:].mean()
+
+
+def test_transforms_that_would_not_move_boxes_are_refused():
+    with pytest.raises(TypeError, match=r"got torchvision.transforms.transforms.RandomHorizontalFlip; only v2"):
+        BoxSafe(v1.RandomHorizontalFlip())
+
+
+def test_impossible_options_of_box_safe_are_refused():
+    with pytest.raises(ValueError, match=r"`min_visible` must be in \[0, 1\], got 25"):
+        BoxSafe(LeftHalf(), min_visible=25)
+    with pytest.raises(ValueError, match="unknown `on_lost` 'drop'; known"):
+        BoxSafe(LeftHalf(), on_lost="drop")  # type: ignore[arg-type]
+
+
+def by_pillow(image: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(3, h, w) floats in [0, 1], resized by another library's antialiased bilinear filter."""
+    small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("size", [(40, 56), (97, 131), (200, 30)])
+@pytest.mark.parametrize("convert", [lambda image: image, lambda image: image.float() / 255])
+def test_preprocessing_is_an_antialiased_resize_and_a_normalization(
+    size: tuple[int, int], convert: Callable[[Tensor], Tensor]
+):
+    image = torch.randint(0, 256, (3, 97, 131), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mean, std = np.array(MEAN)[:, None, None], np.array(STD)[:, None, None]
+    expected = (by_pillow(image, size) - mean) / std
+    given_ = Preprocess(size, MEAN, STD)(convert(image))
+    assert given_.dtype == torch.float32
+    assert np.abs(given_.numpy() - expected).max() < 1.5 / 255 / min(STD)
+
+
+def test_undo_gives_the_picture_back():
+    image = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    preprocess = Preprocess((20, 30), MEAN, STD)
+    assert torch.equal(preprocess.undo(preprocess(image)), image)
+
+
+def test_undo_shows_what_left_the_range_as_black_or_white():
+    preprocess = Preprocess((1, 1), MEAN, STD)
+    assert preprocess.undo(torch.full((3, 1, 1), -9.0)).tolist() == [[[0]]] * 3
+    assert preprocess.undo(torch.full((3, 1, 1), 9.0)).tolist() == [[[255]]] * 3
+
+
+def test_preprocessing_does_not_change_the_image_it_is_given():
+    for image in (torch.full((3, 8, 8), 100, dtype=torch.uint8), torch.full((3, 8, 8), 0.5)):
+        before = image.clone()
+        Preprocess((8, 8), MEAN, STD)(image)
+        assert torch.equal(image, before)
+
+
+def test_preprocessing_survives_the_way_to_a_worker():
+    image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    preprocess = Preprocess((10, 10), MEAN, STD)
+    copy = pickle.loads(pickle.dumps(preprocess))
+    assert copy == preprocess
+    assert torch.equal(copy(image), preprocess(image))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(1, 8, 8),
+        torch.zeros(8, 8, 3),
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.int64),
+    ],
+)
+def test_preprocessing_refuses_what_is_no_image(image: Tensor):
+    with pytest.raises(ValueError, match=r"expected a \(3, H, W\) image of uint8 or float, got torch"):
+        Preprocess((8, 8), MEAN, STD)(image)
+
+
+def test_impossible_settings_of_preprocess_are_refused():
+    with pytest.raises(ValueError, match=r"`std` \(0.2, 0.0, 0.2\) must be above 0"):
+        Preprocess((8, 8), MEAN, (0.2, 0.0, 0.2))
+    with pytest.raises(ValueError, match="`mean` needs 3 numbers"):
+        Preprocess((8, 8), (0.5,), STD)  # type: ignore[arg-type]
