@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -124,6 +124,29 @@ class ModelRecord:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
 
+    def after(self, stage: str, parts: Collection[str]) -> "ModelRecord":
+        """The record once a stage has taught some parts: what rested on them is no longer true.
+
+        Call it at the end of a stage in a loop of your own:
+        `model.record = model.record.after("concepts", ["backbone", "concept_head"])`.
+
+        Args:
+            stage: `"concepts"`, `"prototypes"`, `"task"`, or a name of your own.
+            parts: Names of the parts of `ConceptModel` that learned.
+        """
+        sees = bool({"backbone", "concept_head", "pool"} & set(parts))
+        compares = sees or bool({"projector", "prototypes"} & set(parts))
+        stale = {stage} | ({"prototypes"} if sees else set()) | ({"task"} if compares else set())
+        record = dataclasses.replace(
+            self,
+            stages=(*(name for name in self.stages if name not in stale), stage),
+            metrics={},
+            weights_sha256="",
+        )
+        if not sees:
+            return record
+        return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, provenance="")
+
 
 def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
     """Refuse names that are empty, repeated, no strings, or too few.
@@ -182,9 +205,7 @@ _Record = TypeVar("_Record", ConceptConfig, ModelRecord)
 def _build(cls: type[_Record], values: dict[str, Any]) -> _Record:
     fields = {known.name: known for known in dataclasses.fields(cls)}
     if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(
-            f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}"
-        )
+        raise ValueError(f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}")
     if missing := [name for name, known in fields.items() if _required(known) and name not in values]:
         raise ValueError(f"config.json lacks the fields {missing} of {cls.__name__}")
     return cls(**{key: _null_to_nan(value) for key, value in values.items()})

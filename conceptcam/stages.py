@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,9 +22,6 @@ from conceptcam.outputs import ConceptOutput, Seen
 
 Needs = Literal["see", "forward"]
 Schedule = Literal["constant", "cosine"]
-
-STAGE_ORDER = ("concepts", "prototypes", "task")
-"""The standard stages; each learns on what the ones before it left fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,11 @@ class Stage:
         if self.epochs < 1 or not any(rate > 0 for rate in self.lr.values()):
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that learn."""
+        return tuple(name for name, lr in self.lr.items() if lr > 0)
+
     def prepare(self, model: ConceptModel) -> list[dict[str, Any]]:
         """Freeze every part but this stage's, and return parameter groups for an optimizer.
 
@@ -79,9 +82,9 @@ class Stage:
                     f"{f'; did you mean {near}' if near else ''}; parts: {sorted(parts)}"
                 )
         for name, part in parts.items():
-            part.requires_grad_(self.lr.get(name, 0) > 0)
+            part.requires_grad_(name in self.parts)
         model.train()
-        groups = [{"params": list(parts[name].parameters()), "lr": lr} for name, lr in self.lr.items() if lr > 0]
+        groups = [{"params": list(parts[name].parameters()), "lr": self.lr[name]} for name in self.parts]
         return [group for group in groups if group["params"]]
 
 
@@ -188,7 +191,7 @@ def task_stage(
         name="task",
         lr=lr,
         objective=objective,
-        metric=MacroAUROC,
+        metric=functools.partial(MacroAUROC, config.task_kind),
         metric_inputs=lambda output, batch: (output.task_logits, batch.targets),
         **options,
     )

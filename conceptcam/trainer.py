@@ -1,7 +1,6 @@
 """A training loop short enough to read, and to replace."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import random
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from conceptcam.config import ModelRecord
 from conceptcam.data.batch import ConceptBatch, as_batch
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import ConceptOutput, Seen
-from conceptcam.stages import STAGE_ORDER, Stage
+from conceptcam.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ class Trainer:
             try:
                 for stage in stages:
                     records += self._fit_stage(model, stage, train_batches, val_batches)
-                    model.record = _taught(model, stage)
+                    model.record = model.record.after(stage.name, stage.parts)
             finally:
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(learns[name])
@@ -247,18 +245,6 @@ def _scheduler(
 
 def _copy_weights(model: ConceptModel) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-
-def _taught(model: ConceptModel, stage: Stage) -> ModelRecord:
-    """The record after a stage: what rested on the parts it taught is no longer true."""
-    stages = [name for name in model.record.stages if name != stage.name]
-    if stage.name in STAGE_ORDER:  # what was learned on top of this stage must be learned again
-        rank = STAGE_ORDER.index(stage.name)
-        stages = [name for name in stages if name not in STAGE_ORDER[rank:]]
-    cleared = dataclasses.replace(model.record, stages=(*stages, stage.name), metrics={}, weights_sha256="")
-    if stage.lr.keys() & {"backbone", "concept_head", "pool"}:
-        cleared = dataclasses.replace(cleared, thresholds={}, typical_present={}, typical_absent={}, provenance="")
-    return cleared
 
 
 def _tell(records: list[EpochRecord]) -> None:

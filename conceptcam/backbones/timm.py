@@ -3,11 +3,15 @@
 from typing import Any
 
 import timm
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor
 
 from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import BackboneRequest
 from conceptcam.hub import load_tensors
+
+_WITHOUT_NORM = (Hiera, HieraDet)  # they refuse to normalize the features they give
 
 
 class TimmBackbone(Backbone):
@@ -40,8 +44,11 @@ class TimmBackbone(Backbone):
             raise ValueError(f"timm:{name} has feature levels 0 to {levels - 1}, got {request.feature_level}")
         ignorable = set(model.state_dict())
         level = request.feature_level % levels
-        self.out_channels: int = model.feature_info[level]["num_chs"]
-        self.indices = model.prune_intermediate_layers([level], prune_norm=False, prune_head=True)
+        self.norm = not isinstance(model, _WITHOUT_NORM)
+        self.indices = model.prune_intermediate_layers([level], prune_norm=not self.norm, prune_head=True)
+        info = model.feature_info[level]
+        # SAM's final norm has convolutions in it and changes the number of channels.
+        self.out_channels: int = info.get("num_chs_norm", info["num_chs"]) if self.norm else info["num_chs"]
         self.model = model
         if request.weights is not None:
             load_tensors(model, request.weights, may_hold=ignorable)
@@ -52,7 +59,7 @@ class TimmBackbone(Backbone):
         (features,) = self.model.forward_intermediates(
             images,
             indices=self.indices,
-            norm=True,
+            norm=self.norm,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,

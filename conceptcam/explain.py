@@ -1,0 +1,257 @@
+"""Why a model said what it said: named concepts, their places, and their shares in each task logit."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.config import ConceptConfig
+from conceptcam.data.images import to_image
+from conceptcam.model import ConceptModel
+from conceptcam.outputs import ConceptOutput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Finding(NamedTuple):
+    """What the model says of one concept."""
+
+    concept: str
+    probability: float
+    threshold: float
+    """Probability from which the concept is called present, chosen on validation data; NaN if none was."""
+    heatmap: Tensor
+    """(H, W) probability of the concept at each pixel of the model's input."""
+
+
+class Share(NamedTuple):
+    """One concept's share in one task logit."""
+
+    concept: str
+    share: float
+    heatmap: Tensor
+    """(H, W) in [0, 1]: similarity of each pixel with the prototype that counted most, or, in a
+    `"concepts"` bottleneck, the probability of the concept there."""
+
+
+class Reason(NamedTuple):
+    """One task logit, split."""
+
+    task: str
+    probability: float
+    logit: float
+    bias: float
+    shares: tuple[Share, ...]
+    """One per concept, the largest first. `bias` and all shares add up to `logit` exactly."""
+
+
+class Explanation(NamedTuple):
+    """What a model says about one image, and why."""
+
+    image: Tensor
+    """(3, H, W) uint8, what the model saw."""
+    concepts: tuple[str, ...]
+    """Names of all concepts, in the model's order."""
+    findings: tuple[Finding, ...]
+    """One per concept, the most probable first."""
+    reasons: tuple[Reason, ...]
+    """One per task, in the model's order; empty if the model was taught no task."""
+
+    def finding(self, concept: str) -> Finding:
+        """The finding of a concept.
+
+        Raises:
+            ValueError: If the model has no such concept.
+        """
+        return _named(concept, {finding.concept: finding for finding in self.findings}, "concept")
+
+    def reason(self, task: str) -> Reason:
+        """The reason of a task.
+
+        Raises:
+            ValueError: If the model was taught no such task.
+        """
+        return _named(task, {reason.task: reason for reason in self.reasons}, "taught task")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and numbers, without maps, ready for JSON."""
+        return {
+            "concepts": {
+                finding.concept: {
+                    "probability": finding.probability,
+                    "threshold": None if math.isnan(finding.threshold) else finding.threshold,
+                }
+                for finding in self.findings
+            },
+            "tasks": {
+                reason.task: {
+                    "probability": reason.probability,
+                    "logit": reason.logit,
+                    "bias": reason.bias,
+                    "shares": {share.concept: share.share for share in reason.shares},
+                }
+                for reason in self.reasons
+            },
+        }
+
+    def figure(self, *, boxes: ConceptBoxes | None = None, concepts: Sequence[str] = (), top: int = 5) -> "Image":
+        """The image beside the maps of its foremost concepts.
+
+        Args:
+            boxes: Boxes of this image, drawn on the map of their concept; indices count as in the model.
+            concepts: Which concepts to show; none named shows the `top` most probable.
+            top: How many to show.
+        """
+        from conceptcam.draw import concept_panel  # needs Pillow
+
+        shown = [self.finding(name) for name in concepts] or self.findings[:top]
+        drawn = boxes or ConceptBoxes.empty()
+        return concept_panel(
+            self.image,
+            [finding.concept for finding in shown],
+            [finding.heatmap for finding in shown],
+            captions=[f"p = {finding.probability:.2f}" for finding in shown],
+            boxes=[drawn.xyxy[drawn.concept == self.concepts.index(finding.concept)] for finding in shown],
+        )
+
+
+@torch.inference_mode()
+def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Explanation:
+    """Say which concepts a model sees in an image, where, and what each counted for in every task.
+
+    The model is left as it is, its mode included. If it was taught no task, the explanation holds concepts
+    and maps alone.
+
+    Args:
+        model: A model that was taught concepts.
+        image: A path, a PIL image, or an array or tensor as `conceptcam.data.images.to_image` takes; not yet
+            normalized, of any size.
+        task: A task that must be explained; None explains those there are.
+
+    Raises:
+        ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
+            `task` is unknown or was never taught.
+    """
+    refuse_untaught(model, task=task)
+    pixels = model.preprocess(to_image(image))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
+    if was_training:
+        model.train()
+    heatmaps = upsample(output.concept_maps, model.config.image_size)[0].sigmoid()
+    findings = [
+        Finding(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
+        for name, probability, heatmap in zip(
+            model.config.concepts, output.concept_logits[0].sigmoid(), heatmaps, strict=True
+        )
+    ]
+    findings.sort(key=lambda finding: -finding.probability)
+    reasons = _reasons(model, output, heatmaps) if "task" in model.record.stages else ()
+    return Explanation(model.preprocess.undo(pixels), model.config.concepts, tuple(findings), reasons)
+
+
+def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
+    """Refuse to report what a model was never taught.
+
+    Raises:
+        ValueError: If the model has no taught concepts, or `task` is no name of a task, or not taught.
+    """
+    stages = list(model.record.stages)
+    if "concepts" not in stages:
+        raise ValueError(
+            f"this model was never taught concepts (stages done: {stages}), so what it says means nothing; train it, "
+            "or, after a training loop of your own, set `model.record = model.record.after('concepts', parts)`"
+        )
+    if task is None:
+        return
+    _named(task, dict.fromkeys(model.config.tasks), "task")
+    if "task" not in stages:
+        raise ValueError(f"this model was never taught the task {task!r} (stages done: {stages}); train stage 'task'")
+
+
+def upsample(maps: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Maps (B, K, h, w) on a grid -> (B, K, H, W) on pixels, bilinearly, cell centres staying in place."""
+    return F.interpolate(maps, tuple(image_size), mode="bilinear", align_corners=False)
+
+
+def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[Reason, ...]:
+    config = model.config
+    # Python floats, summed without rounding, so that the parts add up to the logit that is shown.
+    shares = model.task_head.shares(output.evidence.to(model.task_head.weight.device)).cpu()[0].double()
+    biases = model.task_head.bias.detach().cpu().double().tolist()
+    per_concept = shares.sum(dim=-1).tolist()
+    logits = [math.fsum([bias, *parts]) for bias, parts in zip(biases, per_concept, strict=True)]
+    probabilities = _probabilities(torch.tensor(logits), config)
+    reasons = []
+    for task, name in enumerate(config.tasks):
+        maps = heatmaps
+        if config.bottleneck == "prototypes":
+            strongest = shares[task].abs().argmax(dim=-1)
+            chosen = output.similarity_maps[0, torch.arange(len(config.concepts)), strongest]
+            maps = upsample(chosen[None], config.image_size)[0]
+        parts = [Share(*row) for row in zip(config.concepts, per_concept[task], maps, strict=True)]
+        parts.sort(key=lambda part: -abs(part.share))
+        reasons.append(Reason(name, probabilities[task], logits[task], biases[task], tuple(parts)))
+    return tuple(reasons)
+
+
+def _probabilities(logits: Tensor, config: ConceptConfig) -> list[float]:
+    return (logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()).tolist()
+
+
+def _named(name: str, known: dict[str, Any], what: str) -> Any:
+    if name not in known:
+        near = difflib.get_close_matches(name, known)
+        raise ValueError(f"unknown {what} {name!r}{f'; did you mean {near}' if near else ''}; known: {list(known)}")
+    return known[name]
+
+
+class _Epoch(Protocol):
+    """What `MapHistory` needs of a training record."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+
+class MapHistory:
+    """Keeps an image's concept maps epoch by epoch: a picture of learning.
+
+    Pass it as a Trainer's `on_epoch`, or call it from there; stages that do not change concept maps are left
+    out.
+
+    Args:
+        image: As `explain` takes.
+        concepts: Names of the concepts to follow.
+    """
+
+    def __init__(self, image: Any, concepts: Sequence[str]) -> None:
+        self.image = to_image(image)
+        self.concepts = tuple(concepts)
+        self.epochs: list[int] = []
+        self.heatmaps: list[Tensor] = []
+
+    @torch.inference_mode()
+    def __call__(self, model: ConceptModel, record: _Epoch) -> None:
+        """Keep the (len(concepts), H, W) maps of this epoch."""
+        if record.stage != "concepts":
+            return
+        was_training = model.training
+        device = next(model.parameters()).device
+        seen = model.eval().see(model.preprocess(self.image)[None].to(device))
+        if was_training:
+            model.train()
+        known = {name: place for place, name in enumerate(model.config.concepts)}
+        index = [_named(name, known, "concept") for name in self.concepts]
+        self.epochs.append(record.epoch)
+        self.heatmaps.append(upsample(seen.concept_maps, model.config.image_size)[0, index].sigmoid().cpu())
