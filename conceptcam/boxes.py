@@ -1,14 +1,17 @@
 """Bounding boxes of concepts, for a whole batch at once."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import einsum
 from torch import Tensor
 
 MaskRule = Literal["coverage", "center"]
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class PairMasks(NamedTuple):
@@ -53,8 +56,12 @@ class ConceptBoxes:
                 f"need one concept and one image per box, got {len(self.xyxy)} boxes with `concept` of shape "
                 f"{tuple(self.concept.shape)} and `image` of shape {tuple(self.image.shape)}"
             )
-        if self.concept.is_floating_point() or self.image.is_floating_point():
-            raise ValueError(f"indices must be integers, got {self.concept.dtype} and {self.image.dtype}")
+        for name in ("concept", "image"):
+            index: Tensor = getattr(self, name)
+            if index.dtype not in _INTEGERS:
+                raise ValueError(f"`{name}` must hold integer indices, got {index.dtype}")
+            # A byte would overflow in index arithmetic, and torch takes a tensor of bytes for a mask.
+            object.__setattr__(self, name, index.long())
         left, top, right, bottom = self.xyxy.unbind(1)
         valid = (left >= 0) & (top >= 0) & (right <= 1) & (bottom <= 1) & (left < right) & (top < bottom)
         if not valid.all():
@@ -109,7 +116,7 @@ class ConceptBoxes:
         if not rows:
             return cls.empty()
         corners = [_corners(box) for box, _ in rows]
-        concepts = [int(box["concept_idx"]) for box, _ in rows]
+        concepts = [_index(box) for box, _ in rows]
         return cls(
             torch.tensor(corners, dtype=torch.float32),
             torch.tensor(concepts),
@@ -149,8 +156,10 @@ class ConceptBoxes:
                 for the cell that holds the centre of the box.
 
         Raises:
-            ValueError: If a box has an image or concept index outside the shape.
+            ValueError: If a box has an image or concept index outside the shape, or the rule is unknown.
         """
+        if rule not in get_args(MaskRule):
+            raise ValueError(f"unknown mask `rule` {rule!r}; known: {list(get_args(MaskRule))}")
         images, concepts, height, width = shape
         self.check_fits(images, concepts)
         left, top, right, bottom = self.xyxy.unbind(1)
@@ -195,9 +204,20 @@ def _corners(box: Mapping[str, Any]) -> list[float]:
     if "concept_idx" not in box:
         raise ValueError(f"a box needs 'concept_idx', got {dict(box)}")
     corners = box["bbox"] if "bbox" in box else [box.get(key) for key in ("x_min", "y_min", "x_max", "y_max")]
-    if len(corners) != 4 or any(corner is None for corner in corners):
-        raise ValueError(f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}")
-    return [float(corner) for corner in corners]
+    try:
+        left, top, right, bottom = map(float, corners)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}"
+        ) from error
+    return [left, top, right, bottom]
+
+
+def _index(box: Mapping[str, Any]) -> int:
+    try:
+        return operator.index(box["concept_idx"])
+    except TypeError as error:
+        raise ValueError(f"'concept_idx' must be an integer, got {box['concept_idx']!r} in {dict(box)}") from error
 
 
 def _overlap(start: Tensor, stop: Tensor, cells: int) -> Tensor:

@@ -88,11 +88,29 @@ class ConceptConfig:
         for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
+        self._check_types()
         for name in ("map_temperature", "embed_dim", "prototypes_per_concept"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
         if not all(value > 0 for value in (*self.image_size, *self.std)):
             raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
+
+    def _check_types(self) -> None:
+        """Refuse what is not a JSON type: it would fail when the model is saved, after it was trained."""
+        values = dataclasses.asdict(self)
+        whole = {name: values[name] for name in ("feature_level", "embed_dim", "prototypes_per_concept")}
+        real = {name: values[name] for name in ("map_temperature", "pooling_value") if values[name] is not None}
+        for name in ("image_size", "mean", "std"):
+            (whole if name == "image_size" else real).update({f"{name}[{i}]": v for i, v in enumerate(values[name])})
+        for name, value in whole.items():
+            if type(value) is not int:
+                raise ValueError(f"`{name}` must be an int, got {value!r}")
+        for name, value in real.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite int or float, got {value!r}")
+        for name, kind in (("head_bias", bool), ("backbone", str), ("pooling", str)):
+            if type(values[name]) is not kind:
+                raise ValueError(f"`{name}` must be a {kind.__name__}, got {values[name]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +141,9 @@ class ModelRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        for name in ("thresholds", "typical_present", "typical_absent", "metrics"):
+            # Numbers of numpy or torch are no JSON types.
+            object.__setattr__(self, name, {key: float(value) for key, value in getattr(self, name).items()})
 
     def after(self, stage: str, parts: Collection[str]) -> "ModelRecord":
         """The record once a stage has taught some parts: what rested on them is no longer true.
@@ -202,7 +223,9 @@ def from_json(text: str) -> tuple[ConceptConfig, ModelRecord]:
 _Record = TypeVar("_Record", ConceptConfig, ModelRecord)
 
 
-def _build(cls: type[_Record], values: dict[str, Any]) -> _Record:
+def _build(cls: type[_Record], values: object) -> _Record:
+    if not isinstance(values, dict):
+        raise ValueError(f"config.json must hold the fields of {cls.__name__}, got {values!r}")
     fields = {known.name: known for known in dataclasses.fields(cls)}
     if unknown := sorted(values.keys() - fields.keys()):
         raise ValueError(f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from conceptcam.config import ConceptConfig, ModelRecord, from_json, to_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_SCRATCH = ".saving-"
+_SAVED = ".saved"
 
 
 def load_tensors(module: nn.Module, path: Path, *, may_hold: Collection[str] = ()) -> None:
@@ -52,22 +55,28 @@ def save_folder(folder: Path, config: ConceptConfig, record: ModelRecord, weight
     """Write `config.json` and `model.safetensors`, making the folder if needed.
 
     Both files are written whole, beside their places, before either is moved there: a run that is killed or
-    out of disk leaves what was there before. The config records the SHA-256 of the weights.
+    out of disk leaves a whole model, the one before or this one. The config records the SHA-256 of the weights.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; the message names the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        weights_file, config_file = Path(scratch, WEIGHTS_FILE), Path(scratch, CONFIG_FILE)
+    _settle(folder)
+    for left_by_a_killed_run in folder.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left_by_a_killed_run)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+        whole = Path(scratch, "whole")
+        weights_file, config_file = whole / WEIGHTS_FILE, whole / CONFIG_FILE
         try:
+            whole.mkdir()
             save_file({key: value.detach().contiguous() for key, value in weights.items()}, weights_file)
             record = dataclasses.replace(record, weights_sha256=sha256(weights_file))
             config_file.write_text(to_json(config, record), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise OSError(f"could not save the model to {folder}, which is left as it was: {error}") from error
-        os.replace(weights_file, folder / WEIGHTS_FILE)
-        os.replace(config_file, folder / CONFIG_FILE)
+        # One rename takes the pair from not saved to saved: two could leave new weights with an old config.
+        os.rename(whole, folder / _SAVED)
+    _settle(folder)
 
 
 def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
@@ -79,19 +88,36 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder {folder}")
-    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
+    config_file, weights_file = _find(folder, CONFIG_FILE), _find(folder, WEIGHTS_FILE)
+    if missing := [file.name for file in (config_file, weights_file) if not file.is_file()]:
         raise FileNotFoundError(f"{folder} holds no {' and no '.join(missing)}; was it written by `save_pretrained`?")
     try:
-        config, record = from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config, record = from_json(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return config, record, folder / WEIGHTS_FILE
+    return config, record, weights_file
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _settle(folder: Path) -> None:
+    """Move the files of a finished save to their places."""
+    saved = folder / _SAVED
+    if not saved.is_dir():
+        return
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if (saved / name).is_file():
+            os.replace(saved / name, folder / name)
+    saved.rmdir()
+
+
+def _find(folder: Path, name: str) -> Path:
+    """Where a file of the last finished save is: a run killed while settling leaves some in `_SAVED`."""
+    return folder / _SAVED / name if (folder / _SAVED / name).is_file() else folder / name
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

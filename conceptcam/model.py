@@ -109,7 +109,8 @@ class ConceptModel(nn.Module):
             ValueError: If the config or the weights do not fit this version of conceptcam.
         """
         config, record, weights = hub.read_folder(Path(source).expanduser())
-        model = cls.from_config(config)
+        with torch.random.fork_rng(devices=[]):  # what is random at first is overwritten below
+            model = cls.from_config(config)
         model.record = record
         hub.load_tensors(model, weights)
         return model.to(device).eval()
@@ -128,7 +129,7 @@ class ConceptModel(nn.Module):
         """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
 
         Raises:
-            ValueError: If the images have another shape than the config says, or are not floats.
+            ValueError: If the images have another shape than the config says, or another type than the weights.
         """
         self._check(images)
         features = self.backbone(images)
@@ -184,10 +185,11 @@ class ConceptModel(nn.Module):
         return self
 
     def _check(self, images: Tensor) -> None:
-        expected = (3, *self.config.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+        expected, dtype = (3, *self.config.image_size), self.task_head.weight.dtype
+        castable = images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not (images.dtype == dtype or castable):
             raise ValueError(
-                f"expected normalized float images of shape (B, {', '.join(map(str, expected))}), got "
+                f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
                 f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
             )
 

@@ -42,11 +42,11 @@ class LsePool(nn.Module):
 class TopkPool(nn.Module):
     """The mean of the `k` highest places; of all of them where the grid has fewer."""
 
-    def __init__(self, k: int = 4) -> None:
+    def __init__(self, k: float = 4) -> None:
         super().__init__()
-        if k < 1:
-            raise ValueError(f"`k` of topk pooling must be at least 1, got {k}")
-        self.k = k
+        if k < 1 or k != int(k):
+            raise ValueError(f"`k` of topk pooling must be a whole number of at least 1, got {k}")
+        self.k = int(k)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Concept maps (B, K, h, w) -> concept logits (B, K)."""
@@ -89,7 +89,7 @@ _POOLINGS: dict[str, Callable[[int, float | None], nn.Module]] = {
     "max": lambda concepts, value: MaxPool(),
     "mean": lambda concepts, value: MeanPool(),
     "lse": lambda concepts, value: LsePool() if value is None else LsePool(value),
-    "topk": lambda concepts, value: TopkPool() if value is None else TopkPool(int(value)),
+    "topk": lambda concepts, value: TopkPool() if value is None else TopkPool(value),
     "noisy_or": lambda concepts, value: NoisyOrPool(),
     "attention": lambda concepts, value: AttentionPool(concepts),
 }

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from conceptcam.backbones.base import Backbone
 
 
@@ -76,7 +78,15 @@ def create_backbone(
     path = Path(weights) if weights is not None else None
     if path is not None and not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    request = BackboneRequest(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path)
+    # Loading leaves the global random state as it was: what is random at first is overwritten.
+    with torch.random.fork_rng(devices=[], enabled=pretrained or path is not None):
+        return _build(
+            name,
+            BackboneRequest(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path),
+        )
+
+
+def _build(name: str, request: BackboneRequest) -> Backbone:
     source, colon, model = name.partition(":")
     if colon and source == "timm":
         from conceptcam.backbones.timm import TimmBackbone  # timm takes seconds to import

@@ -36,7 +36,7 @@ class TimmBackbone(Backbone):
         _check_name(name)
         # With its own classifier, which is cut off below: asked for another number of classes, timm
         # loads weights without checking that they fit.
-        model = timm.create_model(name, pretrained=request.pretrained)
+        model: Any = timm.create_model(name, pretrained=request.pretrained)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm model {name!r} cannot give intermediate features; choose another one")
         levels = len(model.feature_info)
@@ -76,6 +76,11 @@ def _check_name(name: str) -> None:
 
 def _set_input_size(name: str, model: Any, image_size: tuple[int, int]) -> None:
     """Tell models with a fixed input size what it is; position embeddings are resampled."""
+    patches = getattr(model, "patch_embed", None)
+    if isinstance(patches, timm.layers.PatchEmbed) and not patches.dynamic_img_pad:
+        sides = zip(image_size, patches.patch_size, strict=True)
+        if any(side % patch for side, patch in sides):
+            raise ValueError(f"timm:{name} takes images in patches of {patches.patch_size}, got {image_size}")
     if tuple(model.pretrained_cfg["input_size"][-2:]) == tuple(image_size):
         return
     if hasattr(model, "set_input_size"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptcam.boxes import ConceptBoxes, MaskRule
-from conceptcam.losses.imbalance import masked_mean, multilabel_loss
+from conceptcam.losses.imbalance import at_least_float32, masked_mean, multilabel_loss, split_known
 
 Penalty = Literal["bce", "hinge", "mse"]
 Reduction = Literal["area", "grid"]
@@ -49,8 +49,34 @@ def box_localization_loss(
         Scalar; exactly 0, with a gradient path, if there are no boxes.
 
     Raises:
-        ValueError: If an option is unknown, or a box has an image or concept index that is not there.
+        ValueError: If an option is unknown, labels do not fit, or a box has an image or concept index that is
+            not there.
     """
+    _check_options(penalty, reduction, mask, margin)
+    if concept_maps.ndim != 4:
+        raise ValueError(f"concept maps must be (B, K, h, w), got {tuple(concept_maps.shape)}")
+    if not isinstance(boxes, ConceptBoxes):
+        if len(boxes) != len(concept_maps):
+            raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
+        boxes = ConceptBoxes.from_dicts(boxes)
+    pairs = boxes.to(concept_maps.device).pair_masks(concept_maps.shape, mask)
+    maps = at_least_float32(concept_maps[pairs.image, pairs.concept])  # (P, h, w)
+    high, low = _penalties(maps, penalty, margin)
+    inside = pairs.inside
+    if reduction == "grid":
+        terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
+    else:
+        terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
+    if labels is None:
+        weights = torch.ones_like(terms)
+    else:
+        _, present = split_known(concept_maps[:, :, 0, 0], labels)  # 0 where unknown
+        weights = present[pairs.image, pairs.concept]
+    # Without boxes `terms` is empty, yet still hangs on `concept_maps`.
+    return masked_mean(terms, weights)
+
+
+def _check_options(penalty: str, reduction: str, mask: str, margin: float) -> None:
     for name, value, known in (
         ("penalty", penalty, Penalty),
         ("reduction", reduction, Reduction),
@@ -60,19 +86,6 @@ def box_localization_loss(
             raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
     if margin and penalty != "hinge":
         raise ValueError(f"`margin` belongs to the hinge penalty, got {margin} with {penalty!r}")
-    if not isinstance(boxes, ConceptBoxes):
-        boxes = ConceptBoxes.from_dicts(boxes)
-    pairs = boxes.to(concept_maps.device).pair_masks(concept_maps.shape, mask)
-    maps = concept_maps[pairs.image, pairs.concept].float()  # (P, h, w); half precision loses small areas
-    high, low = _penalties(maps, penalty, margin)
-    inside = pairs.inside
-    if reduction == "grid":
-        terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
-    else:
-        terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
-    weights = torch.ones_like(terms) if labels is None else labels[pairs.image, pairs.concept].nan_to_num(nan=0.0)
-    # Without boxes `terms` is empty, yet still hangs on `concept_maps`.
-    return masked_mean(terms, weights)
 
 
 def _penalties(maps: Tensor, penalty: Penalty, margin: float) -> tuple[Tensor, Tensor]:
@@ -111,7 +124,7 @@ class BBoxGuidedConceptLoss(nn.Module):
         margin: See there.
 
     Raises:
-        ValueError: If both `pos_weight` and `classification` are given.
+        ValueError: If both `pos_weight` and `classification` are given, or an option is unknown.
     """
 
     pos_weight: Tensor | None
@@ -131,6 +144,7 @@ class BBoxGuidedConceptLoss(nn.Module):
         super().__init__()
         if pos_weight is not None and classification is not None:
             raise ValueError("`pos_weight` belongs to the default classification loss; give it to yours instead")
+        _check_options(penalty, reduction, mask, margin)
         self.alpha = alpha
         self.beta = beta
         self.classification = classification

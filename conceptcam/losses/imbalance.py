@@ -23,6 +23,7 @@ def multilabel_loss(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = 
     Raises:
         ValueError: If shapes differ or a label is outside [0, 1].
     """
+    logits = at_least_float32(logits)
     known, target = split_known(logits, labels)
     weight = None if pos_weight is None else pos_weight.to(logits)
     losses = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
@@ -40,10 +41,16 @@ def multiclass_loss(logits: Tensor, targets: Tensor) -> Tensor:
         Scalar.
 
     Raises:
-        ValueError: If shapes differ or a target is outside [0, 1].
+        ValueError: If shapes differ, a target is outside [0, 1] or a known row does not sum to 1.
     """
+    logits = at_least_float32(logits)
     known, target = split_known(logits, targets)
-    return masked_mean(-(target * logits.log_softmax(dim=-1)).sum(dim=-1), known.all(dim=-1))
+    rows = known.all(dim=-1)
+    sums = target.sum(dim=-1)[rows]
+    if ((sums - 1).abs() > 1e-2).any():
+        strange = sums[(sums - 1).abs().argmax()].item()
+        raise ValueError(f"multi-class targets must be rows that sum to 1, or hold NaN; one sums to {strange:g}")
+    return masked_mean(-(target * logits.log_softmax(dim=-1)).sum(dim=-1), rows)
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
@@ -59,11 +66,11 @@ def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: flo
     Returns:
         Scalar, the mean over the known labels.
     """
+    logits = at_least_float32(logits)
     known, target = split_known(logits, labels)
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    probability = logits.sigmoid()
     # Distance to the label is 1 - p_t for a hard label, and is 0 where a soft label is met.
-    losses = losses * (target - probability).abs() ** gamma
+    losses = losses * _power((target - logits.sigmoid()).abs(), gamma)
     if alpha is not None:
         losses = losses * (alpha * target + (1 - alpha) * (1 - target))
     return masked_mean(losses, known)
@@ -86,11 +93,13 @@ def asymmetric_loss(
     Returns:
         Scalar, the mean over the known labels.
     """
+    logits = at_least_float32(logits)
     known, target = split_known(logits, labels)
     probability = logits.sigmoid()
-    shifted = (probability - shift).clamp(min=0)
-    positive = -F.logsigmoid(logits) * (1 - probability) ** gamma_pos
-    negative = -torch.log1p(-shifted.clamp(max=1 - 1e-7)) * shifted**gamma_neg
+    # log(1 - p + shift), at most 0, in a form that does not saturate where p is nearly 1.
+    absent = torch.logaddexp(F.logsigmoid(-logits), logits.new_tensor(shift).log()).clamp(max=0)
+    positive = -F.logsigmoid(logits) * _power(1 - probability, gamma_pos)
+    negative = -absent * _power((probability - shift).clamp(min=0), gamma_neg)
     return masked_mean(target * positive + (1 - target) * negative, known)
 
 
@@ -106,6 +115,7 @@ def positive_weight(labels: Tensor, *, cap: float = 20.0) -> Tensor:
     Returns:
         (L,) weights, for `pos_weight`. 1 for a label nobody knows anywhere.
     """
+    labels = at_least_float32(labels)
     known, target = split_known(labels, labels)
     positives = torch.where(known, target, 0).sum(dim=0)
     negatives = torch.where(known, 1 - target, 0).sum(dim=0)
@@ -156,9 +166,19 @@ def split_known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return known, target
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are; half precision loses small terms and overflows in sums."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of values by weights of the same shape; exactly 0, with a gradient path, where all weigh 0."""
     weights = weights.to(values.dtype)
     total = weights.sum()
     # `where` keeps an infinite value of weight 0 from becoming NaN.
     return torch.where(weights > 0, values * weights, 0).sum() / torch.where(total > 0, total, 1)
+
+
+def _power(error: Tensor, gamma: float) -> Tensor:
+    # The slope of a power below 1 is infinite at 0, and NaN in the gradient once multiplied by a loss of 0.
+    return error.clamp(min=torch.finfo(error.dtype).tiny) ** gamma

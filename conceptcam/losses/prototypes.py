@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from conceptcam.losses.imbalance import masked_mean, split_known
+from conceptcam.losses.imbalance import at_least_float32, masked_mean, split_known
 
 Form = Literal["nearest", "infonce", "supcon", "softtriple"]
 MarginSign = Literal["softtriple", "paper", "numerator"]
@@ -50,15 +50,23 @@ def prototype_contrastive_loss(
     Raises:
         ValueError: If an option is unknown or labels do not fit.
     """
-    for name, value, known in (("form", form, Form), ("margin_sign", margin_sign, MarginSign)):
-        if value not in get_args(known):
-            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+    _check_options(form, margin_sign)
+    shape = tuple(vector_similarity.shape)
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] < 1:
+        raise ValueError(f"similarities must be (B, K, K, M) with at least one prototype, got {shape}")
+    vector_similarity = at_least_float32(vector_similarity)
     _, present = split_known(vector_similarity[:, :, 0, 0], labels)
     if form == "softtriple":
         terms = _softtriple(vector_similarity, temperature, sharpness, margin, margin_sign)
     else:
         terms = _FORMS[form](vector_similarity / temperature)
     return masked_mean(terms, present)
+
+
+def _check_options(form: str, margin_sign: str) -> None:
+    for name, value, known in (("form", form, Form), ("margin_sign", margin_sign, MarginSign)):
+        if value not in get_args(known):
+            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
 
 
 def _own(logits: Tensor) -> Tensor:
@@ -117,6 +125,7 @@ class PrototypeContrastiveLoss(nn.Module):
         margin_sign: MarginSign = "softtriple",
     ) -> None:
         super().__init__()
+        _check_options(form, margin_sign)
         self.form: Form = form
         self.temperature = temperature
         self.sharpness = sharpness
