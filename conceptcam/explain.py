@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
 from conceptcam.data.images import to_image
+from conceptcam.metrics.localization import upsample
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import ConceptOutput
 
@@ -146,7 +146,7 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
     output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     if was_training:
         model.train()
-    heatmaps = upsample(output.concept_maps, model.config.image_size)[0].sigmoid()
+    heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     findings = [
         Finding(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
         for name, probability, heatmap in zip(
@@ -177,11 +177,6 @@ def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
         raise ValueError(f"this model was never taught the task {task!r} (stages done: {stages}); train stage 'task'")
 
 
-def upsample(maps: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Maps (B, K, h, w) on a grid -> (B, K, H, W) on pixels, bilinearly, cell centres staying in place."""
-    return F.interpolate(maps, tuple(image_size), mode="bilinear", align_corners=False)
-
-
 def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[Reason, ...]:
     config = model.config
     # Python floats, summed without rounding, so that the parts add up to the logit that is shown.
@@ -196,7 +191,7 @@ def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tu
         if config.bottleneck == "prototypes":
             strongest = shares[task].abs().argmax(dim=-1)
             chosen = output.similarity_maps[0, torch.arange(len(config.concepts)), strongest]
-            maps = upsample(chosen[None], config.image_size)[0]
+            maps = upsample(chosen, config.image_size)
         parts = [Share(*row) for row in zip(config.concepts, per_concept[task], maps, strict=True)]
         parts.sort(key=lambda part: -abs(part.share))
         reasons.append(Reason(name, probabilities[task], logits[task], biases[task], tuple(parts)))
@@ -254,4 +249,4 @@ class MapHistory:
         known = {name: place for place, name in enumerate(model.config.concepts)}
         index = [_named(name, known, "concept") for name in self.concepts]
         self.epochs.append(record.epoch)
-        self.heatmaps.append(upsample(seen.concept_maps, model.config.image_size)[0, index].sigmoid().cpu())
+        self.heatmaps.append(upsample(seen.concept_maps[0, index], model.config.image_size).sigmoid().cpu())

@@ -1,0 +1,222 @@
+"""One training run as a folder: model, history, metrics and figures, all of which the command line writes."""
+
+import copy
+import csv
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.config import ConceptConfig
+from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
+from conceptcam.draw import learning_figure, save_png
+from conceptcam.evaluate import Evaluation, choose_thresholds, evaluate
+from conceptcam.explain import MapHistory, explain
+from conceptcam.losses.imbalance import positive_weight
+from conceptcam.model import ConceptModel
+from conceptcam.stages import Recipe, Stage, preset
+from conceptcam.trainer import EpochRecord, Precision, Trainer
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.csv"
+METRICS_FILE = "metrics.json"
+TABLE_FILE = "metrics.txt"
+FIGURES = "figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run trains.
+
+    Attributes:
+        preset: Name of the training preset.
+        epochs: Epochs of each stage by name; stages not named keep the preset's.
+        batch_size: Images per step.
+        seed: Of everything random.
+        device: Where to train.
+        precision: As `Trainer`'s, or `"auto"`: bf16 where a trial step shows it to be faster than fp32.
+        backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
+        freeze_backbone: Whether it should not move at all.
+        workers: Processes that load data.
+        progress: Whether to show progress bars.
+    """
+
+    preset: str = "recommended"
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "cpu"
+    precision: Precision | Literal["auto"] = "auto"
+    backbone_pretrained: bool = False
+    freeze_backbone: bool = False
+    workers: int = 0
+    progress: bool = False
+
+
+def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
+    """Batches of a data set."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # collate turns items into a batch
+        batch_size=options.batch_size,
+        shuffle=shuffle,
+        collate_fn=collate,
+        num_workers=options.workers,
+        pin_memory=torch.device(options.device).type == "cuda",
+    )
+
+
+def train_run(
+    config: ConceptConfig,
+    train: ConceptDataset,
+    val: ConceptDataset,
+    folder: Path,
+    options: RunOptions,
+    *,
+    training_data: str,
+    model: ConceptModel | None = None,
+    watch: ConceptItem | None = None,
+    follow: Sequence[str] = (),
+    augment: Callable[[ConceptItem], ConceptItem] | None = None,
+) -> ConceptModel:
+    """Train a model through the stages of a preset and write it into a folder.
+
+    Writes `config.json`, `model.safetensors`, `history.csv` (a row as each epoch ends) and, if an image is
+    watched, `figures/learning.png`.
+
+    Args:
+        config: What the model is; the preset's own fields are set on it.
+        train: Training data.
+        val: Validation data: picks the best epoch and the thresholds.
+        folder: Where to write.
+        options: How to train.
+        training_data: What to call the training data in the model's record.
+        model: A model to train, built from the preset's config; None builds one with random weights.
+        watch: An image as read whose concept maps are drawn epoch by epoch.
+        follow: Names of the concepts to draw.
+        augment: Changes training images of the first stage; see `data.transforms`.
+    """
+    chosen = preset(options.preset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = model or ConceptModel.from_config(chosen.configure(config))
+    train.preprocess = val.preprocess = model.preprocess
+    recipe = Recipe(
+        pos_weight=positive_weight(train.concept_labels),
+        task_pos_weight=positive_weight(train.task_labels) if config.tasks else None,
+        epochs=options.epochs,
+        backbone_pretrained=options.backbone_pretrained,
+        freeze_backbone=options.freeze_backbone,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    maps = MapHistory(watch.image, follow) if watch is not None else None
+    stages = chosen.stages(model.config, recipe)
+    trainer = Trainer(
+        device=options.device,
+        precision=_precision(model, stages[0], val, options),
+        seed=options.seed,
+        progress=options.progress,
+        on_epoch=_HistoryWriter(folder / HISTORY_FILE, maps),
+    )
+    for stage in stages:
+        # Only a stage that learns what images look like sees them changed; the others read what it made of them.
+        train.augment = augment if "backbone" in stage.parts else None
+        trainer.fit(model, [stage], loader(train, options, shuffle=True), loader(val, options))
+    train.augment = None
+    choose_thresholds(model, loader(val, options), provenance=f"highest F1 on {len(val)} validation images")
+    model.record = dataclasses.replace(model.record, training_data=training_data)
+    model.save_pretrained(folder)
+    if watch is not None and maps is not None:
+        save_learning(maps, watch, model, folder / FIGURES / "learning.png")
+    return model
+
+
+def measure(
+    model: ConceptModel, dataset: ConceptDataset, folder: Path, options: RunOptions, *, canaries: Sequence[str] = ()
+) -> Evaluation:
+    """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
+    dataset.preprocess = model.preprocess
+    result = evaluate(model, loader(dataset, options), canaries=canaries, device=options.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS_FILE).write_text(
+        json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (folder / TABLE_FILE).write_text(result.table(), encoding="utf-8")
+    return result
+
+
+def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder: Path) -> list[Path]:
+    """Draw what a model sees in images as read: one figure each, of the concepts with boxes and the most probable.
+
+    Returns:
+        The files written, named after the items.
+    """
+    paths = []
+    for item in items:
+        explanation = explain(model, item.image)
+        marked = [] if item.boxes is None else [model.config.concepts[k] for k in item.boxes.concept.unique().tolist()]
+        probable = [finding.concept for finding in explanation.findings if finding.concept not in marked]
+        picture = explanation.figure(boxes=item.boxes, concepts=[*marked, *probable][: max(4, len(marked))])
+        paths.append(folder / f"{Path(item.name).stem}.png")
+        save_png(picture, paths[-1])
+    return paths
+
+
+def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path: Path) -> None:
+    """Draw the picture of learning: the same image's maps, epoch by epoch."""
+    boxes = item.boxes or ConceptBoxes.empty()
+    index = [model.config.concepts.index(name) for name in maps.concepts]
+    picture = learning_figure(
+        model.preprocess.undo(model.preprocess(item.image)),
+        maps.concepts,
+        maps.epochs,
+        maps.heatmaps,
+        boxes=[boxes.xyxy[boxes.concept == k] for k in index],
+    )
+    save_png(picture, path)
+
+
+class _HistoryWriter:
+    """Appends each epoch to a CSV file as it ends, and passes it on."""
+
+    def __init__(self, path: Path, then: MapHistory | None) -> None:
+        self.path = path
+        self.then = then
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(EpochRecord._fields)
+
+    def __call__(self, model: ConceptModel, record: EpochRecord) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(record)
+        if self.then is not None:
+            self.then(model, record)
+
+
+def _precision(model: ConceptModel, stage: Stage, dataset: ConceptDataset, options: RunOptions) -> Precision:
+    """The precision asked for; `"auto"` times a step of each, because not every machine is fast in bf16."""
+    if options.precision != "auto":
+        return options.precision
+    batch = next(iter(loader(dataset, options))).to(options.device)
+    seconds: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
+    trial = copy.deepcopy(model).to(options.device)
+    stage.prepare(trial)
+    for _ in range(3):
+        for precision in seconds:
+            start = time.perf_counter()
+            with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=precision == "bf16"):
+                output = trial.see(batch.images)
+            output.concept_logits.float().mean().backward()
+            output.concept_logits.detach().sum().item()  # waits for a GPU
+            seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+    fastest = min(seconds, key=lambda precision: seconds[precision])
+    log.info("a step takes %.3f s in fp32 and %.3f s in bf16: training in %s", *seconds.values(), fastest)
+    return fastest
