@@ -11,15 +11,38 @@ from conceptcam.metrics.classification import (
     task_scores,
     top_accuracy,
 )
+from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores, best_iou_thresholds
+from conceptcam.metrics.pairs import box_iou, drawn_pairs, energy_in_box, find_peaks, pointing_game, random_peaks
+from conceptcam.metrics.prototypes import (
+    PrototypeAccuracy,
+    PrototypeHealth,
+    prototype_accuracy,
+    prototype_health,
+    prototype_usage,
+)
 
 __all__ = [
     "LabelMetrics",
     "LabelScores",
+    "LocalizationMetrics",
+    "LocalizationScores",
     "MacroAUROC",
+    "PrototypeAccuracy",
+    "PrototypeHealth",
     "TopAccuracy",
+    "best_iou_thresholds",
     "best_thresholds",
+    "box_iou",
+    "drawn_pairs",
+    "energy_in_box",
+    "find_peaks",
     "label_scores",
     "macro",
+    "pointing_game",
+    "prototype_accuracy",
+    "prototype_health",
+    "prototype_usage",
+    "random_peaks",
     "task_scores",
     "top_accuracy",
 ]

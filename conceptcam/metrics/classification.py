@@ -62,9 +62,7 @@ def label_scores(logits: Tensor, labels: Tensor, *, threshold: float | Tensor = 
     return scores._replace(f1=scores.f1.masked_fill(cut.isnan(), torch.nan))
 
 
-def task_scores(
-    logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: float | Tensor = 0.5
-) -> LabelScores:
+def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: float | Tensor = 0.5) -> LabelScores:
     """Scores of each task.
 
     Multi-class tasks are scored one against the rest: rows are ranked by the softmax probability of the
@@ -206,9 +204,7 @@ class TopAccuracy(Metric):
 def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64 on the CPU."""
     if logits.ndim != 2 or logits.shape != labels.shape:
-        raise ValueError(
-            f"logits and labels must both be (N, L), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+        raise ValueError(f"logits and labels must both be (N, L), got {tuple(logits.shape)} and {tuple(labels.shape)}")
     logits, labels = logits.detach().double().cpu(), labels.detach().double().cpu()
     if ((labels < 0) | (labels > 1)).any():
         raise ValueError(
@@ -260,9 +256,7 @@ def _one_hot_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits, targets = logits[rows], targets[rows]
     wrong = (targets.sum(dim=1) - 1).abs() > 1e-3
     if targets.shape[1] and wrong.any():
-        raise ValueError(
-            f"multi-class targets must sum to 1 in each row, or be NaN; got {targets[wrong][0].tolist()}"
-        )
+        raise ValueError(f"multi-class targets must sum to 1 in each row, or be NaN; got {targets[wrong][0].tolist()}")
     return logits, _one_hot(targets)
 
 
@@ -281,8 +275,6 @@ def _top_hits(logits: Tensor, targets: Tensor) -> Tensor:
 def _rows(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, L, 2) of both, so that one gather moves them."""
     if logits.shape != labels.shape:
-        raise ValueError(
-            f"logits and labels must have one shape, got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+        raise ValueError(f"logits and labels must have one shape, got {tuple(logits.shape)} and {tuple(labels.shape)}")
     at_least = torch.promote_types(logits.dtype, torch.float32)
     return torch.stack([logits.to(at_least), labels.to(at_least)], dim=-1)

@@ -1,0 +1,263 @@
+"""Where concept maps look, per concept, with the controls that keep the figures honest.
+
+What a pair, a map and a pixel inside are is said in `pairs`. Values belong to pairs first, are then averaged
+over the pairs of a concept, and over concepts by `classification.macro`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.metrics.gather import RowMetric
+from conceptcam.metrics.pairs import (
+    IOU_THRESHOLDS,
+    DrawnPairs,
+    Energy,
+    box_iou,
+    drawn_pairs,
+    energy_in_box,
+    find_peaks,
+    hits,
+    iou_curve,
+    random_peaks,
+    widened,
+)
+
+
+class PairScores(NamedTuple):
+    """Values of P pairs; each (P,), in float32 unless it says otherwise."""
+
+    concept: Tensor
+    """Index of the concept."""
+    area: Tensor
+    """Share of the image that is inside; also what `energy` would be for a constant map."""
+    pointing: Tensor
+    """1 if the map peaks inside, else 0."""
+    pointing_grid: Tensor
+    """The same on the model's own grid, which is coarser and so not comparable between grids."""
+    energy: Tensor
+    """Share of the map's mass that is inside."""
+    iou: Tensor
+    """Intersection over union of the inside and of where the map exceeds its threshold."""
+    mirrored_pointing: Tensor
+    """`pointing` in boxes mirrored left to right."""
+    transposed_pointing: Tensor
+    """`pointing` in boxes whose x and y are exchanged."""
+    chance: Tensor
+    """`pointing` of a pixel drawn at random: the area, or more with a tolerance."""
+    random_pointing: Tensor
+    """`pointing` of random maps, on average."""
+    center_pointing: Tensor
+    """`pointing` of a map that peaks in the middle of the image."""
+    iou_curve: Tensor
+    """(P, J) `iou` at each of `IOU_THRESHOLDS`."""
+
+
+class LocalizationScores(NamedTuple):
+    """Means over the pairs of each concept; each (K,), float64 on the CPU, NaN for a concept without boxes."""
+
+    pointing: Tensor
+    pointing_grid: Tensor
+    energy: Tensor
+    iou: Tensor
+    mirrored_pointing: Tensor
+    transposed_pointing: Tensor
+    chance: Tensor
+    random_pointing: Tensor
+    center_pointing: Tensor
+    support: Tensor
+    """How many pairs there are."""
+    iou_curve: Tensor
+    """(K, J) `iou` at each of `IOU_THRESHOLDS`."""
+    pointing_by_size: Tensor
+    """(K, 3) `pointing` in small, medium and large pairs."""
+    random_by_size: Tensor
+    """(K, 3) `random_pointing` in them."""
+    support_by_size: Tensor
+    """(K, 3) how many there are."""
+
+    @property
+    def mirror_gap(self) -> Tensor:
+        """(K,) pointing less mirrored pointing.
+
+        Below 0, the model looks at the wrong side; near 0 it may do so half of the time. A concept that
+        sits on the midline has a gap near 0 by nature, so look at one-sided concepts first: headline
+        pointing hides mirrored boxes.
+        """
+        return self.pointing - self.mirrored_pointing
+
+    @property
+    def transpose_gap(self) -> Tensor:
+        """(K,) pointing less pointing in boxes whose x and y are exchanged."""
+        return self.pointing - self.transposed_pointing
+
+
+def pair_scores(
+    pairs: DrawnPairs,
+    control: Tensor,
+    *,
+    tolerance: float = 0.0,
+    iou_threshold: float | Tensor = 0.5,
+    energy: Energy = "sigmoid",
+) -> PairScores:
+    """All values of each pair.
+
+    Args:
+        pairs: From `drawn_pairs`.
+        control: From `random_peaks`.
+        tolerance: As in `pointing_game`; 0 for the grid.
+        iou_threshold: As in `box_iou`, one for all or one per concept (K,).
+        energy: As in `energy_in_box`.
+    """
+    maps, inside = pairs.maps, pairs.inside
+    height, width = inside.shape[1:]
+    peak, target = find_peaks(pairs.grid_maps, maps), widened(inside, tolerance)
+    each = torch.as_tensor(iou_threshold, device=maps.device)
+    return PairScores(
+        concept=pairs.concept,
+        area=inside.float().mean(dim=(1, 2)),
+        pointing=hits(target, peak),
+        pointing_grid=hits(pairs.grid_inside, pairs.grid_maps.flatten(1).argmax(dim=1)),
+        energy=energy_in_box(maps, inside, energy),
+        iou=box_iou(maps, inside, each[pairs.concept] if each.ndim else each),
+        mirrored_pointing=hits(target.flip(-1), peak),
+        transposed_pointing=hits(widened(pairs.transposed, tolerance), peak),
+        chance=target.float().mean(dim=(1, 2)),
+        random_pointing=target.flatten(1)[:, control.to(target.device)].float().mean(dim=1),
+        center_pointing=target[:, height // 2, width // 2].float(),
+        iou_curve=iou_curve(maps, inside),
+    )
+
+
+def summarize(
+    scores: PairScores, num_concepts: int, size_limits: tuple[float, float] = (0.01, 0.05)
+) -> LocalizationScores:
+    """Means per concept, in float64; a pair whose value is NaN is left out of that mean alone.
+
+    Args:
+        scores: Values of all pairs.
+        num_concepts: K.
+        size_limits: Shares of the image from which on a pair is medium and large. The default parts, at
+            224 pixels, at squares of 22 and 50 pixels: a nodule, an aortic enlargement, a large heart.
+    """
+    pairs = PairScores(*(part.cpu() for part in scores))
+    size = torch.bucketize(pairs.area.contiguous(), torch.tensor(size_limits), right=True)
+
+    def by_concept(values: Tensor) -> Tensor:
+        return _group_means(values, pairs.concept, num_concepts)[0]
+
+    def by_size(values: Tensor) -> tuple[Tensor, Tensor]:
+        means, counts = _group_means(values, pairs.concept * 3 + size, num_concepts * 3)
+        return means.view(-1, 3), counts.view(-1, 3)
+
+    pointing_by_size, support_by_size = by_size(pairs.pointing)
+    return LocalizationScores(
+        pointing=by_concept(pairs.pointing),
+        pointing_grid=by_concept(pairs.pointing_grid),
+        energy=by_concept(pairs.energy),
+        iou=by_concept(pairs.iou),
+        mirrored_pointing=by_concept(pairs.mirrored_pointing),
+        transposed_pointing=by_concept(pairs.transposed_pointing),
+        chance=by_concept(pairs.chance),
+        random_pointing=by_concept(pairs.random_pointing),
+        center_pointing=by_concept(pairs.center_pointing),
+        support=torch.bincount(pairs.concept, minlength=num_concepts),
+        iou_curve=torch.stack([by_concept(values) for values in pairs.iou_curve.unbind(1)], dim=1),
+        pointing_by_size=pointing_by_size,
+        random_by_size=by_size(pairs.random_pointing)[0],
+        support_by_size=support_by_size,
+    )
+
+
+def best_iou_thresholds(scores: LocalizationScores) -> Tensor:
+    """(K,) threshold of the highest `iou` of each concept, NaN where undefined; choose it on validation data."""
+    curve = scores.iou_curve
+    best = torch.tensor(IOU_THRESHOLDS, dtype=curve.dtype)[curve.nan_to_num(-1).argmax(dim=1)]
+    return best.masked_fill(curve.isnan().any(dim=1), torch.nan)
+
+
+class LocalizationMetrics(RowMetric):
+    """`LocalizationScores` over all batches; keeps numbers per pair, never maps.
+
+    Args:
+        num_concepts: K.
+        tolerance: As in `pointing_game`.
+        iou_threshold: As in `pair_scores`.
+        energy: As in `energy_in_box`.
+        size_limits: As in `summarize`.
+        seed: Of the random maps; the same ones control every pair, so results do not depend on batches.
+    """
+
+    def __init__(
+        self,
+        num_concepts: int,
+        *,
+        tolerance: float = 0.0,
+        iou_threshold: float | Tensor = 0.5,
+        energy: Energy = "sigmoid",
+        size_limits: tuple[float, float] = (0.01, 0.05),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_concepts = num_concepts
+        self.tolerance = tolerance
+        self.iou_threshold = iou_threshold
+        self.energy = energy
+        self.size_limits = size_limits
+        self.seed = seed
+        self._controls: dict[tuple[int, ...], Tensor] = {}
+
+    def update(self, concept_maps: Tensor, boxes: ConceptBoxes | None, image_size: Sequence[int]) -> None:
+        """Add the pairs of a batch.
+
+        Args:
+            concept_maps: (B, K, h, w) logits.
+            boxes: Boxes of the batch; None if nobody drew any, which adds nothing.
+            image_size: (H, W) in pixels.
+
+        Raises:
+            ValueError: As `drawn_pairs`, or if the maps are not of K concepts.
+        """
+        if concept_maps.ndim != 4 or concept_maps.shape[1] != self.num_concepts:
+            raise ValueError(f"concept maps must be (B, {self.num_concepts}, h, w), got {tuple(concept_maps.shape)}")
+        self.keep(concept_maps.new_zeros(0, self._row_size, dtype=torch.float32))
+        control = self._control(concept_maps.shape[2:], image_size)
+        for pairs in drawn_pairs(concept_maps, boxes or ConceptBoxes.empty(), image_size):
+            scores = pair_scores(
+                pairs,
+                control,
+                tolerance=self.tolerance,
+                iou_threshold=self.iou_threshold,
+                energy=self.energy,
+            )
+            self.keep(torch.cat([part.float().view(len(part), -1) for part in scores], dim=1))
+
+    def compute(self) -> LocalizationScores:
+        """The scores of each concept."""
+        rows = self.kept(self._row_size)
+        single = len(PairScores._fields) - 1  # all but the curve
+        concept, *values = rows[:, :single].unbind(1)
+        scores = PairScores._make((concept.long(), *values, rows[:, single:]))
+        return summarize(scores, self.num_concepts, self.size_limits)
+
+    @property
+    def _row_size(self) -> int:
+        return len(PairScores._fields) - 1 + len(IOU_THRESHOLDS)
+
+    def _control(self, grid: Sequence[int], image_size: Sequence[int]) -> Tensor:
+        key = (*grid, *image_size)
+        if key not in self._controls:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._controls[key] = random_peaks(grid, image_size, generator=generator)
+        return self._controls[key]
+
+
+def _group_means(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """(G,) mean of the defined values of each group, and how many there are."""
+    defined = ~values.isnan()
+    counts = torch.bincount(group[defined], minlength=groups)
+    sums = torch.bincount(group[defined], weights=values[defined].double(), minlength=groups)
+    return sums / counts, counts

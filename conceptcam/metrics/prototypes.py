@@ -1,0 +1,123 @@
+"""Whether prototypes tell concepts apart, and whether all of them are put to use."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+
+class PrototypeHealth(NamedTuple):
+    """How the M prototypes of each of K concepts share the work; each (K,), float64 on the CPU."""
+
+    alive: Tensor
+    """Share of the prototypes that were nearest at least once; NaN for a concept never present."""
+    top_share: Tensor
+    """Share of the present images that went to the busiest prototype: 1/M is even, 1 is collapse."""
+    closest_cosine: Tensor
+    """Highest cosine between two prototypes of the concept: 1 is a duplicate; NaN if M is 1."""
+
+
+def prototype_accuracy(vector_similarity: Tensor, labels: Tensor) -> Tensor:
+    """Share of present concepts whose vector is nearer to a prototype of its own than to any other.
+
+    A tie is no success, or prototypes that have all collapsed into one would score.
+
+    Args:
+        vector_similarity: (B, K, K, M), similarity of concept k's vector with prototype m of concept j,
+            indexed [b, k, j, m].
+        labels: (B, K) in [0, 1]; above 0.5 is present, NaN is unknown.
+
+    Returns:
+        A float64 scalar; NaN if no concept is present.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    return _assigned_right(vector_similarity, labels).double().mean()
+
+
+def prototype_usage(vector_similarity: Tensor, labels: Tensor) -> Tensor:
+    """How often each prototype is the nearest of its concept, where the concept is present.
+
+    Counts of several batches add up.
+
+    Args:
+        vector_similarity: (B, K, K, M), as in `prototype_accuracy`.
+        labels: (B, K), as in `prototype_accuracy`.
+
+    Returns:
+        (K, M) integers.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check(vector_similarity, labels)
+    own = vector_similarity.detach().diagonal(dim1=1, dim2=2)  # (B, M, K)
+    nearest = F.one_hot(own.argmax(dim=1), own.shape[1])  # (B, K, M)
+    return (nearest * (labels > 0.5)[..., None]).sum(dim=0)
+
+
+def prototype_health(prototypes: Tensor, usage: Tensor) -> PrototypeHealth:
+    """Signs of dead and of duplicate prototypes.
+
+    Args:
+        prototypes: (K, M, D), of any length.
+        usage: (K, M) from `prototype_usage`, over as much data as there is.
+    """
+    prototypes, usage = prototypes.detach().double().cpu(), usage.double().cpu()
+    never = usage.sum(dim=1) == 0
+    directions = F.normalize(prototypes, dim=-1)
+    cosine = directions @ directions.mT  # (K, M, M)
+    itself = torch.eye(prototypes.shape[1], dtype=torch.bool)
+    closest = cosine.masked_fill(itself, -torch.inf).amax(dim=(1, 2))
+    return PrototypeHealth(
+        (usage > 0).double().mean(dim=1).masked_fill(never, torch.nan),
+        usage.amax(dim=1) / usage.sum(dim=1),
+        closest.masked_fill(closest == -torch.inf, torch.nan),
+    )
+
+
+class PrototypeAccuracy(Metric):
+    """`prototype_accuracy` over all batches."""
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    right: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, vector_similarity: Tensor, labels: Tensor) -> None:
+        """Add similarities (B, K, K, M) and labels (B, K) in [0, 1], NaN where unknown."""
+        right = _assigned_right(vector_similarity, labels)
+        self.right += right.sum()
+        self.total += len(right)
+
+    def compute(self) -> Tensor:
+        """The share, a scalar."""
+        return self.right / self.total
+
+
+def _assigned_right(vector_similarity: Tensor, labels: Tensor) -> Tensor:
+    """(P,) bool, for each image and concept that is present."""
+    _check(vector_similarity, labels)
+    nearest = vector_similarity.detach().amax(dim=-1)  # (B, K, K)
+    own = torch.eye(nearest.shape[1], dtype=torch.bool, device=nearest.device)
+    of_others = nearest.masked_fill(own, -torch.inf).amax(dim=-1)
+    return (nearest.diagonal(dim1=1, dim2=2) > of_others)[labels > 0.5]
+
+
+def _check(vector_similarity: Tensor, labels: Tensor) -> None:
+    shape = tuple(vector_similarity.shape)
+    if len(shape) != 4 or shape[:2] != tuple(labels.shape) or shape[1] != shape[2] or shape[3] == 0:
+        raise ValueError(
+            f"need similarities (B, K, K, M), M above 0, and labels (B, K); got {shape} and "
+            f"{tuple(labels.shape)}. A 'concepts' bottleneck has no prototypes (M is 0) to score."
+        )

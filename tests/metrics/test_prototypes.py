@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import Tensor
+
+from conceptcam.metrics.prototypes import (
+    PrototypeAccuracy,
+    prototype_accuracy,
+    prototype_health,
+    prototype_usage,
+)
+
+nan = torch.nan
+
+
+def examples(images: int = 40, concepts: int = 4, prototypes: int = 3) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    similarity = torch.randn(images, concepts, concepts, prototypes, generator=random)
+    similarity += 1.5 * torch.eye(concepts)[None, :, :, None]
+    labels = torch.rand(images, concepts, generator=random).round()
+    labels[::5] = nan
+    labels[1, 0] = 0.5
+    labels[2, 0] = 0.6
+    return similarity, labels
+
+
+def present(labels: Tensor) -> list[tuple[int, int]]:
+    return [
+        (image, concept)
+        for image, row in enumerate(labels.tolist())
+        for concept, label in enumerate(row)
+        if label == label and label > 0.5
+    ]
+
+
+def test_accuracy_equals_a_naive_loop_over_present_concepts():
+    similarity, labels = examples()
+    right = []
+    for image, concept in present(labels):
+        flat = similarity[image, concept].flatten().tolist()
+        right.append(flat.index(max(flat)) // similarity.shape[3] == concept)
+    assert 0 < sum(right) < len(right)
+    assert float(prototype_accuracy(similarity, labels)) == pytest.approx(sum(right) / len(right))
+
+
+def test_prototypes_collapsed_into_one_are_never_right():
+    assert prototype_accuracy(torch.ones(3, 2, 2, 4), torch.ones(3, 2)) == 0
+
+
+def test_accuracy_without_a_present_concept_is_undefined():
+    similarity, labels = examples()
+    assert prototype_accuracy(similarity, torch.zeros_like(labels)).isnan()
+    assert prototype_accuracy(similarity, torch.full_like(labels, nan)).isnan()
+    assert prototype_accuracy(similarity[:0], labels[:0]).isnan()
+
+
+def test_batches_of_any_size_on_any_rank_score_as_one():
+    similarity, labels = examples()
+    first, second = PrototypeAccuracy(), PrototypeAccuracy()
+    for rows, rank in ((slice(0, 3), first), (slice(3, 3), second), (slice(3, 40), second)):
+        rank.update(similarity[rows], labels[rows])
+    first.merge_state(second)
+    assert float(first.compute()) == pytest.approx(float(prototype_accuracy(similarity, labels)))
+
+
+def test_usage_equals_a_naive_count_and_adds_up_over_batches():
+    similarity, labels = examples()
+    counts = torch.zeros(4, 3, dtype=torch.long)
+    for image, concept in present(labels):
+        own = similarity[image, concept, concept].tolist()
+        counts[concept, own.index(max(own))] += 1
+    assert torch.equal(prototype_usage(similarity, labels), counts)
+    halves = prototype_usage(similarity[:9], labels[:9]) + prototype_usage(similarity[9:], labels[9:])
+    assert torch.equal(halves, counts)
+
+
+def test_health_finds_dead_and_duplicate_prototypes():
+    prototypes = torch.tensor([[[1.0, 0], [0, 1]], [[1, 1], [3, 3]], [[1, 0], [-1, 0]]])
+    health = prototype_health(prototypes, torch.tensor([[5, 5], [3, 0], [0, 0]]))
+    assert health.alive[:2].tolist() == [1, 0.5]
+    assert health.top_share[:2].tolist() == [0.5, 1]
+    assert health.alive[2].isnan()
+    assert health.top_share[2].isnan()
+    assert health.closest_cosine.tolist() == pytest.approx([0, 1, -1])
+
+
+def test_single_prototype_has_no_neighbour_to_be_close_to():
+    assert prototype_health(torch.ones(2, 1, 3), torch.ones(2, 1)).closest_cosine.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (3, 2, 2, 0), (3, 2, 3, 4), (2, 2, 2, 4)])
+def test_bad_shapes_are_named(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"need similarities \(B, K, K, M\)"):
+        prototype_accuracy(torch.zeros(shape), torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"need similarities \(B, K, K, M\)"):
+        prototype_usage(torch.zeros(shape), torch.ones(3, 2))
