@@ -6,21 +6,102 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from conceptcam.backbones import Backbone, create_backbone, list_backbones, register_backbone
+    from conceptcam.boxes import ConceptBoxes
+    from conceptcam.config import ConceptConfig, ModelRecord
+    from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
+    from conceptcam.data.coco import CocoDataset
+    from conceptcam.data.phantom.dataset import PhantomDataset
+    from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
+    from conceptcam.explanation import Explanation, explain
+    from conceptcam.losses import (
+        BBoxGuidedConceptLoss,
+        PrototypeContrastiveLoss,
+        box_localization_loss,
+        positive_weight,
+        prototype_contrastive_loss,
+    )
+    from conceptcam.model import ConceptModel
+    from conceptcam.outputs import ConceptOutput, Seen
+    from conceptcam.pooling import create_pooling, list_poolings
+    from conceptcam.stages import Recipe, Stage, list_presets, preset
+    from conceptcam.trainer import Trainer
+
 # Public name -> module that defines it. Resolved on first use (PEP 562), so that importing the package is
 # instant and whoever only wants a loss does not wait for timm.
 _PUBLIC: dict[str, str] = {
+    "BBoxGuidedConceptLoss": "conceptcam.losses",
+    "Backbone": "conceptcam.backbones",
+    "CocoDataset": "conceptcam.data.coco",
+    "ConceptBatch": "conceptcam.data.batch",
     "ConceptBoxes": "conceptcam.boxes",
     "ConceptConfig": "conceptcam.config",
-    "ModelRecord": "conceptcam.config",
+    "ConceptDataset": "conceptcam.data.batch",
+    "ConceptItem": "conceptcam.data.batch",
+    "ConceptModel": "conceptcam.model",
     "ConceptOutput": "conceptcam.outputs",
+    "Evaluation": "conceptcam.evaluation",
+    "Explanation": "conceptcam.explanation",
+    "ModelRecord": "conceptcam.config",
+    "PhantomDataset": "conceptcam.data.phantom.dataset",
+    "PrototypeContrastiveLoss": "conceptcam.losses",
+    "Recipe": "conceptcam.stages",
+    "Seen": "conceptcam.outputs",
+    "Stage": "conceptcam.stages",
+    "Trainer": "conceptcam.trainer",
+    "box_localization_loss": "conceptcam.losses",
+    "choose_thresholds": "conceptcam.evaluation",
+    "collate": "conceptcam.data.batch",
+    "create_backbone": "conceptcam.backbones",
+    "create_pooling": "conceptcam.pooling",
+    "evaluate": "conceptcam.evaluation",
+    "explain": "conceptcam.explanation",
+    "list_backbones": "conceptcam.backbones",
+    "list_poolings": "conceptcam.pooling",
+    "list_presets": "conceptcam.stages",
+    "positive_weight": "conceptcam.losses",
+    "preset": "conceptcam.stages",
+    "prototype_contrastive_loss": "conceptcam.losses",
+    "register_backbone": "conceptcam.backbones",
 }
 
-if TYPE_CHECKING:
-    from conceptcam.boxes import ConceptBoxes
-    from conceptcam.config import ConceptConfig, ModelRecord
-    from conceptcam.outputs import ConceptOutput
-
-__all__ = ["ConceptBoxes", "ConceptConfig", "ConceptOutput", "ModelRecord", "__version__"]
+__all__ = [
+    "BBoxGuidedConceptLoss",
+    "Backbone",
+    "CocoDataset",
+    "ConceptBatch",
+    "ConceptBoxes",
+    "ConceptConfig",
+    "ConceptDataset",
+    "ConceptItem",
+    "ConceptModel",
+    "ConceptOutput",
+    "Evaluation",
+    "Explanation",
+    "ModelRecord",
+    "PhantomDataset",
+    "PrototypeContrastiveLoss",
+    "Recipe",
+    "Seen",
+    "Stage",
+    "Trainer",
+    "box_localization_loss",
+    "choose_thresholds",
+    "collate",
+    "create_backbone",
+    "create_pooling",
+    "evaluate",
+    "explain",
+    "list_backbones",
+    "list_poolings",
+    "list_presets",
+    "positive_weight",
+    "preset",
+    "prototype_contrastive_loss",
+    "register_backbone",
+    "__version__",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

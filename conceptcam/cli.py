@@ -113,7 +113,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     from conceptcam.draw import save_png
-    from conceptcam.explain import explain
+    from conceptcam.explanation import explain
     from conceptcam.model import ConceptModel
 
     model = ConceptModel.from_pretrained(options.model)

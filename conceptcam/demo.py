@@ -16,7 +16,7 @@ from conceptcam.data.phantom import CANARIES, PHANTOM_CONCEPTS, PHANTOM_DISEASES
 from conceptcam.data.phantom.dataset import PhantomDataset
 from conceptcam.data.phantom.diseases import disease_posterior
 from conceptcam.draw import Tile, blend, contact_sheet, save_png
-from conceptcam.evaluate import Evaluation
+from conceptcam.evaluation import Evaluation
 from conceptcam.losses.imbalance import multilabel_loss
 from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.model import ConceptModel

@@ -19,8 +19,8 @@ from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
 from conceptcam.draw import learning_figure, save_png
-from conceptcam.evaluate import Evaluation, choose_thresholds, evaluate
-from conceptcam.explain import MapHistory, explain
+from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
+from conceptcam.explanation import MapHistory, explain
 from conceptcam.losses.imbalance import positive_weight
 from conceptcam.model import ConceptModel
 from conceptcam.stages import Recipe, Stage, preset

@@ -11,7 +11,7 @@ from torch import Tensor
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
 from conceptcam.data.images import to_image
-from conceptcam.metrics.localization import upsample
+from conceptcam.metrics.pairs import upsample
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import ConceptOutput
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conceptcam.config import check_names
 from conceptcam.data.batch import ConceptBatch, as_batch
-from conceptcam.explain import refuse_untaught
+from conceptcam.explanation import refuse_untaught
 from conceptcam.metrics.classification import (
     LabelScores,
     best_thresholds,
