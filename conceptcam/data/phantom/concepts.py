@@ -1,0 +1,130 @@
+"""What the phantom can show: its findings, its diseases, and how often findings come together."""
+
+import numpy as np
+from numpy.random import Generator
+
+from conceptcam.data.phantom.arrays import Floats, Ints
+
+PHANTOM_VERSION = 1
+"""Rises whenever the same (seed, index, knobs) would give another image, label or box."""
+
+PHANTOM_CONCEPTS: tuple[str, ...] = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Clavicle fracture",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Enlarged PA",
+    "ILD",
+    "Infiltration",
+    "Lung cavity",
+    "Lung cyst",
+    "Lung opacity",
+    "Mediastinal shift",
+    "Nodule/Mass",
+    "Pulmonary fibrosis",
+    "Pneumothorax",
+    "Pleural thickening",
+    "Pleural effusion",
+    "Rib fracture",
+    "Other lesion",
+)
+"""The 22 local labels of VinDr-CXR; every concept vector of the phantom has this order."""
+
+PHANTOM_DISEASES: tuple[str, ...] = (
+    "Pneumonia",
+    "Tuberculosis",
+    "Lung tumor",
+    "COPD",
+    "Other diseases",
+    "No finding",
+)
+"""The six global labels of VinDr-CXR; every disease vector of the phantom has this order."""
+
+SMALL_FINDINGS: tuple[str, ...] = (
+    "Nodule/Mass",
+    "Calcification",
+    "Rib fracture",
+    "Clavicle fracture",
+    "Pleural thickening",
+)
+"""Findings of about a grid cell's size, on which localization methods differ most."""
+
+CANARIES: tuple[str, ...] = ("Enlarged PA", "Other lesion", "Mediastinal shift")
+"""Findings whose place betrays a geometric mistake.
+
+The first two are always in the image's right half, so mirrored boxes miss them; a mediastinal shift is a
+tall, upright box near the midline, so transposed boxes miss it.
+"""
+
+INDEX: dict[str, int] = {name: index for index, name in enumerate(PHANTOM_CONCEPTS)}
+
+ABNORMAL = 0.71
+"""Share of images with any finding."""
+
+# Chance of each finding in an abnormal image before others bring it along: the `balanced` preset, far above
+# the prevalences of a hospital, so that every finding can be learned from a few thousand images.
+_ALONE = np.array(
+    [0.12, 0.08, 0.08, 0.13, 0.06, 0.08, 0.05, 0.06, 0.06, 0.08, 0.09]
+    + [0.06, 0.06, 0.06, 0.05, 0.13, 0.10, 0.05, 0.10, 0.09, 0.07, 0.06]
+)
+
+# Finding -> finding it brings along, with that chance; a cause stands before its effect's own effects.
+_BRINGS: tuple[tuple[str, str, float], ...] = (
+    ("Edema", "Cardiomegaly", 0.6),
+    ("Edema", "Pleural effusion", 0.5),
+    ("Cardiomegaly", "Aortic enlargement", 0.6),
+    ("Pleural effusion", "Pleural thickening", 0.4),
+    ("Consolidation", "Lung opacity", 0.5),
+    ("Infiltration", "Lung opacity", 0.4),
+    ("Atelectasis", "Lung opacity", 0.3),
+    ("Atelectasis", "Mediastinal shift", 0.3),
+    ("Rib fracture", "Pneumothorax", 0.3),
+    ("Lung cavity", "Pulmonary fibrosis", 0.4),
+)
+
+# A chest that is all holes shows no net of fibres.
+_EXCLUDES: tuple[tuple[str, str], ...] = (("Emphysema", "ILD"),)
+
+
+def draw_concepts(rng: Generator) -> Ints:
+    """(22,) which findings one image shows, 0 or 1: none at all, or at least one."""
+    abnormal, alone, brings = rng.random(), rng.random(len(_ALONE)), rng.random(len(_BRINGS))
+    fallback = rng.choice(len(_ALONE), p=_ALONE / _ALONE.sum())
+    concepts = np.zeros(len(_ALONE), np.int8)
+    if abnormal >= ABNORMAL:
+        return concepts
+    concepts[:] = alone < _ALONE
+    if not concepts.any():
+        concepts[fallback] = 1
+    for (cause, effect, chance), drawn in zip(_BRINGS, brings, strict=True):
+        if concepts[INDEX[cause]] and drawn < chance:
+            concepts[INDEX[effect]] = 1
+    for winner, loser in _EXCLUDES:
+        if concepts[INDEX[winner]]:
+            concepts[INDEX[loser]] = 0
+    return concepts
+
+
+def expected_prevalence() -> Floats:
+    """(22,) the exact share of images that show each finding.
+
+    The findings drawn alone are independent, and no two causes of one effect share a cause, so the chances
+    propagate one by one.
+    """
+    empty = float(np.prod(1 - _ALONE))
+    single = sum(weight * _propagate(np.eye(len(_ALONE))[index]) for index, weight in enumerate(_ALONE / _ALONE.sum()))
+    return np.asarray(ABNORMAL * (_propagate(_ALONE) + empty * single))
+
+
+def _propagate(alone: Floats) -> Floats:
+    chance = alone.copy()
+    for cause, effect, strength in _BRINGS:
+        miss = (1 - chance[INDEX[effect]]) * (1 - strength * chance[INDEX[cause]])
+        chance[INDEX[effect]] = 1 - miss
+    for winner, loser in _EXCLUDES:
+        chance[INDEX[loser]] *= 1 - chance[INDEX[winner]]
+    return chance

@@ -1,0 +1,86 @@
+"""Phantom images as a data set."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.phantom.cache import Request, cached, render
+from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
+from conceptcam.data.phantom.knobs import PhantomKnobs
+
+
+class PhantomDataset(ConceptDataset):
+    """Phantom chest radiographs with their findings, diseases and boxes.
+
+    Two data sets are disjoint if their seeds differ or their indices, `first` to `first + count - 1`, do.
+
+    Args:
+        count: How many images.
+        seed: Which of endless series of images.
+        knobs: What they are like; None takes the defaults of `PhantomKnobs`.
+        first: Index of the first one.
+        cache_dir: Folder to keep the images in, one byte per pixel; None is `$CONCEPTCAM_CACHE` or, unset,
+            `~/.cache/conceptcam`. False draws them afresh and keeps them in memory.
+        progress: Whether to show a bar while images are drawn.
+
+    Attributes:
+        seed: As given.
+        knobs: As given, or the defaults.
+        first: As given.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    concepts = PHANTOM_CONCEPTS
+    tasks = PHANTOM_DISEASES
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        seed: int,
+        knobs: PhantomKnobs | None = None,
+        first: int = 0,
+        cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.seed, self.first = seed, first
+        self.knobs = knobs if knobs is not None else PhantomKnobs()
+        request = Request(knobs=self.knobs, seed=seed, first=first, count=count)
+        processes = os.cpu_count() or 1
+        if cache_dir is False:
+            self._arrays = render(request, processes=processes, progress=progress)
+        else:
+            folder = Path(cache_dir) if cache_dir is not None else _default_folder()
+            self._arrays = cached(request, folder, processes=processes, progress=progress)
+        self.concept_labels = torch.from_numpy(self._arrays.concepts).float()
+        self.task_labels = torch.from_numpy(self._arrays.diseases).float()
+
+    def read(self, index: int) -> ConceptItem:
+        """The item as drawn: uint8, grey in all three channels; its boxes are never None."""
+        arrays = self._arrays
+        grey = torch.tensor(arrays.images[index])
+        start = arrays.box_ends[index - 1] if index else 0
+        own = slice(start, arrays.box_ends[index])
+        boxes = ConceptBoxes(
+            torch.tensor(arrays.boxes[own]),
+            torch.tensor(arrays.box_concepts[own]),
+            torch.zeros(len(arrays.boxes[own]), dtype=torch.long),
+        )
+        return ConceptItem(
+            grey.repeat(3, 1, 1),
+            self.concept_labels[index],
+            self.task_labels[index],
+            boxes,
+            f"phantom-{self.seed}-{self.first + index}",
+        )
+
+
+def _default_folder() -> Path:
+    chosen = os.environ.get("CONCEPTCAM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "conceptcam"

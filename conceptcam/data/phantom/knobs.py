@@ -1,0 +1,67 @@
+"""What can be turned on the phantom."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS
+
+Shortcut = Literal["none", "aligned", "clean", "reversed"]
+Prevalence = Literal["balanced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomKnobs:
+    """Everything that shapes the phantom's images and labels, except seed and index.
+
+    All fields are JSON types, so `dataclasses.asdict` and `PhantomKnobs(**fields)` carry them anywhere.
+
+    Attributes:
+        size: Side of the square images in pixels, 64 to 448.
+        completeness: How much of the diseases is in the pixels only, in [0, 1]. At 0 the diseases depend on
+            the 22 findings alone; at 1 also on where and how large some are (`conceptcam.data.phantom.diseases`).
+        shortcut: Whether an "L" is burnt in beside the body. `"aligned"`: mostly where `shortcut_concept`
+            is present; `"reversed"`: mostly where it is absent; `"clean"` and `"none"`: never. `"clean"`
+            is the name of the test set that goes with the other two.
+        shortcut_concept: The finding that the marker goes with.
+        shortcut_strength: Share of images, in [.5, 1], in which the marker obeys that rule.
+        prevalence: How common findings are. `"balanced"`: 29 % of images show none, the others 2.4 on
+            average, each finding in 4 to 15 % of images (`expected_prevalence` gives exact shares).
+        contrast: Findings that add or remove density do so this many times as strongly.
+        noise: Quantum noise, as a multiple of the default.
+
+    Raises:
+        ValueError: If a number is out of range or a name unknown.
+    """
+
+    size: int = 112
+    completeness: float = 0.0
+    shortcut: Shortcut = "none"
+    shortcut_concept: str = "Infiltration"
+    shortcut_strength: float = 0.95
+    prevalence: Prevalence = "balanced"
+    contrast: float = 1.0
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or not 64 <= self.size <= 448:
+            raise ValueError(f"`size` must be a whole number of pixels from 64 to 448, got {self.size!r}")
+        for name, low, high in (
+            ("completeness", 0.0, 1.0),
+            ("shortcut_strength", 0.5, 1.0),
+            ("contrast", 0.0, 4.0),
+            ("noise", 0.0, 10.0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a number, got {value!r}")
+            if not low <= value <= high or (name == "contrast" and value == 0):
+                raise ValueError(f"`{name}` must be from {low} to {high}, got {value!r}")
+            object.__setattr__(self, name, float(value))
+        for name, known in (
+            ("shortcut", get_args(Shortcut)),
+            ("prevalence", get_args(Prevalence)),
+            ("shortcut_concept", PHANTOM_CONCEPTS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(known)}")

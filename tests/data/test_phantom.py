@@ -1,0 +1,306 @@
+"""The phantom's images, boxes and masks."""
+
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from conceptcam.data.phantom import (
+    CANARIES,
+    PHANTOM_CONCEPTS,
+    PHANTOM_DISEASES,
+    SMALL_FINDINGS,
+    Phantom,
+    PhantomKnobs,
+    PhantomSample,
+    expected_prevalence,
+)
+from conceptcam.data.phantom.findings import PAINTERS
+from conceptcam.data.phantom.outlines import OUTLINES
+
+SEED = 7
+MANY = range(800)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return Phantom(seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def samples(phantom: Phantom) -> list[PhantomSample]:
+    return [phantom.sample(index) for index in MANY]
+
+
+def indices_with(phantom: Phantom, finding: str, count: int) -> list[int]:
+    column = PHANTOM_CONCEPTS.index(finding)
+    found = (index for index in range(100_000) if phantom.case(index).concepts[column])
+    return [next(found) for _ in range(count)]
+
+
+def assert_same(first: PhantomSample, second: PhantomSample) -> None:
+    for one, other in zip(first[:5], second[:5], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert first[5:] == second[5:]
+
+
+def boxed(sample: PhantomSample, finding: str, size: int, margin: float = 0.0) -> np.ndarray:
+    """True on the pixels whose area a box of the finding, grown by `margin` pixels, touches."""
+    inside = np.zeros((size, size), bool)
+    for box in sample.boxes[sample.box_concepts == PHANTOM_CONCEPTS.index(finding)]:
+        left, top = np.floor(box[:2] * size - margin + 1e-4).astype(int).clip(0)
+        right, bottom = np.ceil(box[2:] * size + margin - 1e-4).astype(int)
+        inside[top:bottom, left:right] = True
+    return inside
+
+
+def test_every_finding_is_drawn_by_exactly_one_function():
+    assert sorted([*PAINTERS, *OUTLINES]) == sorted(PHANTOM_CONCEPTS)
+    assert {*SMALL_FINDINGS, *CANARIES} <= {*PHANTOM_CONCEPTS}
+    assert (len(PHANTOM_CONCEPTS), len(PHANTOM_DISEASES)) == (22, 6)
+
+
+def test_a_sample_depends_on_seed_and_index_alone_not_on_what_was_drawn_before(phantom):
+    forward = [phantom.sample(index) for index in range(6)]
+    fresh = Phantom(seed=SEED)
+    for index in reversed(range(6)):
+        fresh.sample(index + 50)
+        assert_same(forward[index], fresh.sample(index))
+
+
+def test_another_seed_or_index_gives_another_image(phantom):
+    image = phantom.sample(3).image
+    assert (image != phantom.sample(4).image).mean() > 0.5
+    assert (image != Phantom(seed=SEED + 1).sample(3).image).mean() > 0.5
+
+
+def test_another_process_draws_the_same_image(phantom):
+    code = (
+        "import zlib; from conceptcam.data.phantom import Phantom; "
+        f"sample = Phantom(seed={SEED}).sample(11); "
+        "print(zlib.crc32(sample.image.tobytes() + sample.boxes.tobytes()))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    sample = phantom.sample(11)
+    assert int(said) == zlib.crc32(sample.image.tobytes() + sample.boxes.tobytes())
+
+
+@pytest.mark.parametrize("finding", PHANTOM_CONCEPTS)
+def test_leaving_a_finding_out_changes_the_image_inside_its_mask_and_nowhere_else(phantom, finding):
+    column = PHANTOM_CONCEPTS.index(finding)
+    for index in indices_with(phantom, finding, 3):
+        whole, without, mask = phantom.sample(index), phantom.sample(index, without=[finding]), phantom.masks(index)
+        changed = whole.image != without.image
+        assert changed.any()
+        assert not (changed & ~mask[finding]).any()
+        assert without.concepts[column] == 0
+        assert np.delete(whole.concepts, column).tolist() == np.delete(without.concepts, column).tolist()
+        assert mask.keys() == whole.attributes.keys() == {finding, *without.attributes}
+
+
+@pytest.mark.parametrize("finding", PAINTERS)
+def test_leaving_out_what_only_adds_density_leaves_every_other_box_and_attribute_as_it_was(phantom, finding):
+    column = PHANTOM_CONCEPTS.index(finding)
+    for index in indices_with(phantom, finding, 3):
+        whole, without = phantom.sample(index), phantom.sample(index, without=[finding])
+        others = whole.box_concepts != column
+        np.testing.assert_array_equal(whole.boxes[others], without.boxes)
+        assert {finding: whole.attributes[finding], **without.attributes} == whole.attributes
+
+
+@pytest.mark.parametrize("finding", PHANTOM_CONCEPTS)
+def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
+    size = phantom.knobs.size
+    for index in indices_with(phantom, finding, 6):
+        sample, mask = phantom.sample(index), phantom.masks(index)[finding]
+        # The outline of an organ fades over some pixels, and a rotated rectangle has wide corners.
+        outside = mask & ~boxed(sample, finding, size, margin=3)
+        assert outside.sum() <= 0.05 * mask.sum(), (index, outside.sum(), mask.sum())
+        if finding in PAINTERS:
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            union = boxed(sample, finding, size)
+            assert union.sum() <= (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            # Even a slanted strip or a ring leaves no more of its box empty than this.
+            assert (mask & union).sum() >= 0.25 * union.sum(), index
+
+
+def test_every_present_finding_has_a_valid_box_and_attributes_and_no_other_finding_has(samples):
+    for sample in samples:
+        present = set(np.flatnonzero(sample.concepts))
+        assert set(sample.box_concepts) == present
+        assert {PHANTOM_CONCEPTS.index(name) for name in sample.attributes} == present
+        left, top, right, bottom = sample.boxes.T
+        assert (left >= 0).all() and (left < right).all() and (right <= 1).all()
+        assert (top >= 0).all() and (top < bottom).all() and (bottom <= 1).all()
+
+
+def test_every_finding_can_be_seen_in_the_image(phantom):
+    for finding in PHANTOM_CONCEPTS:
+        for index in indices_with(phantom, finding, 4):
+            difference = np.abs(
+                phantom.sample(index).image.astype(int) - phantom.sample(index, without=[finding]).image
+            )
+            assert difference.max() >= 12, (finding, index)
+
+
+def test_one_sided_canaries_stay_in_the_right_half_and_the_shift_is_upright(samples):
+    seen = 0
+    for sample in samples:
+        left, top, right, bottom = sample.boxes.T
+        for finding in ("Enlarged PA", "Other lesion"):
+            own = sample.box_concepts == PHANTOM_CONCEPTS.index(finding)
+            assert ((left + right)[own] / 2 > 0.5).all()
+            seen += own.sum()
+        own = sample.box_concepts == PHANTOM_CONCEPTS.index("Mediastinal shift")
+        assert ((bottom - top)[own] > 2 * (right - left)[own]).all()
+        seen += own.sum()
+    assert seen > 100
+
+
+def test_a_mirrored_or_transposed_canary_box_does_not_hold_its_own_centre(samples):
+    for sample in samples:
+        for finding, change in (
+            ("Enlarged PA", [2, 1, 0, 3]),
+            ("Other lesion", [2, 1, 0, 3]),
+            ("Mediastinal shift", [1, 0, 3, 2]),
+        ):
+            for box in sample.boxes[sample.box_concepts == PHANTOM_CONCEPTS.index(finding)]:
+                wrong = box[change]
+                if change[0] == 2:
+                    wrong[[0, 2]] = 1 - wrong[[0, 2]]
+                center = (box[:2] + box[2:]) / 2
+                assert not ((wrong[:2] < center) & (center < wrong[2:])).all()
+
+
+def test_boxes_are_flat_and_upright_tiny_and_huge(samples):
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    names = np.concatenate([sample.box_concepts for sample in samples])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    aspect = {name: np.median((width / height)[names == k]) for k, name in enumerate(PHANTOM_CONCEPTS)}
+    assert aspect["Cardiomegaly"] > 1.8
+    assert aspect["Atelectasis"] > 1.8
+    assert aspect["ILD"] < 0.8
+    assert aspect["Pleural thickening"] < 0.6
+    side = np.sqrt(width * height)
+    assert side.min() < 0.04
+    assert side.max() > 0.6
+
+
+def test_some_findings_have_several_boxes_in_one_image(samples):
+    for finding in ("Nodule/Mass", "ILD"):
+        column = PHANTOM_CONCEPTS.index(finding)
+        numbers = {int((sample.box_concepts == column).sum()) for sample in samples if sample.concepts[column]}
+        assert max(numbers) >= 2
+
+
+def test_the_number_of_boxes_is_the_count_of_the_attributes_except_for_clusters(samples):
+    for sample in samples:
+        for name, attributes in sample.attributes.items():
+            if name != "Calcification":
+                assert (sample.box_concepts == PHANTOM_CONCEPTS.index(name)).sum() == attributes.count
+
+
+def test_the_heart_is_in_the_right_half_and_the_left_dome_is_higher():
+    phantom = Phantom(PhantomKnobs(noise=0), seed=SEED)
+    healthy = [i for i in range(200) if not phantom.case(i).concepts.any()]
+    mean = np.mean([phantom.sample(index).image for index in healthy], axis=0)
+    row, size = mean[int(0.62 * 112)], 112
+    heart = row[int(0.58 * size) : int(0.66 * size)].mean()
+    lung = row[int(0.34 * size) : int(0.42 * size)].mean()
+    assert heart > 1.5 * lung
+    above_left_dome = mean[int(0.76 * size) : int(0.78 * size), int(0.22 * size) : int(0.30 * size)].mean()
+    above_right_dome = mean[int(0.76 * size) : int(0.78 * size), int(0.72 * size) : int(0.80 * size)].mean()
+    assert above_left_dome > 1.15 * above_right_dome
+
+
+def test_prevalences_are_those_documented_within_binomial_error(phantom):
+    count = 5000
+    concepts = np.array([phantom.case(index).concepts for index in range(count)])
+    expected = expected_prevalence()
+    error = np.sqrt(expected * (1 - expected) / count)
+    assert (np.abs(concepts.mean(axis=0) - expected) < 4 * error).all()
+    assert abs((~concepts.any(axis=1)).mean() - 0.29) < 4 * np.sqrt(0.29 * 0.71 / count)
+    assert (expected > 0.035).all() and (expected < 0.25).all()
+    assert 2.1 < expected.sum() / 0.71 < 2.6
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "with_finding", "without"),
+    [("aligned", 0.9, 0.1), ("reversed", 0.1, 0.9), ("clean", 0.0, 0.0), ("none", 0.0, 0.0)],
+)
+def test_the_marker_is_as_frequent_as_the_shortcut_says(shortcut, with_finding, without):
+    phantom = Phantom(PhantomKnobs(shortcut=shortcut, shortcut_concept="Nodule/Mass", shortcut_strength=0.9))
+    cases = [phantom.case(index) for index in range(3000)]
+    present = np.array([case.concepts[PHANTOM_CONCEPTS.index("Nodule/Mass")] for case in cases]) > 0
+    marked = np.array([case.marker for case in cases])
+    for group, share in ((present, with_finding), (~present, without)):
+        error = np.sqrt(share * (1 - share) / group.sum())
+        assert abs(marked[group].mean() - share) <= 4 * error
+
+
+def test_the_marker_changes_only_its_own_pixels_and_stays_when_the_finding_goes():
+    plain = Phantom(PhantomKnobs(shortcut="clean"))
+    marked = Phantom(PhantomKnobs(shortcut="aligned"))
+    column = PHANTOM_CONCEPTS.index("Infiltration")
+    cases = ((index, marked.case(index)) for index in range(1000))
+    index = next(index for index, case in cases if case.marker and case.concepts[column])
+    mask, sample = marked.marker_mask(), marked.sample(index)
+    assert ((sample.image != plain.sample(index).image) <= mask).all()
+    assert (sample.image[mask] > 200).all()
+    left, top, right, bottom = (round(edge * 112) for edge in sample.marker_box)
+    assert mask[top:bottom, left:right].sum() == mask.sum() > 0
+    assert marked.sample(index, without=["Infiltration"]).marker_box == sample.marker_box
+
+
+@pytest.mark.parametrize("size", [64, 97, 224])
+def test_another_size_shows_the_same_chest(phantom, size):
+    other = Phantom(PhantomKnobs(size=size), seed=SEED)
+    for index in range(5):
+        one, two = phantom.sample(index), other.sample(index)
+        assert two.image.shape == (size, size)
+        np.testing.assert_array_equal(one.concepts, two.concepts)
+        np.testing.assert_allclose(one.boxes, two.boxes, atol=3 / min(size, 112))
+
+
+def test_contrast_strengthens_findings_and_noise_the_noise():
+    index = indices_with(Phantom(), "Consolidation", 1)[0]
+
+    def difference(contrast: float) -> float:
+        phantom = Phantom(PhantomKnobs(contrast=contrast))
+        one, two = (phantom.sample(index, without=left_out).image.astype(int) for left_out in ((), ["Consolidation"]))
+        return float(np.abs(one - two).sum())
+
+    assert difference(0.5) < 0.8 * difference(1.0)
+    smooth, rough = (Phantom(PhantomKnobs(noise=noise)).sample(0).image.astype(int) for noise in (0.0, 2.0))
+    assert np.abs(np.diff(rough)).mean() > 1.3 * np.abs(np.diff(smooth)).mean()
+
+
+def test_leaving_out_an_unknown_finding_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"unknown findings \['Nodul'\] to leave out; known"):
+        Phantom().sample(0, without=["Nodul"])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"size": 32}, "`size` must be a whole number of pixels from 64 to 448, got 32"),
+        ({"size": 112.0}, "`size` must be"),
+        ({"completeness": 1.5}, "`completeness` must be from 0.0 to 1.0, got 1.5"),
+        ({"noise": float("nan")}, "`noise` must be a number, got nan"),
+        ({"shortcut": "left"}, "unknown `shortcut` 'left'; known"),
+        ({"shortcut_concept": "Fever"}, "unknown `shortcut_concept` 'Fever'"),
+        ({"shortcut_strength": 0.3}, "`shortcut_strength` must be from 0.5 to 1.0"),
+        ({"prevalence": "vindr"}, "unknown `prevalence` 'vindr'; known: .'balanced'"),
+        ({"contrast": 0.0}, "`contrast` must be"),
+    ],
+)
+def test_impossible_knobs_are_refused_with_the_reason(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        PhantomKnobs(**knobs)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="`seed` must be a whole number from 0, got -1"):
+        Phantom(seed=-1)
