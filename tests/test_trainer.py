@@ -1,0 +1,267 @@
+import dataclasses
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from conceptcam.data.batch import as_batch
+from conceptcam.stages import Recipe, preset
+from conceptcam.trainer import Trainer
+from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
+
+
+def stages_of(model, epochs=2, **changes):
+    names = {"concepts": epochs, "prototypes": epochs, "task": epochs}
+    return [dataclasses.replace(s, **changes) for s in preset().stages(model.config, Recipe(epochs=names))]
+
+
+TRAIN, VAL = batches(Squares(32, 0)), batches(Squares(16, 1))
+
+
+def test_three_stages_learn_concepts_places_and_tasks():
+    model = tiny_model()
+    train, val = batches(Squares(160, 0), 16), batches(Squares(48, 1), 16)
+    names = {"concepts": 6, "prototypes": 3, "task": 20}
+    records = Trainer(seed=0).fit(model, preset().stages(model.config, Recipe(epochs=names)), train, val)
+    best = {record.stage: record.score for record in records if record.best}
+    assert best["concepts"] > 0.95
+    assert best["prototypes"] > 0.9
+    assert best["task"] > 0.9
+    assert model.record.stages == ("concepts", "prototypes", "task")
+    assert not model.training
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_frozen_parts_are_still_to_the_bit(row):
+    """PEERS F12: batch norm of a frozen backbone moved in stages 2 and 3."""
+    model = tiny_model()
+    stage = stages_of(model)[row]
+    before = weights(model)
+    Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert moved <= set(stage.parts)
+
+
+def test_fully_frozen_backbone_is_still_in_stage_1_too():
+    model = tiny_model()
+    before = weights(model)
+    stage = preset().stages(model.config, Recipe(epochs={"concepts": 1}, freeze_backbone=True))[0]
+    Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    changed = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
+    assert all(name.startswith("concept_head") for name in changed)
+    assert changed
+
+
+def test_each_stage_ends_with_its_own_best_epoch():
+    """PEERS F13: one best score for all stages kept the last one from ever being saved."""
+    model = tiny_model()
+    trainer = Trainer(seed=0)
+    for stage in stages_of(model, epochs=3):
+        records = trainer.fit(model, [stage], TRAIN, VAL)
+        best = max(record.score for record in records)
+        _, score = trainer.evaluate(model, stage, VAL)
+        assert score == pytest.approx(best)
+        assert [record.best for record in records][0]
+
+
+def test_same_seed_gives_the_same_weights_and_leaves_random_states_alone():
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    runs = []
+    for _ in range(2):
+        torch.rand(3)
+        model = tiny_model()
+        before = torch.get_rng_state()
+        loader = torch.utils.data.DataLoader(Squares(16), 4, shuffle=True, collate_fn=_collate)
+        Trainer(seed=3).fit(model, stages_of(model, epochs=1)[:1], loader, VAL)
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append(weights(model))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+
+
+def _collate(items):
+    from conceptcam.data.batch import collate
+
+    return collate(items)
+
+
+def test_users_own_requires_grad_flags_come_back():
+    model = tiny_model()
+    model.backbone.requires_grad_(False)
+    Trainer(seed=0).fit(model, stages_of(model, epochs=1), TRAIN[:1], VAL[:1])
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert all(p.requires_grad for p in model.task_head.parameters())
+
+
+def test_dict_batches_train_exactly_as_ours():
+    dicts = [
+        {
+            "image": batch.images,
+            "concepts": batch.concepts,
+            "targets": batch.targets,
+            "bboxes": [
+                [
+                    {"concept_idx": int(k), "x_min": x0, "y_min": y0, "x_max": x1, "y_max": y1}
+                    for (x0, y0, x1, y1), k, i in zip(
+                        batch.boxes.xyxy.tolist(), batch.boxes.concept, batch.boxes.image, strict=True
+                    )
+                    if int(i) == image
+                ]
+                for image in range(len(batch.images))
+            ],
+        }
+        for batch in TRAIN[:2]
+    ]
+    results = []
+    for given in (TRAIN[:2], dicts):
+        model = tiny_model()
+        Trainer(seed=0).fit(model, stages_of(model, epochs=1), given, VAL[:1])
+        results.append(weights(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_dict_batch_without_boxes_or_targets_is_enough_for_concepts():
+    batch = as_batch({"image": TRAIN[0].images, "concepts": TRAIN[0].concepts})
+    assert batch.boxes is None
+    assert batch.targets.shape == (8, 0)
+
+
+def test_loss_that_is_not_finite_names_the_samples():
+    broken = TRAIN[0]._replace(images=TRAIN[0].images * torch.inf)
+    model = tiny_model()
+    with pytest.raises(FloatingPointError, match=r"loss of stage 'concepts' is nan; its batch of 8 samples: square-0"):
+        Trainer(seed=0).fit(model, stages_of(model)[:1], [broken], VAL)
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_no_batches_is_told_in_a_sentence(empty):
+    model = tiny_model()
+    given = ([], VAL) if empty == "train" else (TRAIN[:1], [])
+    with pytest.raises(ValueError, match="there are no batches"):
+        Trainer(seed=0).fit(model, stages_of(model)[:1], *given)
+
+
+def test_validation_labels_that_never_vary_give_an_undefined_score_and_still_train():
+    model = tiny_model()
+    absent = [VAL[0]._replace(concepts=torch.zeros_like(VAL[0].concepts))]
+    before = weights(model)
+    (record,) = Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], TRAIN, absent)
+    assert np.isnan(record.score)
+    assert record.best
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_unknown_labels_train_as_if_left_out():
+    unknown = [b._replace(concepts=b.concepts.clone().index_fill_(1, torch.tensor([2]), torch.nan)) for b in TRAIN]
+    model = tiny_model()
+    before = weights(model)
+    boxless = [batch._replace(boxes=None) for batch in unknown]
+    stage = dataclasses.replace(stages_of(model, epochs=1)[0], weight_decay=0.0)
+    Trainer(seed=0).fit(model, [stage], boxless, VAL)
+    weight, old = model.concept_head.score.weight, before["concept_head.score.weight"]
+    assert torch.equal(weight[2], old[2])
+    assert not torch.equal(weight[0], old[0])
+
+
+def test_early_stopping_waits_for_patience():
+    model = tiny_model()
+    stage = stages_of(model, epochs=30, patience=2)[0]
+    records = Trainer(seed=0).fit(model, [stage], TRAIN[:1], VAL[:1])
+    best = max(record.epoch for record in records if record.best)
+    assert len(records) == min(30, best + 2)
+
+
+def test_cosine_schedule_warms_up_and_ends_near_zero():
+    model = tiny_model()
+    stage = stages_of(model, epochs=10, schedule="cosine")[2]
+    records = Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    rates = [record.lr for record in records]
+    assert rates[0] < max(rates) == pytest.approx(stage.lr["task_head"], rel=0.1)
+    assert rates[-1] < 0.1 * max(rates)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+def test_gap_between_losses_is_warned_of_once(caplog):
+    model = tiny_model()
+    wrong = [batch._replace(concepts=1 - batch.concepts, boxes=None) for batch in VAL]
+    with caplog.at_level(logging.WARNING):
+        records = Trainer(seed=0).fit(model, stages_of(model, epochs=5)[:1], TRAIN, wrong)
+    assert records[-1].val_loss - records[-1].train_loss > 0.1
+    assert caplog.text.count("may be overfitting") == 1
+
+
+def test_bf16_on_a_cpu_trains_close_to_fp32():
+    losses = []
+    for precision in ("fp32", "bf16"):
+        model = tiny_model()
+        losses.append(Trainer(seed=0, precision=precision).fit(model, stages_of(model, epochs=2)[:1], TRAIN, VAL))
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert losses[0][-1].train_loss == pytest.approx(losses[1][-1].train_loss, rel=0.05)
+
+
+def test_fp16_on_a_cpu_and_unknown_precision_are_refused():
+    with pytest.raises(ValueError, match="needs a GPU; use 'bf16'"):
+        Trainer(precision="fp16")
+    with pytest.raises(ValueError, match="unknown `precision` 'half'"):
+        Trainer(precision="half")
+
+
+def test_gradients_are_clipped_to_the_norm():
+    model = tiny_model()
+    stage = stages_of(model, epochs=1)[0]
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])).item())
+        return step(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = spy
+    try:
+        Trainer(seed=0, clip_norm=0.01).fit(model, [stage], TRAIN, VAL)
+    finally:
+        torch.optim.AdamW.step = step
+    assert norms
+    assert max(norms) <= 0.0101
+
+
+def test_hook_sees_every_epoch_and_may_stop_training():
+    seen = []
+
+    def hook(model, record):
+        seen.append((record.stage, record.epoch))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    model = tiny_model()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(seed=0, on_epoch=hook).fit(model, stages_of(model), TRAIN[:1], VAL[:1])
+    assert seen == [("concepts", 1), ("concepts", 2), ("prototypes", 1)]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_teaching_a_part_again_forgets_what_rested_on_it():
+    model = tiny_model()
+    first, second, third = stages_of(model, epochs=1)
+    trainer = Trainer(seed=0)
+    trainer.fit(model, [first, second, third], TRAIN[:1], VAL[:1])
+    model.record = dataclasses.replace(model.record, thresholds={"bright": 0.3}, metrics={"auroc": 0.9})
+    trainer.fit(model, [second], TRAIN[:1], VAL[:1])
+    assert model.record.stages == ("concepts", "prototypes")
+    assert model.record.thresholds == {"bright": 0.3}
+    assert model.record.metrics == {}
+    trainer.fit(model, [first], TRAIN[:1], VAL[:1])
+    assert model.record.stages == ("concepts",)
+    assert model.record.thresholds == {}
+
+
+def test_concepts_bottleneck_trains_two_stages():
+    model = tiny_model(bottleneck="concepts")
+    stages = preset().stages(tiny_config(bottleneck="concepts"), Recipe(epochs={"concepts": 2, "task": 2}))
+    records = Trainer(seed=0).fit(model, stages, TRAIN, VAL)
+    assert {record.stage for record in records} == {"concepts", "task"}
