@@ -255,7 +255,7 @@ def _fractions(xywh: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     beyond = torch.maximum(-low, high - sizes).amax(dim=1)
     xyxy = (torch.cat([low, high], dim=1) / sizes.repeat(1, 2)).clamp(0, 1).float()
-    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (xywh[:, 2:] > 0).all(dim=1) & (beyond <= _OVERSHOOT)
+    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= _OVERSHOOT)
     if cut := int((sane & (beyond > 1e-3)).sum()):
         _log.info(
             "cut %d of %d boxes at the border, beyond which they went by at most %g pixels", cut, len(xywh), _OVERSHOOT

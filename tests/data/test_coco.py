@@ -252,6 +252,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: s
     assert message in refused(tmp_path, text)
 
 
+@pytest.mark.parametrize("width", [0, -40, float("nan")])
+def test_images_without_a_size_are_refused(tmp_path: Path, content: dict[str, Any], width: float):
+    content["images"][1]["width"] = width
+    assert refused(tmp_path, content) == "width and height must be above 0, which they are not for 'b.png'"
+
+
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
