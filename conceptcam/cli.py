@@ -15,7 +15,7 @@ from conceptcam import __version__
 if TYPE_CHECKING:
     from conceptcam.runs import RunOptions
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +101,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from conceptcam.runs import FIGURES, measure, save_explanations
 
     model = ConceptModel.from_pretrained(options.model)
-    (dataset,) = _datasets(
-        options, (options.split,), CocoDataset, concepts=model.config.concepts, tasks=model.config.tasks
-    )
+    (dataset,) = _datasets(options, (options.split,), CocoDataset, concepts=model.config.concepts)
+    if dataset.tasks:
+        (dataset,) = _datasets(
+            options, (options.split,), CocoDataset, concepts=dataset.concepts, tasks=model.config.tasks
+        )
     folder = _folder(options, "evaluate")
     result = measure(model, dataset, folder, _run_options(options), canaries=options.canary)
     save_explanations(model, [dataset.read(i) for i in range(min(options.figures, len(dataset)))], folder / FIGURES)
@@ -142,8 +144,10 @@ def _explain(options: argparse.Namespace) -> None:
 
 def _datasets(options: argparse.Namespace, files: Sequence[str], reader: Any, **names: Any) -> list[Any]:
     images = options.images if options.images is not None else options.data / "images"
-    first = reader(options.data / files[0], images, **names)
-    rest = [reader(options.data / file, images, concepts=first.concepts, tasks=first.tasks) for file in files[1:]]
+    bad = {"bad_boxes": options.bad_boxes}
+    first = reader(options.data / files[0], images, **bad, **names)
+    names = {"concepts": first.concepts, "tasks": first.tasks}
+    rest = [reader(options.data / file, images, **bad, **names) for file in files[1:]]
     return [first, *rest]
 
 
@@ -231,6 +235,10 @@ metrics.json, metrics.txt and figures/.""",
     parser.add_argument("--val", default="val.json", metavar="FILE", help="validation annotations within DATA")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: DATA/images)")
     parser.add_argument(
+        "--bad-boxes", choices=("refuse", "skip"), default="refuse",
+        help="what to do if a box is empty or far outside its image (default: refuse the file)",
+    )  # fmt: skip
+    parser.add_argument(
         "--backbone", default="timm:resnet18", metavar="NAME", help="as create_backbone takes (default: timm:resnet18)"
     )
     start = parser.add_mutually_exclusive_group()
@@ -282,6 +290,10 @@ transposed boxes); and the tasks, if they were taught. Writes metrics.json, metr
         "--split", default="val.json", metavar="FILE", help="annotations within DATA (default: val.json)"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: DATA/images)")
+    parser.add_argument(
+        "--bad-boxes", choices=("refuse", "skip"), default="refuse",
+        help="what to do if a box is empty or far outside its image (default: refuse the file)",
+    )  # fmt: skip
     parser.add_argument(
         "--canary",
         action="append",

@@ -160,7 +160,7 @@ def finding_sheet(dataset: ConceptDataset, columns: int = 6) -> Any:
             # The image with the fewest other findings shows this one best.
             item = dataset.read(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
             boxes = item.boxes.xyxy[item.boxes.concept == k] if item.boxes is not None else []
-            tiles.append(Tile(name, blend(item.image, torch.zeros(1, 1), boxes=boxes)))  # no heat, boxes alone
+            tiles.append(Tile(name, blend(item.image, boxes=boxes)))
     return contact_sheet(tiles, columns=columns)
 
 

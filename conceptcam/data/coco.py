@@ -56,8 +56,8 @@ class CocoDataset(ConceptDataset):
         annotations: The JSON file.
         images: The folder that its file names are relative to.
         concepts: Categories to use, in the order wanted; None takes all, by category id.
-        tasks: Names to take from the images' `"tasks"`, in the order wanted; if the tasks exclude each
-            other, label each image with one 1 and zeros.
+        tasks: Names to take from the images' `"tasks"`, in the order wanted; None takes all, in the order of
+            their appearance. If the tasks exclude each other, label each image with one 1 and zeros.
         bad_boxes: What to do with boxes that cannot be: without area, not numbers, or more than two
             pixels beyond the image. `"refuse"` raises; `"skip"` leaves them out with a warning, and the
             label of a concept that had no other box in the image becomes unknown.
@@ -77,7 +77,7 @@ class CocoDataset(ConceptDataset):
         images: str | PathLike[str],
         *,
         concepts: Sequence[str] | None = None,
-        tasks: Sequence[str] = (),
+        tasks: Sequence[str] | None = None,
         bad_boxes: BadBoxes = "refuse",
         augment: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
@@ -93,7 +93,7 @@ class CocoDataset(ConceptDataset):
         by_id = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
         self.concepts = _chosen("concepts", by_id if concepts is None else concepts, by_id, at_least=1)
         known_tasks = {name: None for image in self._images for name in image.get("tasks") or ()}
-        self.tasks = _chosen("tasks", tasks, list(known_tasks), at_least=0)
+        self.tasks = _chosen("tasks", list(known_tasks) if tasks is None else tasks, list(known_tasks), at_least=0)
 
         drawn = _draw(content, categories, self.concepts, bad_boxes)
         self._drawn, self._first = drawn, torch.searchsorted(drawn.image, torch.arange(len(self._images) + 1))

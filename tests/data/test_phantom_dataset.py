@@ -1,6 +1,7 @@
 """The phantom as a data set: its cache and its items."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -173,6 +174,17 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
     writer.stdout.close()
     assert not [name for name in files(tmp_path) if not name.startswith(".")]
     assert_same(cached(request(), tmp_path, processes=1), render_part(request()))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_pickled_data_set_is_the_same_and_carries_no_mapped_images(tmp_path, in_memory):
+    dataset = PhantomDataset(40, seed=0, knobs=KNOBS, cache_dir=False if in_memory else tmp_path)
+    pickled = pickle.dumps(dataset)
+    assert (len(pickled) > 40 * 64 * 64) == in_memory
+    copy = pickle.loads(pickled)
+    assert copy[39].name == dataset[39].name
+    assert torch.equal(copy[39].image, dataset[39].image)
+    assert torch.equal(dataset[39].image, PhantomDataset(1, seed=0, knobs=KNOBS, first=39, cache_dir=False)[0].image)
 
 
 def test_the_default_folder_follows_the_environment(tmp_path, monkeypatch):

@@ -193,9 +193,16 @@ def test_best_threshold_lies_between_the_sides_it_separates():
     logits = torch.tensor([[-3.0], [-1], [1], [2]])
     best = float(best_thresholds(logits, torch.tensor([[0.0], [0], [1], [1]])))
     assert best == pytest.approx(float(logits[1:3].double().sigmoid().mean()))
-    neighbours = torch.tensor([[1.0], [1.0 + 2**-50]], dtype=torch.float64)
-    best_of_neighbours = best_thresholds(neighbours, torch.tensor([[0.0], [1]]))
-    assert float(label_scores(neighbours, torch.tensor([[0.0], [1]]), threshold=best_of_neighbours).f1) == 1
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_best_threshold_separates_neighbouring_floats(step: int):
+    # Near 0.5, a logit of 4 * 2**-53 moves the probability by one float; the middle rounds up or down.
+    logits = torch.tensor([[step], [step + 1]], dtype=torch.float64) * 4 * 2**-53
+    low, high = logits.sigmoid()[:, 0]
+    assert torch.nextafter(low, torch.ones_like(low)) == high
+    labels = torch.tensor([[0.0], [1]])
+    assert float(label_scores(logits, labels, threshold=best_thresholds(logits, labels)).f1) == 1
 
 
 def multiclass(rows: int = 150, classes: int = 4) -> tuple[Tensor, Tensor, Tensor]:

@@ -308,6 +308,14 @@ def test_pointing_takes_masks_of_any_shape():
     assert pointing_game(peaks, inside, tolerance=2.1).tolist() == [1, 1]
 
 
+def test_tolerance_is_a_disc_without_its_rim():
+    inside = torch.zeros(1, 9, 9, dtype=torch.bool)
+    inside[0, 4, 5] = True
+    corner = torch.tensor([1 * 9 + 1])  # 3 up and 4 left of it: at a distance of 5
+    assert pointing_game(corner, inside, tolerance=5).tolist() == [0]
+    assert pointing_game(corner, inside, tolerance=5.01).tolist() == [1]
+
+
 @pytest.mark.parametrize(("grid", "size"), [((3, 5), (9, 35)), ((4, 4), (32, 32)), ((2, 3), (2, 3))])
 def test_peak_lies_at_the_centre_of_its_cell_on_the_border_too(grid: tuple[int, int], size: tuple[int, int]):
     cells = grid[0] * grid[1]
@@ -382,6 +390,13 @@ def test_control_is_the_same_for_a_seed_and_differs_between_seeds():
     draws = [random_peaks((6, 6), (24, 24), generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+    boxes, controls = random_boxes(4, 2, 9), []
+    for seed in (0, 0, 1):
+        metric = LocalizationMetrics(2, seed=seed)
+        metric.update(torch.zeros(4, 2, 4, 4), boxes, (16, 16))
+        controls.append(metric.compute().random_pointing)
+    assert torch.equal(controls[0], controls[1])
+    assert not torch.equal(controls[0], controls[2])
 
 
 @pytest.mark.parametrize("boxes", [None, ConceptBoxes.empty()])

@@ -23,6 +23,7 @@ LUNG_TOP, LUNG_WIDEST = 0.095, 0.60
 RIB_SPACING, RIB_HALF = 0.083, 0.225
 RIB_DENSITY, CLAVICLE_DENSITY = 0.085, 0.13
 THORAX_WIDTH = 0.65
+PA_TALL = 1.5
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ class Shape:
     heart_half: float = 0.145
     heart_bulge: float = 0.0
     """Added to the heart's half-width at the level where it is widest (cardiomegaly)."""
-    knob_radius: float = 0.036
-    artery_radius: float = 0.031
+    knob_radius: float = 0.044
+    artery_radius: float = 0.034
     shift: float = 0.0
-    """Sideways move of trachea and upper mediastinum, fading towards the heart."""
+    """Sideways place of trachea and upper mediastinum, fading towards the heart."""
     gas: float = 0.0
     """Radius of the gas bubble in the stomach."""
 
@@ -105,12 +106,12 @@ class Shape:
     @property
     def knob_center(self) -> tuple[float, float]:
         """(u, v) of the aortic knob's middle."""
-        return 0.552 + 0.40 * (self.knob_radius - 0.036) + 0.95 * self.shift, 0.335
+        return 0.543 + 0.55 * (self.knob_radius - 0.044) + 0.95 * self.shift, 0.335
 
     @property
     def artery_center(self) -> tuple[float, float]:
         """(u, v) of the middle of the main pulmonary artery."""
-        return 0.568 + 0.45 * (self.artery_radius - 0.031), 0.435
+        return 0.546 + 0.70 * (self.artery_radius - 0.034), 0.435
 
     def midline(self, v: Floats) -> Floats:
         """Where across (u) the trachea and mediastinum are at each height."""
@@ -138,8 +139,11 @@ class Shape:
         """How much of the heart there is at each place, 0 to 1."""
         center_u, center_v = self.heart_center
         down = v - center_v
-        # An enlarged heart widens where it is widest, more towards its apex; its upper border stays.
-        growth = self.heart_bulge * (1 - ((down - 0.015) / 0.095) ** 4).clip(0, 1)
+        growth: Floats | float = 0.0
+        if self.heart_bulge:
+            # An enlarged heart widens where it is widest, more towards its apex; its upper border stays.
+            level = ((down - 0.015) / 0.095) ** 2
+            growth = self.heart_bulge * (1 - level * level).clip(0, 1)
         # Tilted: the axis runs from the right atrium, up and image-left, down to the apex, image-right.
         across = (u - center_u - 0.30 * (down + growth)) / (self.heart_half + growth)
         down = down / 0.17
@@ -147,12 +151,12 @@ class Shape:
 
     def silhouette(self, u: Floats, v: Floats) -> Floats:
         """How much of heart, great vessels and mediastinum there is at each place, 0 to 1."""
-        width = 0.056 + 0.10 * (0.24 - v).clip(0, None)
+        width = 0.060 + 0.10 * (0.24 - v).clip(0, None)
         solid = ((width - np.abs(u - self.midline(v))) * 30).clip(0, 1)
         np.maximum(solid, self.heart(u, v), out=solid)
         for (x, y), radius, tall in (
             (self.knob_center, self.knob_radius, 1.0),
-            (self.artery_center, self.artery_radius, 1.25),
+            (self.artery_center, self.artery_radius, PA_TALL),
         ):
             across, down = (u - x) / radius, (v - y) / (radius * tall)
             np.maximum(solid, ((1 - across * across - down * down) * 3).clip(0, 1), out=solid)
@@ -160,13 +164,14 @@ class Shape:
 
 
 def draw_shape(rng: Generator) -> Shape:
-    """The outlines of a healthy chest: cardiothoracic ratio .42 to .48, right dome higher."""
-    ratio, dome_left, dome_right = rng.uniform(0.42, 0.48), *rng.normal((0.745, 0.775), 0.01)
+    """The outlines of a healthy chest: cardiothoracic ratio .41 to .485, right dome higher."""
+    ratio, dome_left, dome_right = rng.uniform(0.41, 0.485), *rng.normal((0.745, 0.775), 0.01)
     return Shape(
         domes=(float(dome_left), float(dome_right)),
         heart_half=float(ratio * THORAX_WIDTH / 2),
-        knob_radius=float(rng.uniform(0.033, 0.039)),
-        artery_radius=float(rng.uniform(0.029, 0.033)),
+        knob_radius=float(rng.uniform(0.040, 0.048)),
+        artery_radius=float(rng.uniform(0.031, 0.037)),
+        shift=min(max(0.004 * float(rng.standard_normal()), -0.008), 0.008),
         gas=float(max(0.0, rng.uniform(-0.02, 0.05))),
     )
 
@@ -201,7 +206,10 @@ class Chest:
         u, v = frame.u, frame.v
         self.lungs = (shape.lung(0, u, v), shape.lung(1, u, v))
         lung = np.maximum(*self.lungs)
-        self._silhouette = shape.silhouette(u, v)
+        # Drawn only where it can be: most of an image's time goes into whole-image arithmetic.
+        middle = frame.window((0.28, 0.86), (-0.2, 1.2))
+        self._silhouette = np.zeros_like(u)
+        self._silhouette[middle] = shape.silhouette(u[middle], v[middle])
         # Behind the heart some lung shows through, and so does what lies in it.
         self.clear = lung * (1 - 0.85 * self._silhouette)
         hilum = (frame.offset[0], frame.offset[1])
@@ -215,12 +223,16 @@ class Chest:
         u, v = self.frame.u, self.frame.v
         across = np.abs(u - 0.5)
         body = self._body(across, v)
+        lung = np.maximum(*self.lungs)
         total = 0.60 * body + 0.10 * self._silhouette
         total += 0.05 * ((v - 0.70) * 6).clip(0, 1) * body
         total -= self.shape.lung_depth * self.clear
         total += self.markings
-        total += self._bones(across, v, body)
-        total -= self._air(u, v)
+        total += self._bones(across, v, body * (0.4 + 0.6 * lung))
+        strip = self.frame.window((0.40, 0.60), (-0.2, 1.2))
+        total[strip] += self._spine(across[strip], v[strip]) - self._trachea(u[strip], v[strip])
+        if self.shape.gas > 0.01:
+            self._add_gas(total)
         return np.asarray(total)
 
     def _body(self, across: Floats, v: Floats) -> Floats:
@@ -231,9 +243,10 @@ class Chest:
         edge = ((1 - side) * 3).clip(0, 1) * ((v - shoulder) * 18 + 0.2).clip(0, 1)
         return np.asarray(edge * (1 - 0.9 * (across * across)))
 
-    def _bones(self, across: Floats, v: Floats, body: Floats) -> Floats:
+    def _bones(self, across: Floats, v: Floats, seen: Floats) -> Floats:
+        """Ribs and clavicles; `seen` is how well ribs show at each place."""
         phase = (v - rib_height(0, across)) * (1 / RIB_SPACING)
-        cage = ((across - 0.06) * 14).clip(0, 1) * ((0.86 - v) * 9).clip(0, 1) * body
+        cage = ((across - 0.06) * 14).clip(0, 1) * ((0.86 - v) * 9).clip(0, 1) * seen
         ribs = RIB_DENSITY * rib_profile(phase - np.rint(phase))
         # Anterior ends are farther from the detector and softer: they slant the other way, faintly.
         phase = (v - 0.10 + 0.75 * across) * (1 / 0.1)
@@ -243,7 +256,7 @@ class Chest:
         away = v - clavicle_height(across)
         ends = ((across - 0.035) * 40).clip(0, 1) * ((0.40 - across) * 25).clip(0, 1)
         bones += CLAVICLE_DENSITY * clavicle_profile(away) * ends
-        return np.asarray(bones + self._spine(across, v))
+        return np.asarray(bones)
 
     def _spine(self, across: Floats, v: Floats) -> Floats:
         disc = v * (1 / 0.055)
@@ -251,14 +264,14 @@ class Chest:
         column = ((0.036 - across) * 60).clip(0, 1)
         return np.asarray(column * (0.03 + 0.045 * (disc * 4 - 0.4).clip(0, 1)))
 
-    def _air(self, u: Floats, v: Floats) -> Floats:
-        """Air outside the lungs: the trachea and, under the image-right dome, the stomach's bubble."""
+    def _trachea(self, u: Floats, v: Floats) -> Floats:
         away = np.abs(u - self.shape.midline(v))
-        trachea = (1 - (away / 0.021) ** 2).clip(0, 1) * ((0.40 - v) * 14).clip(0, 1)
-        air = 0.15 * trachea
-        if self.shape.gas > 0.01:
-            radius = self.shape.gas
-            rows = self.frame.window((0.66 - 1.6 * radius, 0.66 + 1.6 * radius), (0.86 - radius, 0.86 + radius))
-            across, down = (u[rows] - 0.66) / (1.6 * radius), (v[rows] - 0.86) / radius
-            air[rows] += 0.22 * ((1 - across * across - down * down) * 1.5).clip(0, 1)
-        return np.asarray(air)
+        return np.asarray(0.15 * (1 - (away / 0.021) ** 2).clip(0, 1) * ((0.40 - v) * 14).clip(0, 1))
+
+    def _add_gas(self, total: Floats) -> None:
+        """The bubble in the stomach, under the image-right dome."""
+        tall, (u, v) = self.shape.gas, (0.66, 0.86)
+        wide = 1.6 * tall
+        window = self.frame.window((u - wide, u + wide), (v - tall, v + tall))
+        across, down = (self.frame.u[window] - u) / wide, (self.frame.v[window] - v) / tall
+        total[window] -= 0.22 * ((1 - across * across - down * down) * 1.5).clip(0, 1)

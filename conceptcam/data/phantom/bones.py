@@ -21,16 +21,19 @@ _REACH = 0.046
 
 
 def rib_fracture(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> Attributes:
-    """A step, a gap and some callus in one posterior rib over the lung."""
-    lung, rib, across = draw_side(rng), int(rng.integers(3, 7)), rng.uniform(0.17, 0.25)
+    """A step, a gap and some callus in one posterior rib over the lung, or in two neighbours."""
+    lung, first, across = draw_side(rng), int(rng.integers(3, 6)), rng.uniform(0.17, 0.24)
+    count = 1 + int(rng.random() < 0.4)
+    step, gap, callus = rng.uniform(0.026, 0.034), rng.uniform(0.014, 0.019), rng.uniform(0.15, 0.22)
+    for rib in range(first, first + count):
 
-    def profile(distance: Floats, v: Floats) -> Floats:
-        return RIB_DENSITY * rib_profile((v - rib_height(rib, distance)) / RIB_SPACING)
+        def profile(distance: Floats, v: Floats, rib: int = rib) -> Floats:
+            return RIB_DENSITY * rib_profile((v - rib_height(rib, distance)) / RIB_SPACING)
 
-    step, gap = rng.uniform(0.020, 0.028), rng.uniform(0.010, 0.014)
-    place = (lung, across, float(rib_height(rib, across)))
-    _break(scene, "Rib fracture", place, profile, step, gap, callus=rng.uniform(0.12, 0.18))
-    return Attributes(("left", "right")[lung], "mid", step, 1)
+        place = (lung, across, float(rib_height(rib, across)))
+        _break(scene, "Rib fracture", place, profile, step, gap, callus=callus)
+        across += rng.uniform(-0.01, 0.01)
+    return Attributes(("left", "right")[lung], "mid", step, count)
 
 
 def clavicle_fracture(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> Attributes:
@@ -40,9 +43,9 @@ def clavicle_fracture(scene: Scene, rng: Generator, traits: Mapping[str, bool]) 
     def profile(distance: Floats, v: Floats) -> Floats:
         return CLAVICLE_DENSITY * clavicle_profile(v - clavicle_height(distance))
 
-    step, gap = rng.uniform(0.024, 0.034), rng.uniform(0.010, 0.016)
+    step, gap = rng.uniform(0.028, 0.038), rng.uniform(0.016, 0.022)
     place = (lung, across, float(clavicle_height(across)))
-    _break(scene, "Clavicle fracture", place, profile, step, gap, callus=rng.uniform(0.06, 0.12))
+    _break(scene, "Clavicle fracture", place, profile, step, gap, callus=rng.uniform(0.10, 0.16))
     return Attributes(("left", "right")[lung], "apical", step, 1)
 
 

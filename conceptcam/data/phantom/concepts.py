@@ -92,14 +92,15 @@ _EXCLUDES: tuple[tuple[str, str], ...] = (("Emphysema", "ILD"),)
 
 def draw_concepts(rng: Generator) -> Ints:
     """(22,) which findings one image shows, 0 or 1: none at all, or at least one."""
-    abnormal, alone, brings = rng.random(), rng.random(len(_ALONE)), rng.random(len(_BRINGS))
-    fallback = rng.choice(len(_ALONE), p=_ALONE / _ALONE.sum())
+    # All numbers are drawn first, so that what follows in the stream does not depend on them.
+    abnormal, pick = rng.random(2)
+    alone, brings = rng.random(len(_ALONE)), rng.random(len(_BRINGS))
     concepts = np.zeros(len(_ALONE), np.int8)
     if abnormal >= ABNORMAL:
         return concepts
     concepts[:] = alone < _ALONE
     if not concepts.any():
-        concepts[fallback] = 1
+        concepts[np.searchsorted(_ALONE.cumsum(), pick * _ALONE.sum(), side="right")] = 1
     for (cause, effect, chance), drawn in zip(_BRINGS, brings, strict=True):
         if concepts[INDEX[cause]] and drawn < chance:
             concepts[INDEX[effect]] = 1

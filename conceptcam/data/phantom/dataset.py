@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from conceptcam.boxes import ConceptBoxes
@@ -79,6 +80,22 @@ class PhantomDataset(ConceptDataset):
             boxes,
             f"phantom-{self.seed}-{self.first + index}",
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader's worker process gets: where the images are, rather than a copy of them all."""
+        state = self.__dict__.copy()
+        if isinstance(self._arrays.images, np.memmap):
+            where = (self._arrays.images.filename, self._arrays.images.shape)
+            state["_arrays"] = self._arrays._replace(images=np.zeros(0, np.uint8))
+            state["_mapped"] = where
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mapped = state.pop("_mapped", None)
+        self.__dict__.update(state)
+        if mapped is not None:
+            filename, shape = mapped
+            self._arrays = self._arrays._replace(images=np.memmap(filename, np.uint8, "r", shape=shape))
 
 
 def _default_folder() -> Path:

@@ -59,7 +59,8 @@ def calcification(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     window, du, dv = scene.around(spot.u, spot.v, 0.045, 0.045)
     specks = np.zeros_like(du)
     for _ in range(count):
-        x, y = (float(step) for step in rng.normal(0, 0.014, 2).clip(-0.032, 0.032))
+        turn, away = rng.uniform(0, 2 * math.pi), rng.uniform(0.010, 0.030)
+        x, y = away * math.cos(turn), away * math.sin(turn)
         radius = rng.uniform(0.007, 0.011)
         np.maximum(specks, (3 * (1 - ((du - x) ** 2 + (dv - y) ** 2) / radius**2)).clip(0, 1), out=specks)
     scene.paint("Calcification", window, rng.uniform(0.34, 0.50) * specks)
@@ -82,13 +83,13 @@ def edema(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     window, du, dv = scene.around(0.5, 0.455, 0.10 + reach, tall)
     wings = (1 - ((np.abs(du) - 0.10) / reach) ** 2 - (dv / tall) ** 2).clip(0, 1)
     wings *= chest.clear[window] * (1 + 0.35 * chest.textures.crop("parenchyma", rng, du.shape)).clip(0.2, None)
-    scene.paint("Edema", window, rng.uniform(0.20, 0.30) * wings)
+    scene.paint("Edema", window, rng.uniform(0.07, 0.20) * wings)
     return Attributes("both", "mid", reach, 1)
 
 
 def ild(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     """Interstitial lung disease: a fine net in both lungs, tall, a box for each."""
-    strength = rng.uniform(0.05, 0.09)
+    strength = rng.uniform(0.03, 0.07)
     half, tall = rng.uniform(0.10, 0.13), rng.uniform(0.15, 0.21)
     for lung in (0, 1):
         spot = Spot(lung, (0.30, 0.70)[lung] + rng.uniform(-0.01, 0.01), 0.55 + rng.uniform(-0.03, 0.03), "whole")
@@ -165,12 +166,12 @@ def nodule(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
         radii.append(_small_radius(rng))
     for spot, radius in zip(spots, radii, strict=True):
         window, disc = _blob(scene, rng, spot, (radius, radius), edge=3.0, lobes=0.12)
-        scene.paint("Nodule/Mass", window, rng.uniform(0.17, 0.27) * disc)
+        scene.paint("Nodule/Mass", window, rng.uniform(0.18, 0.28) * disc)
     return Attributes(spots[0].side, spots[0].zone, max(radii), len(spots))
 
 
 def _small_radius(rng: Generator) -> float:
-    return min(max(0.024 * math.exp(0.35 * rng.standard_normal()), 0.014), 0.045)
+    return min(max(0.026 * math.exp(0.35 * rng.standard_normal()), 0.016), 0.045)
 
 
 def _zone(rng: Generator, apical: bool) -> Zone:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from conceptcam.data.phantom.anatomy import LUNG_TOP, Shape
+from conceptcam.data.phantom.anatomy import LUNG_TOP, PA_TALL, THORAX_WIDTH, Shape
 from conceptcam.data.phantom.scene import Attributes
 
 Rectangle = tuple[tuple[float, float], tuple[float, float]]
@@ -22,7 +22,7 @@ class Outline(NamedTuple):
 
 
 def _aortic_enlargement(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    radius = shape.knob_radius + rng.uniform(0.020, 0.038)
+    radius = shape.knob_radius + rng.uniform(0.009, 0.030)
     return replace(shape, knob_radius=radius), Attributes("right", "apical", radius, 1)
 
 
@@ -32,18 +32,19 @@ def _knob(shape: Shape) -> Rectangle:
 
 
 def _enlarged_pa(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    radius = shape.artery_radius + rng.uniform(0.020, 0.034)
+    radius = shape.artery_radius + rng.uniform(0.009, 0.028)
     return replace(shape, artery_radius=radius), Attributes("right", "mid", radius, 1)
 
 
 def _artery(shape: Shape) -> Rectangle:
     (u, v), radius = shape.artery_center, shape.artery_radius
     # From the midline outwards, where the bulge shows: the rest lies in the mediastinum.
-    return (max(0.505, u - radius), u + radius), (v - 1.25 * radius, v + 1.25 * radius)
+    return (max(0.515, u - radius), u + radius), (v - PA_TALL * radius, v + PA_TALL * radius)
 
 
 def _cardiomegaly(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    bulge = rng.uniform(0.032, 0.062)
+    # By definition wider than half the thorax; a healthy heart takes less.
+    bulge = rng.uniform(0.505, 0.60) * THORAX_WIDTH / 2 - shape.heart_half
     return replace(shape, heart_bulge=bulge), Attributes("both", "basal", shape.heart_half + bulge, 1)
 
 
@@ -55,7 +56,7 @@ def _heart(shape: Shape) -> Rectangle:
 
 
 def _mediastinal_shift(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    side, shift = (-1, 1)[rng.random() < 0.5], rng.uniform(0.036, 0.060)
+    side, shift = (-1, 1)[rng.random() < 0.5], rng.uniform(0.024, 0.052)
     return replace(shape, shift=side * shift), Attributes("midline", "apical", shift, 1)
 
 
@@ -66,15 +67,15 @@ def _trachea(shape: Shape) -> Rectangle:
 
 
 def _emphysema(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    depth = rng.uniform(0.035, 0.07)
+    depth = rng.uniform(0.010, 0.050)
     ill = replace(
         shape,
         domes=(shape.domes[0] + depth, shape.domes[1] + depth),
-        dome_bend=1.2,
-        lung_widening=1.06,
-        lung_depth=shape.lung_depth + rng.uniform(0.03, 0.06),
-        markings=0.5,
-        heart_half=0.85 * shape.heart_half,
+        dome_bend=rng.uniform(1.2, 3.2),
+        lung_widening=1.03,
+        lung_depth=shape.lung_depth + rng.uniform(0.01, 0.05),
+        markings=rng.uniform(0.55, 0.9),
+        heart_half=0.92 * shape.heart_half,
     )
     return ill, Attributes("both", "whole", depth, 1)
 

@@ -12,7 +12,7 @@ from conceptcam.data.phantom.scene import Attributes, Scene, Zone, draw_side
 def pneumothorax(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> Attributes:
     """Air in the pleural space: a dark crescent without vessels, and the collapsed lung's fine border."""
     chest, lung = scene.chest, draw_side(rng)
-    width, bottom = rng.uniform(0.030, 0.065), rng.uniform(0.34, 0.62)
+    width, bottom = rng.uniform(0.020, 0.055), rng.uniform(0.32, 0.60)
     window = _half(scene, lung, 0.08, bottom)
     u, v = chest.frame.u[window], chest.frame.v[window]
     # The collapsed lung is a narrower and lower copy of the cavity it leaves.
@@ -20,8 +20,8 @@ def pneumothorax(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> At
     fade = ((bottom - v) * 14).clip(0, 1) * chest.lungs[lung][window]
     space = (outside * 9).clip(0, 1) * fade
     line = (1 - np.abs(outside) * 7).clip(0, 1) * fade
-    air = rng.uniform(0.08, 0.13) + 0.9 * chest.markings[window]
-    scene.paint("Pneumothorax", window, rng.uniform(0.10, 0.15) * line - air * space)
+    air = rng.uniform(0.05, 0.10) + 0.9 * chest.markings[window]
+    scene.paint("Pneumothorax", window, rng.uniform(0.07, 0.13) * line - air * space)
     return Attributes(("left", "right")[lung], "apical", width, 1)
 
 
@@ -44,7 +44,7 @@ def pleural_thickening(scene: Scene, rng: Generator, traits: Mapping[str, bool])
 def pleural_effusion(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> Attributes:
     """Fluid on one diaphragm: it fills the angle by the ribs and climbs the wall in a meniscus."""
     chest, lung = scene.chest, draw_side(rng, 0.55)
-    height = rng.uniform(0.05, 0.22)
+    height = rng.uniform(0.02, 0.19)
     outwards = (-1, 1)[lung]
     dome = chest.shape.domes[lung]
     window = _half(scene, lung, dome - height - 0.12, 0.96)
@@ -53,7 +53,7 @@ def pleural_effusion(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -
     # Concave: low towards the midline, highest at the wall.
     surface = dome + 0.035 - height + 1.6 * (0.17 - outer) ** 2
     fluid = ((v - surface) * 22).clip(0, 1) * chest.clear[window]
-    scene.paint("Pleural effusion", window, rng.uniform(0.28, 0.36) * fluid)
+    scene.paint("Pleural effusion", window, rng.uniform(0.16, 0.32) * fluid)
     return Attributes(("left", "right")[lung], "basal", height, 1)
 
 

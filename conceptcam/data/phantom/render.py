@@ -22,7 +22,7 @@ from conceptcam.data.phantom.scene import Attributes, Box, Scene
 from conceptcam.data.phantom.textures import Textures
 
 # Streams 0 to 21 are the findings'.
-_LABELS, _TRAITS, _DISEASES, _MARKER, _BODY, _NOISE = range(100, 106)
+_LABELS, _MARKER, _BODY, _NOISE = range(100, 104)
 
 _GAMMAS = np.linspace(0.85, 1.15, 31)
 _BRIGHTEST = 1.6  # the attenuation at which the table that maps it to a grey value ends
@@ -85,13 +85,13 @@ class Phantom:
         """What is true of image `index`, without drawing it; see `sample`."""
         if unknown := sorted(set(without) - set(PHANTOM_CONCEPTS)):
             raise ValueError(f"unknown findings {unknown} to leave out; known: {list(PHANTOM_CONCEPTS)}")
-        drawn = draw_concepts(self._stream(index, _LABELS))
+        labels = self._stream(index, _LABELS)
+        drawn, traits = draw_concepts(labels), draw_traits(labels)
         # The marker goes with what was drawn: taking a finding away must not take the marker with it.
         marker = self._draw_marker(index, bool(drawn[INDEX[self.knobs.shortcut_concept]]))
         concepts = drawn.copy()
         concepts[[INDEX[name] for name in without]] = 0
-        traits = draw_traits(self._stream(index, _TRAITS))
-        diseases = draw_diseases(self._stream(index, _DISEASES), concepts, traits, self.knobs)
+        diseases = draw_diseases(labels, concepts, traits, self.knobs)
         return PhantomCase(concepts, diseases, traits, marker)
 
     def sample(self, index: int, *, without: Collection[str] = ()) -> PhantomSample:

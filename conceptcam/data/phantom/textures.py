@@ -72,7 +72,9 @@ def _band(rng: Generator, count: int, side: int, low: float, high: float, slope:
 
 def _vessel_tree(rng: Generator, size: int, margin: int, lung: int) -> Floats:
     """Vessels that leave one hilum and branch outwards, on a canvas with a margin on each side."""
-    canvas = np.zeros((size + 2 * margin,) * 2, np.float32)
+    place = (np.arange(size + 2 * margin) + 0.5 - margin) / size
+    root = 1 - ((place[None] - HILA[lung][0]) / 0.05) ** 2 - ((place[:, None] - HILA[lung][1]) / 0.075) ** 2
+    canvas = 0.9 * root.clip(0, 1).astype(np.float32)
     outwards = (math.pi, 0.0)[lung]
     for angle in np.linspace(-1.35, 1.35, 9):
         angle += rng.normal(0, 0.08)

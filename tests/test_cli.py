@@ -1,0 +1,210 @@
+"""The command line, as a user meets it: real commands on a small folder of real files."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from conceptcam.cli import main
+from conceptcam.model import ConceptModel
+from tests.worlds import CONCEPTS, SIZE, TASKS, Squares, tiny_model
+
+
+def write_coco(folder, name, count, seed, *, tasks=True):
+    data = Squares(count, seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for index in range(count):
+        item = data.read(index)
+        file = f"{name}-{index}.png"
+        Image.fromarray(item.image.permute(1, 2, 0).numpy()).save(folder / "images" / file)
+        row = {"id": index, "file_name": file, "height": SIZE[0], "width": SIZE[1]}
+        if tasks:
+            row["tasks"] = dict(zip(TASKS, item.targets.tolist(), strict=True))
+        images.append(row)
+        for (x0, y0, x1, y1), k in zip(item.boxes.xyxy.tolist(), item.boxes.concept.tolist(), strict=True):
+            box = [x0 * SIZE[1], y0 * SIZE[0], (x1 - x0) * SIZE[1], (y1 - y0) * SIZE[0]]
+            annotations.append({"id": len(annotations), "image_id": index, "category_id": k, "bbox": box, "iscrowd": 0})
+    categories = [{"id": k, "name": concept} for k, concept in enumerate(CONCEPTS)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def width(path):
+    with Image.open(path) as picture:
+        return picture.width
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squares")
+    write_coco(folder, "train", 24, 0)
+    write_coco(folder, "val", 12, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(["train", str(data), *TINY, "--out", str(out)]) == 0
+    return out
+
+
+TINY = ["--backbone", "small_cnn_s8", "--image-size", "48", "64", "--batch-size", "8", "--precision", "fp32",
+        "--epochs", "concepts=2", "prototypes=1", "task=1", "--figures", "2"]  # fmt: skip
+
+
+def test_train_writes_a_folder_that_loads_and_tells_all(run):
+    model = ConceptModel.from_pretrained(run)
+    assert model.config.concepts == CONCEPTS
+    assert model.record.stages == ("concepts", "prototypes", "task")
+    assert model.record.thresholds.keys() == set(CONCEPTS)
+    assert model.record.training_data.startswith("24 images of ")
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], row["epoch"]) for row in rows] == [
+        ("concepts", "1"), ("concepts", "2"), ("prototypes", "1"), ("task", "1"),
+    ]  # fmt: skip
+    assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["summary"]["images"] == 12
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {"learning.png", "val-0.png", "val-1.png"}
+    for name in figures:
+        assert width(run / "figures" / name) > 100
+
+
+def test_train_says_that_tasks_are_absent_and_goes_on(tmp_path, capsys):
+    write_coco(tmp_path / "data", "train", 8, 0, tasks=False)
+    write_coco(tmp_path / "data", "val", 8, 1, tasks=False)
+    assert (
+        main(
+            [
+                "train",
+                str(tmp_path / "data"),
+                *TINY[:-8],
+                "--epochs",
+                "concepts=1",
+                "prototypes=1",
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 0
+    )
+    assert "No task labels in the data" in capsys.readouterr().out
+    assert ConceptModel.from_pretrained(tmp_path / "o").record.stages == ("concepts", "prototypes")
+
+
+def test_train_starts_from_a_weights_file(data, tmp_path):
+    weights = tmp_path / "backbone.safetensors"
+    donor = tiny_model(seed=5).backbone
+    save_file({name: value.contiguous() for name, value in donor.state_dict().items()}, weights)
+    out = tmp_path / "out"
+    frozen = ["--weights", str(weights), "--freeze-backbone", "--out", str(out)]
+    assert main(["train", str(data), *TINY[:-8], "--epochs", "concepts=1", "prototypes=1", "task=1", *frozen]) == 0
+    trained = ConceptModel.from_pretrained(out).backbone.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in donor.state_dict().items())
+
+
+def test_evaluate_prints_the_figures_that_train_wrote(run, data, tmp_path, capsys):
+    assert (
+        main(["evaluate", str(run), str(data), "--out", str(tmp_path / "e"), "--canary", "dark", "--figures", "1"]) == 0
+    )
+    assert "dark *" in capsys.readouterr().out
+    ours = json.loads((tmp_path / "e" / "metrics.json").read_text())["concepts"]
+    theirs = json.loads((run / "metrics.json").read_text())["concepts"]
+    assert ours["bright"] == pytest.approx(theirs["bright"], nan_ok=True)
+
+
+def test_explain_names_concepts_and_shares_and_draws(run, data, tmp_path, capsys):
+    image = data / "images" / "val-0.png"
+    assert main(["explain", str(run), str(image), "--task", "any", "--out", str(tmp_path / "x"), "--top", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "any: p = " in printed
+    assert any(f"  {concept} " in printed for concept in CONCEPTS)
+    content = json.loads((tmp_path / "x" / "val-0.json").read_text())
+    assert set(content["concepts"]) == set(CONCEPTS)
+    assert width(tmp_path / "x" / "val-0.png") > 100
+
+
+def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    small = [
+        "--images",
+        "64",
+        "--size",
+        "64",
+        "--epochs",
+        "concepts=1",
+        "prototypes=1",
+        "task=1",
+        "--precision",
+        "fp32",
+    ]
+    assert main(["demo", *small, "--out", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    for line in ("concept AUROC", "pointing, five small findings", "ceiling by enumeration", "linear head on the true"):
+        assert line in printed
+    assert {"phantom.png", "learning.png"} <= {path.name for path in (tmp_path / "demo" / "figures").iterdir()}
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text()).keys()
+    assert ConceptModel.from_pretrained(tmp_path / "demo").record.stages[-1] == "task"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "{data}", "--backbone", "small_cnn_s9"], "did you mean ['small_cnn_s8']"),
+        (["train", "{data}", "--backbone", "timm:resnet19"], "timm has no model 'resnet19'"),
+        (["train", "{data}/nowhere"], "train.json"),
+        (["train", "{data}", "--weights", "{data}/none.safetensors", "--backbone", "small_cnn_s8"], "no weights file"),
+        (["evaluate", "{data}", "{data}"], "holds no config.json"),
+        (["evaluate", "{run}", "{data}", "--canary", "drak"], "unknown canaries ['drak']"),
+        (["explain", "{run}", "{data}/images/none.png"], "none.png"),
+        (["explain", "{run}", "{data}/train.json"], "train.json"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--task", "anny"], "did you mean ['any']"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--concept", "brihgt"], "did you mean ['bright']"),
+        (["explain", "{data}", "{data}/images/val-0.png"], "holds no config.json"),
+    ],
+)
+def test_users_error_is_one_sentence_and_exit_code_2(arguments, sentence, run, data, tmp_path, capsys):
+    filled = [argument.format(data=data, run=run) for argument in arguments]
+    assert main([*filled, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+def test_folder_that_holds_something_is_not_written_over(run, data, capsys):
+    assert main(["train", str(data), *TINY, "--out", str(run)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "explain"])
+def test_help_reads_like_a_manual_page(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "examples:" in printed
+    assert "--out DIR" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["demo", "--epochs", "concept=3"], "expected concepts=N, prototypes=N or task=N, got 'concept=3'"),
+        (["demo", "--images", "0"], "expected a whole number above 0, got '0'"),
+        (["demo", "--preset", "papers"], "invalid choice: 'papers'"),
+        (["dmeo"], "invalid choice: 'dmeo'"),
+    ],
+)
+def test_wrong_options_are_explained(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
