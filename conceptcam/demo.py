@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import Bottleneck, ConceptConfig
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.phantom import CANARIES, PHANTOM_CONCEPTS, PHANTOM_DISEASES, SMALL_FINDINGS, PhantomKnobs
@@ -147,7 +148,7 @@ def fit_linear(inputs: Tensor, targets: Tensor, *, steps: int = 100) -> Callable
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]  # returns a tensor, as torch's own examples do
+    optimizer.step(loss)
     return lambda rows: head(rows).detach()
 
 
@@ -159,8 +160,8 @@ def finding_sheet(dataset: ConceptDataset, columns: int = 6) -> Any:
         if len(rows):
             # The image with the fewest other findings shows this one best.
             item = dataset.read(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
-            boxes = item.boxes.xyxy[item.boxes.concept == k] if item.boxes is not None else []
-            tiles.append(Tile(name, blend(item.image, boxes=boxes)))
+            boxes = item.boxes or ConceptBoxes.empty()
+            tiles.append(Tile(name, blend(item.image, boxes=boxes.xyxy[boxes.concept == k])))
     return contact_sheet(tiles, columns=columns)
 
 

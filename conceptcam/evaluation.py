@@ -240,7 +240,8 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
         model.train()
     if not rows:
         raise ValueError("there are no batches to evaluate on")
-    return _Answers(*(torch.cat(part) for part in zip(*rows, strict=True)), localization.compute())
+    concept_logits, concepts, task_logits, targets = (torch.cat(part) for part in zip(*rows, strict=True))
+    return _Answers(concept_logits, concepts, task_logits, targets, localization.compute())
 
 
 def _mean(values: Tensor) -> float:

@@ -261,7 +261,8 @@ def test_another_size_shows_the_same_chest(phantom, size):
         one, two = phantom.sample(index), other.sample(index)
         assert two.image.shape == (size, size)
         np.testing.assert_array_equal(one.concepts, two.concepts)
-        np.testing.assert_allclose(one.boxes, two.boxes, atol=3 / min(size, 112))
+        # Textures are made per size, so the ragged edge of a finding may end elsewhere.
+        np.testing.assert_allclose(one.boxes, two.boxes, atol=0.06)
 
 
 def test_contrast_strengthens_findings_and_noise_the_noise():
