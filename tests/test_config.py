@@ -1,0 +1,169 @@
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conceptcam.config import ConceptConfig, ModelRecord, from_json, to_json
+
+nan = math.nan
+FULL = ConceptConfig(
+    concepts=("Nodule", "Émphysème", "rib fracture"),
+    tasks=("pneumonia", "other"),
+    task_kind="multiclass",
+    backbone="timm:resnet18",
+    feature_level=-2,
+    image_size=(224, 448),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    pooling="lse",
+    pooling_value=3.5,
+    head_bias=False,
+    map_temperature=0.5,
+    projector="ibn",
+    pooling_order="project_then_pool",
+    embed_dim=64,
+    prototypes_per_concept=7,
+    bottleneck="concepts",
+)
+RECORD = ModelRecord(
+    stages=("concepts", "task"),
+    thresholds={"Nodule": 0.3, "rib fracture": nan},
+    typical_present={"Nodule": 0.9},
+    typical_absent={"Nodule": 0.1},
+    provenance="validation split",
+    training_data="phantom",
+    metrics={"auroc": 0.95, "ap": nan},
+    weights_sha256="ab" * 32,
+)
+
+
+def config_with(**changes: Any) -> ConceptConfig:
+    return ConceptConfig(**{"concepts": ("a", "b"), **changes})
+
+
+def test_the_full_config_above_differs_from_the_default_everywhere():
+    default = ConceptConfig(concepts=("a",))
+    assert all(getattr(FULL, f.name) != getattr(default, f.name) for f in dataclasses.fields(ConceptConfig))
+
+
+def test_config_and_record_come_back_from_json_as_they_went_f14():
+    config, record = from_json(to_json(FULL, RECORD))
+    assert config == FULL
+    assert math.isnan(record.thresholds["rib fracture"]) and math.isnan(record.metrics["ap"])
+    plain = dataclasses.replace(RECORD, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95})
+    assert dataclasses.replace(record, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95}) == plain
+    assert to_json(config, record) == to_json(FULL, RECORD)
+
+
+def test_an_undefined_number_is_null_in_json_that_any_program_reads():
+    text = to_json(FULL, RECORD)
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert content["record"]["metrics"] == {"auroc": 0.95, "ap": None}
+    assert "Émphysème" in text
+
+
+def test_numbers_of_numpy_and_torch_in_a_record_can_be_saved():
+    record = ModelRecord(
+        metrics={"ap": np.float32(0.5), "auroc": torch.tensor(0.75)}, thresholds={"a": np.float64(0.25)}
+    )
+    assert from_json(to_json(config_with(), record))[1].metrics == {"ap": 0.5, "auroc": 0.75}
+
+
+def test_lists_become_tuples_so_that_a_config_stays_as_it_is():
+    config = config_with(concepts=["a", "b"], image_size=[32, 64])
+    assert config == config_with(image_size=(32, 64))
+    assert config.concepts == ("a", "b")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.embed_dim = 3  # type: ignore[misc]
+
+
+def test_a_model_may_have_no_tasks():
+    assert config_with().tasks == ()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"concepts": ()}, "`concepts` needs at least 1 name"),
+        ({"concepts": ("a", "b", "a")}, r"`concepts` .*none repeated; got 3, .*repeated: \['a'\]"),
+        ({"concepts": ("a", "")}, r"`concepts` .*none empty .*not text: \[''\]"),
+        ({"concepts": ("a", "  ")}, r"`concepts` .*not text: \['  '\]"),
+        ({"concepts": ("a", 3)}, r"`concepts` .*not text: \[3\]"),
+        ({"concepts": "abc"}, "`concepts` must be a sequence, got 'abc'"),
+        ({"concepts": None}, "`concepts` must be a sequence, got None"),
+        ({"tasks": ("t", "t")}, r"`tasks` .*repeated: \['t'\]"),
+        ({"tasks": ("",)}, "`tasks` .*none empty"),
+        ({"task_kind": "regression"}, r"unknown `task_kind` 'regression'; known: \['multilabel', 'multiclass'\]"),
+        ({"bottleneck": "none"}, r"unknown `bottleneck` 'none'; known: \['prototypes', 'concepts'\]"),
+        ({"pooling_order": "both"}, "unknown `pooling_order` 'both'; known: .*'pool_then_project'"),
+        ({"projector": "conv"}, r"unknown `projector` 'conv'; known: \['mlp', 'ibn'\]"),
+        ({"image_size": (224,)}, "`image_size` needs 2 numbers, got .224"),
+        ({"image_size": 224}, "`image_size` must be a sequence, got 224"),
+        ({"image_size": (224, 0)}, r"`image_size` \(224, 0\) .*must be above 0"),
+        ({"image_size": (224.0, 224)}, r"`image_size\[0\]` must be an int, got 224.0"),
+        ({"image_size": (np.int64(224), 224)}, r"`image_size\[0\]` must be an int, got np.int64\(224\)"),
+        ({"mean": (0.5, 0.5)}, "`mean` needs 3 numbers"),
+        ({"mean": (0.5, nan, 0.5)}, r"`mean\[1\]` must be a finite int or float, got nan"),
+        ({"mean": ("0.5", 0.5, 0.5)}, r"`mean\[0\]` must be a finite int or float, got '0.5'"),
+        ({"std": (0.5, 0.5, 0.0)}, r"`std` \(0.5, 0.5, 0.0\) must be above 0"),
+        ({"std": (0.5, 0.5, math.inf)}, r"`std\[2\]` must be a finite"),
+        ({"map_temperature": 0.0}, "`map_temperature` must be above 0, got 0.0"),
+        ({"map_temperature": nan}, "`map_temperature` must be a finite int or float, got nan"),
+        ({"map_temperature": "1"}, "`map_temperature` must be a finite int or float, got '1'"),
+        ({"pooling_value": "4"}, "`pooling_value` must be a finite int or float, got '4'"),
+        ({"embed_dim": 0}, "`embed_dim` must be above 0, got 0"),
+        ({"embed_dim": 12.5}, "`embed_dim` must be an int, got 12.5"),
+        ({"prototypes_per_concept": -1}, "`prototypes_per_concept` must be above 0, got -1"),
+        ({"feature_level": True}, "`feature_level` must be an int, got True"),
+        ({"head_bias": "false"}, "`head_bias` must be a bool, got 'false'"),
+        ({"backbone": 18}, "`backbone` must be a str, got 18"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_in_a_sentence_that_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_with(**changes)
+
+
+def edited(**changes: Any) -> str:
+    content = json.loads(to_json(FULL, RECORD))
+    for path, value in changes.items():
+        *outer, key = path.split("__")
+        target = content
+        for name in outer:
+            target = target[name]
+        if value is dataclasses.MISSING:
+            del target[key]
+        else:
+            target[key] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json is no JSON: "),
+        ("[]", "config.json has format_version None, this conceptcam reads 1; install the release that wrote it"),
+        (edited(format_version=2), "config.json has format_version 2, this conceptcam reads 1; install the release"),
+        (edited(format_version=dataclasses.MISSING), "config.json has format_version None"),
+        (edited(licence="MIT"), r"config.json has unknown fields \['licence'\]"),
+        (edited(config__colour="red"), r"unknown fields \['colour'\] of ConceptConfig; known: \['backbone'"),
+        (edited(record__epoch=3), r"unknown fields \['epoch'\] of ModelRecord"),
+        (edited(config__concepts=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
+        (edited(config=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
+        (edited(config=["Nodule"]), r"config.json must hold the fields of ConceptConfig, got \['Nodule'\]"),
+        (edited(config__embed_dim=None), "`embed_dim` must be an int, got None"),
+        (edited(config__std=[1, 1, None]), r"`std\[2\]` must be a finite int or float, got None"),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_refused_in_a_sentence_that_says_why(text, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(text)
+
+
+def test_fields_that_have_a_default_may_be_missing_from_the_file():
+    config, record = from_json('{"format_version": 1, "config": {"concepts": ["a"]}}')
+    assert (config, record) == (ConceptConfig(concepts=("a",)), ModelRecord())
