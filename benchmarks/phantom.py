@@ -1,0 +1,242 @@
+"""What do presets, bottlenecks and boxes buy? The phantom's table, over several seeds.
+
+A seed changes the weights at the start, the order of batches and the images. Every finished training is a line in
+a file, and a line that is there is not computed again: stop and start as you like, and print the table of whatever
+is finished with `--table`.
+
+Stage 1 knows nothing of the bottleneck, so it is trained once and both bottlenecks go on from it.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import machine, machine_line, table
+
+from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, positive_weight, preset
+from conceptcam.config import Bottleneck
+from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
+from conceptcam.demo import DemoData, demo_config, headline, phantom_data
+from conceptcam.runs import RunOptions, loader
+
+SEEING = ("backbone", "concept_head", "pool")
+BOTTLENECKS: tuple[Bottleneck, ...] = ("prototypes", "concepts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to train.
+
+    Attributes:
+        preset: Name of the preset.
+        borrowed_rates: Whether learning rates and schedule are the recommended preset's. Those of the other two are
+            made for pretrained backbones; with these, what differs is the losses.
+        boxes: Whether anybody drew boxes in the training images.
+    """
+
+    preset: str
+    borrowed_rates: bool = False
+    boxes: bool = True
+
+    def stages(self, model: ConceptModel, recipe: Recipe) -> tuple[Stage, ...]:
+        own = preset(self.preset).stages(model.config, recipe)
+        if not self.borrowed_rates:
+            return own
+        lenders = {stage.name: stage for stage in preset("recommended").stages(model.config, recipe)}
+        return tuple(
+            dataclasses.replace(stage, lr=lenders[stage.name].lr, schedule=lenders[stage.name].schedule)
+            for stage in own
+        )
+
+
+ROWS: dict[str, Row] = {
+    "recommended": Row(preset="recommended"),
+    "recommended-no-boxes": Row(preset="recommended", boxes=False),
+    "seed": Row(preset="seed"),
+    "seed-rates": Row(preset="seed", borrowed_rates=True),
+    "paper": Row(preset="paper"),
+    "paper-rates": Row(preset="paper", borrowed_rates=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large an experiment is; results of one scale are not compared with those of another."""
+
+    images: int = 4000
+    size: int = 112
+    epochs: tuple[int, int, int] = (8, 3, 6)
+    batch_size: int = 32
+    phantom: int = PHANTOM_VERSION
+
+    @property
+    def epochs_by_stage(self) -> dict[str, int]:
+        return dict(zip(("concepts", "prototypes", "task"), self.epochs, strict=True))
+
+
+def run_row(name: str, seed: int, scale: Scale) -> dict[str, Any]:
+    """Train one row and measure it, with both bottlenecks."""
+    row, start = ROWS[name], time.perf_counter()
+    data = phantom_data(scale.images, size=scale.size, seed=seed)
+    if not row.boxes:
+        data.train.augment = forget_boxes
+    seer = build(row, scale, seed, BOTTLENECKS[0])
+    batches = prepare(data, seer, scale, seed)
+    trainer = Trainer(seed=seed)
+    recipe = recipe_for(data, scale)
+    records = trainer.fit(seer, row.stages(seer, recipe)[:1], *batches)
+    figures: dict[str, Any] = {}
+    for bottleneck in BOTTLENECKS:
+        model = build(row, scale, seed, bottleneck)
+        for part in SEEING:
+            setattr(model, part, getattr(seer, part))  # frozen from here on, so both can share it
+        model.record = seer.record
+        trainer.fit(model, row.stages(model, recipe)[1:], *batches)
+        figures[bottleneck] = measure(model, data, scale)
+    return {
+        "row": name,
+        "seed": seed,
+        "scale": dataclasses.asdict(scale),
+        "stage 1 AUROC by epoch": [record.score for record in records],
+        "figures": figures,
+        "seconds": round(time.perf_counter() - start),
+        "machine": machine(),
+    }
+
+
+def forget_boxes(item: ConceptItem) -> ConceptItem:
+    """The item as if nobody had drawn."""
+    return item._replace(boxes=None)
+
+
+def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptModel:
+    torch.manual_seed(seed)
+    config = preset(row.preset).configure(demo_config(scale.size, bottleneck))
+    return ConceptModel.from_config(config)
+
+
+def recipe_for(data: DemoData, scale: Scale) -> Recipe:
+    return Recipe(
+        pos_weight=positive_weight(data.train.concept_labels),
+        task_pos_weight=positive_weight(data.train.task_labels),
+        epochs=scale.epochs_by_stage,
+    )
+
+
+def prepare(data: DemoData, model: ConceptModel, scale: Scale, seed: int) -> tuple[Any, Any]:
+    """Batches to train on and to validate on."""
+    data.train.preprocess = data.val.preprocess = data.test.preprocess = model.preprocess
+    options = RunOptions(batch_size=scale.batch_size, seed=seed)
+    return loader(data.train, options, shuffle=True), loader(data.val, options)
+
+
+def measure(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, float]:
+    """The figures of a trained model on test images."""
+    result = evaluate(model, loader(data.test, RunOptions(batch_size=scale.batch_size)), canaries=CANARIES)
+    first = headline(model, result, data)
+    return {
+        "AUROC": first["concept AUROC"],
+        "AP": first["concept AP"],
+        "pointing": first["pointing"],
+        "small": first["pointing, five small findings"],
+        "canary gap": first["mirror gap of the canaries"],
+        "energy": result.summary()["energy_in_box"],
+        "disease": first[f"disease AUROC, {model.config.bottleneck} bottleneck"],
+        "linear": first["disease AUROC, linear head on the true concepts"],
+        "ceiling": first["disease AUROC, ceiling by enumeration"],
+        "random map": first["pointing of a random map"],
+    }
+
+
+# The file of results.
+
+
+def finished(path: Path, scale: Scale) -> dict[tuple[str, int], dict[str, Any]]:
+    """(row, seed) -> result, of those at this scale."""
+    if not path.exists():
+        return {}
+    wanted = json.loads(json.dumps(dataclasses.asdict(scale)))  # as JSON spells it
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(line["row"], line["seed"]): line for line in lines if line["scale"] == wanted}
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def compare(results: Sequence[Mapping[str, Any]], reach: float) -> list[dict[str, Any]]:
+    """One row per way to train and bottleneck: mean and standard deviation over seeds."""
+    rows = []
+    for name in dict.fromkeys(result["row"] for result in results):
+        of_row = [result for result in results if result["row"] == name]
+        for bottleneck in BOTTLENECKS:
+            figures = [result["figures"][bottleneck] for result in of_row]
+            rows.append(
+                {
+                    "row": name,
+                    "bottleneck": bottleneck,
+                    "seeds": len(of_row),
+                    **{column: spread([one[column] for one in figures]) for column in figures[0]},
+                    f"epochs to {reach:.2f}": epochs_to(reach, [one["stage 1 AUROC by epoch"] for one in of_row]),
+                }
+            )
+    return rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation: '.912 (.004)'."""
+    sd = f"{statistics.stdev(values):.3f}".removeprefix("0") if len(values) > 1 else "-"
+    return f"{statistics.fmean(values):.3f} ({sd})".removeprefix("0")
+
+
+def epochs_to(reach: float, curves: Sequence[Sequence[float]]) -> str:
+    """First epoch of each seed whose validation AUROC is high enough; `>8` if none of 8 is."""
+    firsts = [next((str(e) for e, score in enumerate(curve, 1) if score >= reach), f">{len(curve)}") for curve in curves]
+    return " ".join(firsts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--images", type=int, default=Scale.images, help="to train on")
+    parser.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
+    parser.add_argument("--epochs", type=int, nargs=3, default=Scale.epochs, help="of the three stages")
+    parser.add_argument("--reach", type=float, default=0.9, help="AUROC to count the epochs to")
+    parser.add_argument("--results", type=Path, default=Path("phantom-results.jsonl"), help="a line per training")
+    parser.add_argument("--table", action="store_true", help="train nothing; print what is finished")
+    parser.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    scale = Scale(images=options.images, size=options.size, epochs=tuple(options.epochs))
+    for seed in range(options.seeds):  # seed by seed, so that a table is there early
+        for name in options.rows:
+            if not options.table and (name, seed) not in finished(options.results, scale):
+                result = run_row(name, seed, scale)
+                append(options.results, result)
+                print(f"{name}, seed {seed}: {result['seconds']} s", flush=True)
+    done = finished(options.results, scale)
+    results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
+    rows = compare(results, options.reach)
+    if rows:
+        print(table(list(rows[0]), [list(row.values()) for row in rows]))
+    else:
+        print(f"nothing of this scale is finished in {options.results}")
+    print(f"{scale}; {machine_line()}")
+    if options.json is not None:
+        content = {"machine": machine(), "scale": dataclasses.asdict(scale), "rows": rows}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
