@@ -1,5 +1,6 @@
 """The phantom's images, boxes and masks."""
 
+import hashlib
 import subprocess
 import sys
 import zlib
@@ -11,6 +12,7 @@ from conceptcam.data.phantom import (
     CANARIES,
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
+    PHANTOM_VERSION,
     SMALL_FINDINGS,
     Phantom,
     PhantomKnobs,
@@ -113,7 +115,7 @@ def test_leaving_out_what_only_adds_density_leaves_every_other_box_and_attribute
 @pytest.mark.parametrize("finding", PHANTOM_CONCEPTS)
 def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
     size = phantom.knobs.size
-    for index in indices_with(phantom, finding, 6):
+    for index in indices_with(phantom, finding, 4):
         sample, mask = phantom.sample(index), phantom.masks(index)[finding]
         # The outline of an organ fades over some pixels, and a rotated rectangle has wide corners.
         outside = mask & ~boxed(sample, finding, size, margin=3)
@@ -122,8 +124,8 @@ def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             union = boxed(sample, finding, size)
             assert union.sum() <= (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-            # Even a slanted strip or a ring leaves no more of its box empty than this.
-            assert (mask & union).sum() >= 0.25 * union.sum(), index
+            # Even a crescent or a slanted strip leaves no more of its box empty than this.
+            assert (mask & union).sum() >= 0.2 * union.sum(), index
 
 
 def test_every_present_finding_has_a_valid_box_and_attributes_and_no_other_finding_has(samples):
@@ -305,3 +307,60 @@ def test_impossible_knobs_are_refused_with_the_reason(knobs, message):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="`seed` must be a whole number from 0, got -1"):
         Phantom(seed=-1)
+
+
+# Drawn once by version 1. Labels are compared exactly: they come from comparisons of random numbers. Boxes and
+# grey values are compared to some digits only, since processors round the last bit of a sum differently and
+# a pixel at a threshold may fall on either side.
+GOLDEN_VERSION = 1
+GOLDEN_LABELS = "527dc2a2d194b26a"
+GOLDEN_BOXES: dict[int, list[tuple[str, float, float, float, float]]] = {
+    7: [
+        ("Cardiomegaly", 0.377, 0.556, 0.724, 0.767),
+        ("Edema", 0.268, 0.25, 0.714, 0.607),
+        ("Pulmonary fibrosis", 0.205, 0.179, 0.33, 0.295),
+        ("Pleural effusion", 0.75, 0.786, 0.83, 0.911),
+        ("Rib fracture", 0.268, 0.482, 0.321, 0.545),
+    ],
+    12: [
+        ("Infiltration", 0.607, 0.17, 0.741, 0.277),
+        ("Nodule/Mass", 0.286, 0.268, 0.321, 0.304),
+        ("Pleural effusion", 0.741, 0.75, 0.839, 0.884),
+    ],
+    13: [
+        ("Aortic enlargement", 0.475, 0.256, 0.615, 0.401),
+        ("Nodule/Mass", 0.67, 0.446, 0.741, 0.509),
+        ("Other lesion", 0.688, 0.25, 0.768, 0.312),
+    ],
+    14: [
+        ("Cardiomegaly", 0.36, 0.574, 0.719, 0.774),
+        ("Enlarged PA", 0.499, 0.341, 0.594, 0.513),
+        ("Edema", 0.232, 0.295, 0.741, 0.598),
+        ("Calcification", 0.143, 0.536, 0.196, 0.598),
+        ("Pleural thickening", 0.795, 0.5, 0.83, 0.589),
+    ],
+    1: [],
+}
+GOLDEN_GREY: dict[int, list[list[int]]] = {
+    7: [[85, 108, 108, 82], [74, 88, 91, 79], [68, 102, 134, 84], [93, 155, 164, 104]],
+    12: [[83, 115, 120, 80], [86, 86, 92, 91], [79, 108, 119, 79], [133, 169, 156, 115]],
+    13: [[102, 115, 103, 99], [91, 80, 92, 99], [86, 100, 111, 82], [120, 158, 157, 120]],
+    14: [[87, 103, 102, 81], [98, 91, 89, 82], [82, 118, 124, 84], [113, 157, 143, 95]],
+    1: [[101, 114, 101, 89], [92, 85, 79, 97], [81, 103, 114, 97], [132, 165, 154, 114]],
+}
+
+
+def test_the_drawing_has_not_changed_unless_its_version_has():
+    phantom = Phantom(PhantomKnobs(completeness=1.0), seed=0)
+    cases = [phantom.case(index) for index in range(300)]
+    labels = b"".join(part.astype(np.uint8).tobytes() for case in cases for part in case[:3])
+    change = "raise PHANTOM_VERSION, or old caches pass for new images; then renew these numbers"
+    assert GOLDEN_VERSION == PHANTOM_VERSION, "renew these numbers"
+    assert hashlib.sha256(labels).hexdigest()[:16] == GOLDEN_LABELS, change
+    for index, boxes in GOLDEN_BOXES.items():
+        sample = phantom.sample(index)
+        assert [PHANTOM_CONCEPTS[k] for k in sample.box_concepts] == [name for name, *_ in boxes], change
+        corners = np.array([box for _, *box in boxes]).reshape(-1, 4)
+        np.testing.assert_allclose(sample.boxes, corners, atol=0.011, err_msg=change)
+        blocks = sample.image.reshape(4, 28, 4, 28).mean(axis=(1, 3))
+        np.testing.assert_allclose(blocks, GOLDEN_GREY[index], atol=1.0, err_msg=change)

@@ -40,7 +40,7 @@ def chance(disease: str, *findings: str, knobs: PhantomKnobs | None = None) -> f
     ],
 )
 def test_the_posterior_is_the_share_of_generated_chests_with_these_findings(completeness, findings):
-    knobs, rng, count = PhantomKnobs(completeness=completeness), np.random.default_rng(5), 6000
+    knobs, rng, count = PhantomKnobs(completeness=completeness), np.random.default_rng(5), 2500
     concepts = one(*findings)
     drawn = np.mean([draw_diseases(rng, concepts[0], draw_traits(rng), knobs) for _ in range(count)], axis=0)
     expected = disease_posterior(concepts, knobs)[0]
@@ -51,7 +51,7 @@ def test_the_posterior_is_the_share_of_generated_chests_with_these_findings(comp
 @pytest.mark.parametrize("completeness", COMPLETENESS)
 def test_the_posterior_is_calibrated_on_whole_phantom_cases(completeness):
     phantom = Phantom(PhantomKnobs(completeness=completeness), seed=2)
-    cases = [phantom.case(index) for index in range(6000)]
+    cases = [phantom.case(index) for index in range(2000)]
     posterior = disease_posterior(np.array([case.concepts for case in cases]), phantom.knobs)
     diseases = np.array([case.diseases for case in cases])
     for column in range(len(PHANTOM_DISEASES)):
@@ -133,7 +133,7 @@ def test_the_ceiling_is_the_auroc_of_the_posterior():
 def test_who_sees_hidden_traits_beats_the_ceiling_at_completeness_one_only():
     for completeness, better in ((0.0, False), (1.0, True)):
         phantom = Phantom(PhantomKnobs(completeness=completeness), seed=8)
-        cases = [phantom.case(index) for index in range(3000)]
+        cases = [phantom.case(index) for index in range(2000)]
         concepts, diseases, traits = (np.array([case[part] for case in cases]) for part in range(3))
         column = PHANTOM_DISEASES.index("Lung tumor")
         known = disease_probability(concepts, traits, phantom.knobs)[:, column].round(12)

@@ -18,6 +18,9 @@ def pneumothorax(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -> At
     # The collapsed lung is a narrower and lower copy of the cavity it leaves.
     outside = chest.shape.lung_edge(lung, u, v - 0.6 * width, shrink=width) - 1
     fade = ((bottom - v) * 14).clip(0, 1) * chest.lungs[lung][window]
+    # Air rises to the apex and the outer wall; towards the midline the lung still touches.
+    outwards = (-1, 1)[lung]
+    fade *= ((outwards * (u - LUNG_CENTER[lung]) + 0.06) * 20).clip(0, 1)
     space = (outside * 9).clip(0, 1) * fade
     line = (1 - np.abs(outside) * 7).clip(0, 1) * fade
     air = rng.uniform(0.05, 0.10) + 0.9 * chest.markings[window]
