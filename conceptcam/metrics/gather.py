@@ -28,10 +28,7 @@ class RowMetric(Metric):
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def keep(self, rows: Tensor) -> None:
-        """Remember rows (N, ...); all calls must agree in the other sizes.
-
-        Call it from `update`, where no gradients are recorded.
-        """
+        """Remember rows (N, ...), from within `update`; all calls must agree in the other sizes."""
         cast(list[Tensor], self.rows).append(rows)
 
     def kept(self, *row_shape: int) -> Tensor:
