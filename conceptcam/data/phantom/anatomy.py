@@ -6,7 +6,7 @@ the patient's heart, on the patient's left, is in the image's right half.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -35,15 +35,24 @@ class Frame:
     scale: tuple[float, float]
     turn: float
 
-    def __post_init__(self) -> None:
-        (a, b), (c, d) = self._matrix
-        place = ((np.arange(self.size) + 0.5) / self.size - 0.5).astype(np.float32)
-        x, y = place[None] - self.offset[0], place[:, None] - self.offset[1]
-        object.__setattr__(self, "u", a * x + (b * y + 0.5))
-        object.__setattr__(self, "v", c * x + (d * y + 0.5))
+    @cached_property
+    def u(self) -> Floats:
+        """(size, size) body coordinate across, of each pixel's centre."""
+        (a, b), _ = self._matrix
+        x, y = self._centers
+        return np.asarray(a * x + (b * y + 0.5))
 
-    u: Floats = field(init=False, repr=False)
-    v: Floats = field(init=False, repr=False)
+    @cached_property
+    def v(self) -> Floats:
+        """(size, size) body coordinate down, of each pixel's centre."""
+        _, (c, d) = self._matrix
+        x, y = self._centers
+        return np.asarray(c * x + (d * y + 0.5))
+
+    @property
+    def _centers(self) -> tuple[Floats, Floats]:
+        place = ((np.arange(self.size) + 0.5) / self.size - 0.5).astype(np.float32)
+        return place[None] - self.offset[0], place[:, None] - self.offset[1]
 
     @property
     def _matrix(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -217,9 +226,8 @@ class Chest:
         markings += 0.020 * textures.crop("parenchyma", rng, u.shape)
         self.markings = shape.markings * markings * self.clear
 
-    @cached_property
     def attenuation(self) -> Floats:
-        """(size, size) log-attenuation: about 0 in air, .25 in lung, .7 in the mediastinum."""
+        """(size, size) log-attenuation, a new array: about 0 in air, .25 in lung, .7 in the mediastinum."""
         u, v = self.frame.u, self.frame.v
         across = np.abs(u - 0.5)
         body = self._body(across, v)

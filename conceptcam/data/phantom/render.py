@@ -19,7 +19,7 @@ from conceptcam.data.phantom.findings import PAINTERS
 from conceptcam.data.phantom.knobs import PhantomKnobs
 from conceptcam.data.phantom.outlines import OUTLINES
 from conceptcam.data.phantom.scene import Attributes, Box, Scene
-from conceptcam.data.phantom.textures import Textures
+from conceptcam.data.phantom.textures import textures_of
 
 # Streams 0 to 21 are the findings'.
 _LABELS, _MARKER, _BODY, _NOISE = range(100, 104)
@@ -77,7 +77,7 @@ class Phantom:
             raise ValueError(f"`seed` must be a whole number from 0, got {seed!r}")
         self.knobs = knobs if knobs is not None else PhantomKnobs()
         self.seed = seed
-        self._textures = Textures(self.knobs.size)
+        self._textures = textures_of(self.knobs.size)
         steps = np.linspace(0, _BRIGHTEST, _TABLE)
         self._grey = [(steps**gamma).astype(np.float32) for gamma in _GAMMAS]
 

@@ -56,7 +56,7 @@ class Scene:
 
     def __init__(self, chest: Chest, contrast: float) -> None:
         self.chest = chest
-        self.attenuation = chest.attenuation
+        self.attenuation = chest.attenuation()
         self.boxes: list[tuple[str, Box]] = []
         self._contrast = contrast
 

@@ -4,6 +4,7 @@ An image takes crops of them, since making noise afresh would cost more than all
 """
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,12 @@ HILA = ((0.395, 0.47), (0.60, 0.45))
 
 _TREES = 10
 _MARGIN = 0.08
+
+
+@lru_cache(maxsize=2)
+def textures_of(size: int) -> "Textures":
+    """The textures for one image size; they never change, so phantoms of that size share them."""
+    return Textures(size)
 
 
 class Textures:
@@ -38,6 +45,8 @@ class Textures:
             "grain": rng.standard_normal((4, side, side)).astype(np.float32),
         }
         self._banks["fibres"] /= self._banks["fibres"].mean()
+        for bank in self._banks.values():
+            bank.flags.writeable = False
         self._margin = round(_MARGIN * size)
         self._trees = [
             np.stack([_vessel_tree(rng, size, self._margin, lung) for _ in range(_TREES)]) for lung in (0, 1)
