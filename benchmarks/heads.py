@@ -1,13 +1,17 @@
 """What do the heads cost? Forward passes of the whole model, and of its first half, over the bare backbone."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import finish, interleave
+from torch import Tensor
 
 from conceptcam import ConceptConfig, ConceptModel
+from conceptcam.config import Bottleneck
 
 TARGETS = {"see": 1.01, "forward": 1.03}
 """Highest ratio to the bare backbone, for ViT-B/16."""
@@ -15,7 +19,9 @@ TARGETS = {"see": 1.01, "forward": 1.03}
 VIT = "medmae_vit_b16"
 
 
-def heads_cost(backbone: str, *, size: int, batch: int, repeats: int, bottleneck: Any = "prototypes") -> list[dict]:
+def heads_cost(
+    backbone: str, *, size: int, batch: int, repeats: int, bottleneck: Bottleneck = "prototypes"
+) -> list[dict[str, Any]]:
     """One row each for the backbone, `see` and the whole forward pass."""
     config = ConceptConfig(
         concepts=tuple(f"concept {k}" for k in range(22)),
@@ -27,9 +33,9 @@ def heads_cost(backbone: str, *, size: int, batch: int, repeats: int, bottleneck
     torch.manual_seed(0)
     model = ConceptModel.from_config(config).eval()
     images = torch.randn(batch, 3, size, size)
-    passes = {"backbone": model.backbone, "see": model.see, "forward": model}
+    passes: dict[str, Callable[[Tensor], object]] = {"backbone": model.backbone, "see": model.see, "forward": model}
     with torch.inference_mode():
-        timings = interleave({name: lambda f=f: f(images) for name, f in passes.items()}, repeats=repeats)
+        timings = interleave({name: partial(run, images) for name, run in passes.items()}, repeats=repeats)
     rows = []
     for name in passes:
         low, high = timings.middle_half(name, "backbone")

@@ -4,9 +4,9 @@ Every loop is checked to give the same value and the same gradient before anythi
 """
 
 import argparse
-import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,7 @@ def box_cases(batch: int, per_image: int) -> dict[str, Case]:
     shared = random_boxes(batch, per_image, repeat_concepts=True)
     distinct = random_boxes(batch, min(per_image, CONCEPTS), repeat_concepts=False)
     read_shared, read_distinct = ConceptBoxes.from_dicts(shared), ConceptBoxes.from_dicts(distinct)
-    seed_form = functools.partial(box_localization_loss, penalty="hinge", reduction="grid", mask="center")
+    seed_form = partial(box_localization_loss, penalty="hinge", reduction="grid", mask="center")
     return {
         "box loss, recommended, per pair": (
             lambda z: box_localization_loss(z, read_shared),
@@ -154,8 +154,8 @@ def contrastive_cases(batch: int) -> dict[str, Case]:
     forms: tuple[Literal["nearest", "infonce", "supcon"], ...] = ("nearest", "infonce", "supcon")
     return {
         f"contrastive, {form}": (
-            lambda s, form=form: prototype_contrastive_loss(s, labels, form=form),
-            lambda s, form=form: loop_contrastive(s, labels, form),
+            partial(prototype_contrastive_loss, labels=labels, form=form),
+            partial(loop_contrastive, labels=labels, form=form),
             similarity,
         )
         for form in forms
@@ -165,15 +165,15 @@ def contrastive_cases(batch: int) -> dict[str, Case]:
 def label_cases(batch: int) -> dict[str, Case]:
     """No loops here: the label losses over torch's own binary cross-entropy, so the ratio shows their cost."""
     logits, labels = torch.randn(batch, CONCEPTS), (torch.rand(batch, CONCEPTS) < 0.15).float()
-    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    losses: dict[str, Callable[..., Tensor]] = {
         "multilabel": multilabel_loss,
         "focal": focal_loss,
         "asymmetric": asymmetric_loss,
     }
     return {
         name: (
-            lambda z, loss=loss: loss(z, labels),
-            lambda z: F.binary_cross_entropy_with_logits(z, labels),
+            partial(loss, labels=labels),
+            partial(F.binary_cross_entropy_with_logits, target=labels),
             logits,
         )
         for name, loss in losses.items()
@@ -205,8 +205,7 @@ def measure(cases: dict[str, Case], *, repeats: int, check: bool, target: str = 
         difference = check_same(name, case) if check else math.nan
         ours, loop, given = case
         timings = interleave(
-            {"ours": lambda: differentiate(ours, given), "loop": lambda: differentiate(loop, given)},  # noqa: B023
-            repeats=repeats,
+            {"ours": partial(differentiate, ours, given), "loop": partial(differentiate, loop, given)}, repeats=repeats
         )
         speedup = timings.ratio("loop", "ours")
         aimed = TARGET if name.startswith(target) and target else None

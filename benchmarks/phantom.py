@@ -25,6 +25,7 @@ from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
 from conceptcam.demo import DemoData, demo_config, headline, phantom_data
 from conceptcam.runs import RunOptions, loader
+from conceptcam.trainer import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
 BOTTLENECKS: tuple[Bottleneck, ...] = ("prototypes", "concepts")
@@ -72,13 +73,14 @@ class Scale:
 
     images: int = 4000
     size: int = 112
-    epochs: tuple[int, int, int] = (8, 3, 6)
+    epochs: tuple[int, ...] = (8, 3, 6)
     batch_size: int = 32
+    precision: Precision = "fp32"
     phantom: int = PHANTOM_VERSION
 
     @property
     def epochs_by_stage(self) -> dict[str, int]:
-        return dict(zip(("concepts", "prototypes", "task"), self.epochs, strict=True))
+        return dict(zip(("concepts", "prototypes", "task"), self.epochs, strict=False))
 
 
 def run_row(name: str, seed: int, scale: Scale) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def run_row(name: str, seed: int, scale: Scale) -> dict[str, Any]:
         data.train.augment = forget_boxes
     seer = build(row, scale, seed, BOTTLENECKS[0])
     batches = prepare(data, seer, scale, seed)
-    trainer = Trainer(seed=seed)
+    trainer = Trainer(seed=seed, precision=scale.precision)
     recipe = recipe_for(data, scale)
     records = trainer.fit(seer, row.stages(seer, recipe)[:1], *batches)
     figures: dict[str, Any] = {}
@@ -199,7 +201,9 @@ def spread(values: Sequence[float]) -> str:
 
 def epochs_to(reach: float, curves: Sequence[Sequence[float]]) -> str:
     """First epoch of each seed whose validation AUROC is high enough; `>8` if none of 8 is."""
-    firsts = [next((str(e) for e, score in enumerate(curve, 1) if score >= reach), f">{len(curve)}") for curve in curves]
+    firsts = [
+        next((str(e) for e, score in enumerate(curve, 1) if score >= reach), f">{len(curve)}") for curve in curves
+    ]
     return " ".join(firsts)
 
 
@@ -210,6 +214,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=Scale.images, help="to train on")
     parser.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
     parser.add_argument("--epochs", type=int, nargs=3, default=Scale.epochs, help="of the three stages")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default=Scale.precision)
     parser.add_argument("--reach", type=float, default=0.9, help="AUROC to count the epochs to")
     parser.add_argument("--results", type=Path, default=Path("phantom-results.jsonl"), help="a line per training")
     parser.add_argument("--table", action="store_true", help="train nothing; print what is finished")
@@ -218,7 +223,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    scale = Scale(images=options.images, size=options.size, epochs=tuple(options.epochs))
+    scale = Scale(images=options.images, size=options.size, epochs=tuple(options.epochs), precision=options.precision)
     for seed in range(options.seeds):  # seed by seed, so that a table is there early
         for name in options.rows:
             if not options.table and (name, seed) not in finished(options.results, scale):

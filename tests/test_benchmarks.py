@@ -1,0 +1,176 @@
+"""The benchmarks' pieces on tiny inputs: that they run, and that what they compare is what they say."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, PhantomDataset
+from conceptcam.data.phantom import PhantomKnobs
+from conceptcam.demo import DemoData
+from conceptcam.losses import box_localization_loss
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    """A benchmark as a module; like Python itself, with the scripts' folder on the path."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+measuring, heads, losses, phantom, bugs = map(script, ("measuring", "heads", "losses", "phantom", "bugs"))
+
+TINY = {"images": 24, "size": 64, "batch_size": 8}
+
+
+@pytest.fixture
+def tiny_phantom(monkeypatch):
+    """Few images, drawn once and kept in memory."""
+    knobs = PhantomKnobs(size=64)
+    parts = [PhantomDataset(24, seed=seed, knobs=knobs, cache_dir=False) for seed in range(3)]
+    data = DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
+    for module in (phantom, bugs):
+        monkeypatch.setattr(module, "phantom_data", lambda count, size, seed: data)
+
+
+def test_functions_are_timed_in_turns_and_warm_ups_are_not_counted():
+    calls = []
+    timings = measuring.interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1
+    )
+    assert len(calls) == 8 and all(set(calls[i : i + 2]) == {"a", "b"} for i in range(0, 8, 2))
+    assert [len(timings.seconds[name]) for name in "ab"] == [3, 3]
+
+
+def test_ratio_is_that_of_the_medians():
+    timings = measuring.Timings({"slow": [3.0, 9.0, 4.0], "fast": [2.0, 1.0, 50.0]})
+    assert timings.ratio("slow", "fast") == 2.0
+
+
+def test_figures_are_written_with_the_machine_they_come_from(tmp_path, capsys):
+    measuring.finish([{"name": "x", "figure": float("nan")}], {"json": tmp_path}, tmp_path / "figures.json")
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "figures.json").read_text())
+    assert torch.__version__ in printed and " -\n" in printed
+    assert content["machine"]["torch"] == torch.__version__ and content["rows"][0]["name"] == "x"
+
+
+def test_heads_are_measured_over_the_bare_backbone():
+    rows = heads.heads_cost("small_cnn_s8", size=16, batch=1, repeats=1)
+    assert [row["pass"] for row in rows] == ["backbone", "see", "forward"]
+    assert rows[0]["ratio"] == 1 and all(row["ratio"] > 0 for row in rows)
+
+
+def test_every_loop_says_the_same_as_the_loss_it_is_timed_against():
+    torch.manual_seed(0)
+    for name, case in (losses.box_cases(3, 8) | losses.contrastive_cases(2)).items():
+        assert losses.check_same(name, case) < 1e-5
+
+
+def test_two_different_losses_are_not_compared():
+    given = torch.randn(2, 3)
+    with pytest.raises(AssertionError, match="not the same loss"):
+        losses.check_same("x", (lambda z: z.square().mean(), lambda z: z.abs().mean(), given))
+
+
+def test_losses_are_measured_forward_and_backward():
+    rows = losses.measure(losses.label_cases(2), repeats=1, check=False)
+    assert [row["loss"] for row in rows] == ["multilabel", "focal", "asymmetric"]
+
+
+@pytest.mark.filterwarnings("ignore")  # the script ignores timm's warnings too
+def test_a_timm_model_qualifies_and_an_unknown_one_says_why():
+    zoo = script("zoo")
+    assert zoo.why_not("resnet10t") == ""
+    assert "resnet10u" in zoo.why_not("resnet10u")
+
+
+def test_rows_of_the_table_are_trained_once_and_read_back(tiny_phantom, tmp_path):
+    scale = phantom.Scale(epochs=(1, 1, 1), **TINY)
+    path = tmp_path / "results.jsonl"
+    phantom.append(path, phantom.run_row("recommended-no-boxes", 0, scale))
+    done = phantom.finished(path, scale)
+    assert list(done) == [("recommended-no-boxes", 0)]
+    assert not phantom.finished(path, phantom.Scale(epochs=(2, 1, 1), **TINY))
+    rows = phantom.compare(list(done.values()), reach=0.9)
+    assert [row["bottleneck"] for row in rows] == ["prototypes", "concepts"]
+    assert rows[0]["AUROC"] == rows[1]["AUROC"] and rows[0]["AUROC"] != "nan (-)"  # stage 1 is shared
+
+
+def test_borrowed_rates_change_how_fast_a_preset_learns_and_nothing_else():
+    scale = phantom.Scale(epochs=(3, 2, 1), **TINY)
+    model = phantom.build(phantom.ROWS["seed"], scale, 0, "prototypes")
+    recipe = phantom.Recipe(epochs=scale.epochs_by_stage)
+    own, borrowed, lender = (phantom.ROWS[name].stages(model, recipe) for name in ("seed", "seed-rates", "recommended"))
+    for before, after, given in zip(own, borrowed, lender, strict=True):
+        assert (after.lr, after.schedule) == (given.lr, given.schedule) != (before.lr, before.schedule)
+        assert (after.name, after.epochs, after.needs) == (before.name, before.epochs, before.needs)
+
+
+def test_an_auroc_never_reached_is_said_to_be_beyond_the_last_epoch():
+    assert phantom.epochs_to(0.9, [[0.5, 0.91, 0.8], [0.5, 0.6, 0.7]]) == "2 >3"
+
+
+def one_item(*boxes: tuple[float, float, float, float]) -> ConceptItem:
+    count = len(boxes)
+    drawn = ConceptBoxes(torch.tensor(boxes), torch.zeros(count).long(), torch.zeros(count).long())
+    return ConceptItem(torch.zeros(3, 8, 8), torch.ones(1), torch.zeros(0), drawn, "x")
+
+
+def test_boxes_are_mirrored_and_transposed():
+    item = one_item((0.1, 0.2, 0.3, 0.6))
+    torch.testing.assert_close(bugs.mirrored(item).boxes.xyxy, torch.tensor([[0.7, 0.2, 0.9, 0.6]]))
+    torch.testing.assert_close(bugs.transposed(item).boxes.xyxy, torch.tensor([[0.2, 0.1, 0.6, 0.3]]))
+
+
+def test_every_other_batch_is_flipped_without_its_boxes():
+    boxes = one_item((0.1, 0.2, 0.3, 0.6)).boxes
+    batches = [ConceptBatch(torch.rand(1, 3, 4, 4), torch.ones(1, 1), torch.zeros(1, 0), boxes) for _ in range(2)]
+    first, second = bugs.HalfFlipped(batches)
+    assert torch.equal(first.images, batches[0].images) and torch.equal(second.images, batches[1].images.flip(-1))
+    assert first.boxes is second.boxes is boxes
+
+
+def test_integer_masks_are_right_for_boxes_on_the_grid_and_lose_smaller_ones():
+    maps = torch.randn(1, 1, 4, 4)
+    on_grid = one_item((0.25, 0.0, 0.75, 0.5), (0.0, 0.5, 0.25, 1.0)).boxes
+    expected = box_localization_loss(maps, on_grid)
+    torch.testing.assert_close(bugs.integer_masks(maps, on_grid, torch.ones(1, 1)), expected)
+    vanished = bugs.integer_masks(maps, one_item((0.3, 0.3, 0.45, 0.45)).boxes, torch.ones(1, 1))
+    torch.testing.assert_close(vanished, F.softplus(maps).mean())
+
+
+def test_outside_per_box_differs_from_the_union_only_where_a_concept_has_several_boxes():
+    maps, label = torch.randn(1, 1, 4, 4), torch.ones(1, 1)
+    single = one_item((0.1, 0.2, 0.7, 0.6)).boxes
+    torch.testing.assert_close(bugs.outside_per_box(maps, single, label), box_localization_loss(maps, single))
+    several = one_item((0.0, 0.0, 0.25, 0.25), (0.5, 0.5, 1.0, 1.0)).boxes
+    assert not torch.isclose(bugs.outside_per_box(maps, several, label), box_localization_loss(maps, several))
+
+
+@pytest.mark.parametrize("name", ["correct", "outside per box"])
+def test_a_planted_bug_is_measured_by_every_telltale(name, tiny_phantom, tmp_path):
+    scale = phantom.Scale(epochs=(1,), **TINY)
+    result = bugs.run_bug(name, 0, scale)
+    bugs.append(tmp_path / "results.jsonl", result)
+    assert {telltale for bug in bugs.BUGS.values() for telltale in bug.telltales} <= result["figures"].keys()
+    assert list(bugs.finished(tmp_path / "results.jsonl", scale)) == [(name, 0)]
+
+
+def test_a_figure_catches_a_bug_only_if_it_moves_beyond_the_noise_of_seeds():
+    def trained(small: float) -> dict[str, dict[str, float]]:
+        return {"figures": {"small": small}}
+
+    correct = {("correct", seed): trained(small) for seed, small in enumerate((0.50, 0.48, 0.52))}
+    (caught,) = bugs.verdicts({**correct, ("integer masks", 0): trained(0.2)})
+    (missed,) = bugs.verdicts({**correct, ("integer masks", 0): trained(0.45)})
+    assert (caught["caught"], missed["caught"]) == (True, False)
