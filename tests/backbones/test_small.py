@@ -1,0 +1,69 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from conceptcam.backbones import create_backbone
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", [(112, 112), (128, 96), (8, 16)])
+def test_the_grid_has_a_cell_for_each_8_pixels(size):
+    backbone = create_backbone("small_cnn_s8", image_size=size).eval()
+    features = backbone(randn(2, 3, *size))
+    assert features.shape == (2, backbone.out_channels, size[0] // 8, size[1] // 8)
+
+
+def test_it_has_about_half_a_million_parameters_as_its_documentation_says():
+    parameters = sum(value.numel() for value in create_backbone("small_cnn_s8", image_size=(112, 112)).parameters())
+    assert 0.4e6 < parameters < 0.9e6
+
+
+def test_every_parameter_learns():
+    backbone = create_backbone("small_cnn_s8", image_size=(32, 32))
+    backbone(randn(4, 3, 32, 32)).square().sum().backward()
+    assert [name for name, value in backbone.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_a_cell_sees_most_of_a_small_image_but_its_own_place_most():
+    backbone = create_backbone("small_cnn_s8", image_size=(112, 112)).eval()
+    image = randn(1, 3, 112, 112).requires_grad_()
+    backbone(image)[0, :, 7, 7].sum().backward()
+    assert image.grad is not None
+    influence = image.grad.abs().sum(dim=(0, 1))
+    assert (influence > 0).float().mean() > 0.5
+    own = influence[56:64, 56:64].mean()
+    assert own > 3 * influence.mean()
+
+
+def test_its_own_weights_file_loads_to_the_bit(tmp_path):
+    first, second = (create_backbone("small_cnn_s8", image_size=(32, 48)).eval() for _ in range(2))
+    image = randn(1, 3, 32, 48)
+    assert not torch.equal(first(image), second(image))
+    save_file(first.state_dict(), tmp_path / "w.safetensors")
+    before = torch.get_rng_state()
+    loaded = create_backbone("small_cnn_s8", image_size=(32, 48), weights=tmp_path / "w.safetensors").eval()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(loaded(image), first(image))
+
+
+def test_weights_for_another_image_size_are_refused_with_both_shapes(tmp_path):
+    save_file(create_backbone("small_cnn_s8", image_size=(32, 32)).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"1 of another shape \['position \(1, 96, 4, 4\) for \(1, 96, 4, 6\)'\]"):
+        create_backbone("small_cnn_s8", image_size=(32, 48), weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pretrained": True}, "small_cnn_s8 has no published weights; it is made to train from scratch"),
+        ({"feature_level": -2}, "small_cnn_s8 has one feature level, got -2"),
+        ({"image_size": (100, 112)}, r"needs sides that are multiples of 8, got \(100, 112\)"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_backbone("small_cnn_s8", **options)
