@@ -124,8 +124,8 @@ def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             union = boxed(sample, finding, size)
             assert union.sum() <= (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-            # Even a crescent or a slanted strip leaves no more of its box empty than this.
-            assert (mask & union).sum() >= 0.2 * union.sum(), index
+            # Even a crescent, or two specks in opposite corners, fill this much of their box.
+            assert (mask & union).sum() >= 0.15 * union.sum(), index
 
 
 def test_every_present_finding_has_a_valid_box_and_attributes_and_no_other_finding_has(samples):
@@ -313,7 +313,7 @@ def test_a_negative_seed_is_refused():
 # grey values are compared to some digits only, since processors round the last bit of a sum differently and
 # a pixel at a threshold may fall on either side.
 GOLDEN_VERSION = 1
-GOLDEN_LABELS = "527dc2a2d194b26a"
+GOLDEN_LABELS = "803965c707458677"
 GOLDEN_BOXES: dict[int, list[tuple[str, float, float, float, float]]] = {
     7: [
         ("Cardiomegaly", 0.377, 0.556, 0.724, 0.767),
@@ -328,6 +328,7 @@ GOLDEN_BOXES: dict[int, list[tuple[str, float, float, float, float]]] = {
         ("Pleural effusion", 0.741, 0.75, 0.839, 0.884),
     ],
     13: [
+        ("Cardiomegaly", 0.366, 0.583, 0.72, 0.789),
         ("Aortic enlargement", 0.475, 0.256, 0.615, 0.401),
         ("Nodule/Mass", 0.67, 0.446, 0.741, 0.509),
         ("Other lesion", 0.688, 0.25, 0.768, 0.312),
@@ -344,7 +345,7 @@ GOLDEN_BOXES: dict[int, list[tuple[str, float, float, float, float]]] = {
 GOLDEN_GREY: dict[int, list[list[int]]] = {
     7: [[85, 108, 108, 82], [74, 88, 91, 79], [68, 102, 134, 84], [93, 155, 164, 104]],
     12: [[83, 115, 120, 80], [86, 86, 92, 91], [79, 108, 119, 79], [133, 169, 156, 115]],
-    13: [[102, 115, 103, 99], [91, 80, 92, 99], [86, 100, 111, 82], [120, 158, 157, 120]],
+    13: [[102, 115, 103, 99], [91, 80, 92, 99], [86, 106, 122, 82], [120, 159, 158, 120]],
     14: [[87, 103, 102, 81], [98, 91, 89, 82], [82, 118, 124, 84], [113, 157, 143, 95]],
     1: [[101, 114, 101, 89], [92, 85, 79, 97], [81, 103, 114, 97], [132, 165, 154, 114]],
 }

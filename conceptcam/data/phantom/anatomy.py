@@ -40,14 +40,14 @@ class Frame:
         """(size, size) body coordinate across, of each pixel's centre."""
         (a, b), _ = self._matrix
         x, y = self._centers
-        return np.asarray(a * x + (b * y + 0.5))
+        return a * x + (b * y + 0.5)
 
     @cached_property
     def v(self) -> Floats:
         """(size, size) body coordinate down, of each pixel's centre."""
         _, (c, d) = self._matrix
         x, y = self._centers
-        return np.asarray(c * x + (d * y + 0.5))
+        return c * x + (d * y + 0.5)
 
     @property
     def _centers(self) -> tuple[Floats, Floats]:
@@ -124,7 +124,7 @@ class Shape:
 
     def midline(self, v: Floats) -> Floats:
         """Where across (u) the trachea and mediastinum are at each height."""
-        return np.asarray(0.5 + self.shift * ((0.60 - v) * 4).clip(0, 1))
+        return 0.5 + self.shift * ((0.60 - v) * 4).clip(0, 1)
 
     def lung_edge(self, lung: int, u: Floats, v: Floats, *, shrink: float = 0.0) -> Floats:
         """Squared distance from a lung's axis: 0 on it, 1 on the chest wall."""
@@ -135,14 +135,14 @@ class Shape:
         radius = LUNG_RADIUS[lung] * self.lung_widening - shrink
         across = (u - (LUNG_CENTER[lung] + 0.5 * shrink * -outwards) + lean) / radius
         rise *= rise
-        return np.asarray(across * across + rise * (0.25 + 0.75 * rise))
+        return across * across + rise * (0.25 + 0.75 * rise)
 
     def lung(self, index: int, u: Floats, v: Floats) -> Floats:
         """How much of a lung there is at each place, 0 to 1, the heart not yet before it."""
         inner = u - (LUNG_CENTER[index] - (-1, 1)[index] * 0.03)
         dome = self.domes[index] + self.dome_bend * inner * inner
         inside = ((1 - self.lung_edge(index, u, v)) * 7).clip(0, 1)
-        return np.asarray(inside * ((dome - v) * 40).clip(0, 1))
+        return inside * ((dome - v) * 40).clip(0, 1)
 
     def heart(self, u: Floats, v: Floats) -> Floats:
         """How much of the heart there is at each place, 0 to 1."""
@@ -156,7 +156,7 @@ class Shape:
         # Tilted: the axis runs from the right atrium, up and image-left, down to the apex, image-right.
         across = (u - center_u - 0.30 * (down + growth)) / (self.heart_half + growth)
         down = down / 0.17
-        return np.asarray(((1 - across * across - down * down) * 5).clip(0, 1))
+        return ((1 - across * across - down * down) * 5).clip(0, 1)
 
     def silhouette(self, u: Floats, v: Floats) -> Floats:
         """How much of heart, great vessels and mediastinum there is at each place, 0 to 1."""
@@ -169,7 +169,7 @@ class Shape:
         ):
             across, down = (u - x) / radius, (v - y) / (radius * tall)
             np.maximum(solid, ((1 - across * across - down * down) * 3).clip(0, 1), out=solid)
-        return np.asarray(solid)
+        return solid
 
 
 def draw_shape(rng: Generator) -> Shape:
@@ -193,7 +193,7 @@ def rib_height(rib: int, across: Floats | float) -> Floats:
 def rib_profile(phase: Floats) -> Floats:
     """How dense a rib is, `phase` spacings from its middle: a tube, so densest at its rims."""
     inside = 1 - (phase / RIB_HALF) ** 2
-    return np.asarray((inside * 4).clip(0, 1) * (1.2 - 0.4 * inside))
+    return (inside * 4).clip(0, 1) * (1.2 - 0.4 * inside)
 
 
 def clavicle_height(across: Floats | float) -> Floats:
@@ -204,7 +204,7 @@ def clavicle_height(across: Floats | float) -> Floats:
 def clavicle_profile(away: Floats) -> Floats:
     """How dense a clavicle is, `away` from its middle."""
     inside = 1 - (away / 0.0165) ** 2
-    return np.asarray((inside * 4).clip(0, 1) * (1.15 - 0.3 * inside))
+    return (inside * 4).clip(0, 1) * (1.15 - 0.3 * inside)
 
 
 class Chest:
@@ -241,7 +241,7 @@ class Chest:
         total[strip] += self._spine(across[strip], v[strip]) - self._trachea(u[strip], v[strip])
         if self.shape.gas > 0.01:
             self._add_gas(total)
-        return np.asarray(total)
+        return total
 
     def _body(self, across: Floats, v: Floats) -> Floats:
         """Soft tissue, thinner towards the flanks; neck and sloping shoulders at the top."""
@@ -249,7 +249,7 @@ class Chest:
         side *= side * side
         shoulder = 0.33 * (across - 0.17).clip(0, None)
         edge = ((1 - side) * 3).clip(0, 1) * ((v - shoulder) * 18 + 0.2).clip(0, 1)
-        return np.asarray(edge * (1 - 0.9 * (across * across)))
+        return edge * (1 - 0.9 * (across * across))
 
     def _bones(self, across: Floats, v: Floats, seen: Floats) -> Floats:
         """Ribs and clavicles; `seen` is how well ribs show at each place."""
@@ -264,17 +264,17 @@ class Chest:
         away = v - clavicle_height(across)
         ends = ((across - 0.035) * 40).clip(0, 1) * ((0.40 - across) * 25).clip(0, 1)
         bones += CLAVICLE_DENSITY * clavicle_profile(away) * ends
-        return np.asarray(bones)
+        return bones
 
     def _spine(self, across: Floats, v: Floats) -> Floats:
         disc = v * (1 / 0.055)
         disc = np.abs(disc - np.rint(disc))
         column = ((0.036 - across) * 60).clip(0, 1)
-        return np.asarray(column * (0.03 + 0.045 * (disc * 4 - 0.4).clip(0, 1)))
+        return column * (0.03 + 0.045 * (disc * 4 - 0.4).clip(0, 1))
 
     def _trachea(self, u: Floats, v: Floats) -> Floats:
         away = np.abs(u - self.shape.midline(v))
-        return np.asarray(0.15 * (1 - (away / 0.021) ** 2).clip(0, 1) * ((0.40 - v) * 14).clip(0, 1))
+        return 0.15 * (1 - (away / 0.021) ** 2).clip(0, 1) * ((0.40 - v) * 14).clip(0, 1)
 
     def _add_gas(self, total: Floats) -> None:
         """The bubble in the stomach, under the image-right dome."""

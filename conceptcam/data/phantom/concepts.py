@@ -68,8 +68,8 @@ ABNORMAL = 0.71
 # Chance of each finding in an abnormal image before others bring it along: the `balanced` preset, far above
 # the prevalences of a hospital, so that every finding can be learned from a few thousand images.
 _ALONE = np.array(
-    [0.12, 0.08, 0.08, 0.13, 0.06, 0.08, 0.05, 0.06, 0.06, 0.08, 0.09]
-    + [0.06, 0.06, 0.06, 0.05, 0.13, 0.10, 0.05, 0.10, 0.09, 0.07, 0.06]
+    [0.16, 0.08, 0.08, 0.15, 0.06, 0.08, 0.05, 0.06, 0.06, 0.08, 0.09]
+    + [0.06, 0.06, 0.08, 0.05, 0.14, 0.10, 0.05, 0.11, 0.10, 0.07, 0.06]
 )
 
 # Finding -> finding it brings along, with that chance; a cause stands before its effect's own effects.
@@ -118,7 +118,7 @@ def expected_prevalence() -> Floats:
     """
     empty = float(np.prod(1 - _ALONE))
     single = sum(weight * _propagate(np.eye(len(_ALONE))[index]) for index, weight in enumerate(_ALONE / _ALONE.sum()))
-    return np.asarray(ABNORMAL * (_propagate(_ALONE) + empty * single))
+    return ABNORMAL * (_propagate(_ALONE) + empty * single)
 
 
 def _propagate(alone: Floats) -> Floats:

@@ -25,8 +25,8 @@ class PhantomKnobs:
             is the name of the test set that goes with the other two.
         shortcut_concept: The finding that the marker goes with.
         shortcut_strength: Share of images, in [.5, 1], in which the marker obeys that rule.
-        prevalence: How common findings are. `"balanced"`: 29 % of images show none, the others 2.4 on
-            average, each finding in 4 to 15 % of images (`expected_prevalence` gives exact shares).
+        prevalence: How common findings are. `"balanced"`: 29 % of images show none, the others 2.3 on
+            average, each finding in 4 to 19 % of images (`expected_prevalence` gives exact shares).
         contrast: Findings that add or remove density do so this many times as strongly.
         noise: Quantum noise, as a multiple of the default.
 

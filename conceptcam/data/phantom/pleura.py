@@ -55,7 +55,8 @@ def pleural_effusion(scene: Scene, rng: Generator, traits: Mapping[str, bool]) -
     outer = ((u - LUNG_CENTER[lung]) * outwards).clip(-0.10, 0.17)
     # Concave: low towards the midline, highest at the wall.
     surface = dome + 0.035 - height + 1.6 * (0.17 - outer) ** 2
-    fluid = ((v - surface) * 22).clip(0, 1) * chest.clear[window]
+    # Towards the heart it thins out.
+    fluid = ((v - surface) * 22).clip(0, 1) * ((outer + 0.09) * 30).clip(0, 1) * chest.clear[window]
     scene.paint("Pleural effusion", window, rng.uniform(0.16, 0.32) * fluid)
     return Attributes(("left", "right")[lung], "basal", height, 1)
 

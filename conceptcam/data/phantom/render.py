@@ -175,7 +175,7 @@ class Phantom:
         # Few photons pass where much is absorbed, so noise grows with brightness.
         grey += (0.020 * self.knobs.noise) * grain * (0.6 + 0.6 * grey)
         grey *= _GREY
-        return np.asarray(grey.clip(0, 255).astype(np.uint8))
+        return grey.clip(0, 255).astype(np.uint8)
 
     def _marker_box(self) -> Box:
         size = self.knobs.size

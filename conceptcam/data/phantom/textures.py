@@ -66,7 +66,7 @@ class Textures:
         left, top = (self._margin - round(min(max(o, -_MARGIN), _MARGIN) * self.size) for o in offset)
         rows, columns = slice(top, top + self.size), slice(left, left + self.size)
         first, second = (int(which * _TREES) for which in rng.random(2))
-        return np.asarray(self._trees[0][first, rows, columns] + self._trees[1][second, rows, columns])
+        return self._trees[0][first, rows, columns] + self._trees[1][second, rows, columns]
 
 
 def _band(rng: Generator, count: int, side: int, low: float, high: float, slope: float) -> Floats:
@@ -76,7 +76,7 @@ def _band(rng: Generator, count: int, side: int, low: float, high: float, slope:
     keep = np.exp(-((frequency / high) ** 4)) * (1 - np.exp(-((frequency / low) ** 4)))
     keep /= np.maximum(frequency, low / 4) ** slope
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((count, side, side))) * keep, s=(side, side))
-    return np.asarray((noise / noise.std(axis=(1, 2), keepdims=True)).astype(np.float32))
+    return (noise / noise.std(axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
 def _vessel_tree(rng: Generator, size: int, margin: int, lung: int) -> Floats:
