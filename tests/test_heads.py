@@ -17,13 +17,6 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.mark.parametrize("height, width", [(7, 7), (4, 9), (1, 1)])
 def test_concept_head_scores_each_place_by_itself(height, width):
     head = ConceptHead(6, 3)

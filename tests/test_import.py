@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+
+SLOW = ("torch", "timm", "torchvision", "torchmetrics", "matplotlib", "PIL", "pandas", "sklearn", "scipy")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Which of the slow packages a fresh Python has imported after running code, which must print nothing."""
+    report = f"import sys; print(*(name for name in {SLOW} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (line,) = done.stdout.splitlines()
+    return set(line.split())
+
+
+def test_importing_the_package_imports_nothing_slow():
+    assert loaded_after("import conceptcam; conceptcam.__version__; dir(conceptcam)") == set()
+
+
+def test_the_config_needs_no_torch():
+    assert loaded_after("from conceptcam import ConceptConfig; ConceptConfig(concepts=('a',))") == set()
+
+
+USE_THE_LOSS = """
+import torch
+from conceptcam.losses import BBoxGuidedConceptLoss, PrototypeContrastiveLoss
+from conceptcam.boxes import ConceptBoxes
+maps = torch.zeros(1, 2, 4, 4, requires_grad=True)
+box = [[{"concept_idx": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]]
+BBoxGuidedConceptLoss()(maps, torch.ones(1, 2), box).backward()
+PrototypeContrastiveLoss()(torch.zeros(1, 2, 2, 3), torch.ones(1, 2))
+"""
+
+
+def test_using_the_losses_imports_torch_alone():
+    assert loaded_after(USE_THE_LOSS) == {"torch"}
+
+
+def test_a_model_with_our_own_backbone_does_not_wait_for_timm():
+    code = """
+from conceptcam.config import ConceptConfig
+from conceptcam.model import ConceptModel
+config = ConceptConfig(concepts=('a',), backbone='small_cnn_s8', image_size=(16, 16))
+ConceptModel.from_config(config)
+"""
+    assert not loaded_after(code) & {"timm", "torchvision", "torchmetrics", "matplotlib"}
+
+
+def test_every_public_name_is_there_and_comes_from_the_module_that_defines_it():
+    import conceptcam
+
+    names = [name for name in conceptcam.__all__ if not name.startswith("__")]
+    assert names and set(dir(conceptcam)) == set(conceptcam.__all__)
+    for name in names:
+        thing = getattr(conceptcam, name)
+        assert thing is getattr(sys.modules[conceptcam._PUBLIC[name]], name)
+        assert getattr(thing, "__module__", conceptcam._PUBLIC[name]).startswith("conceptcam.")
+
+
+def test_a_name_that_is_not_there_is_an_ordinary_attribute_error():
+    import conceptcam
+
+    with pytest.raises(AttributeError, match="module 'conceptcam' has no attribute 'ConceptModle'"):
+        conceptcam.ConceptModle  # noqa: B018
+    assert not hasattr(conceptcam, "anything")
