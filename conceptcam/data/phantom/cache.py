@@ -7,6 +7,7 @@ altered, is seen for what it is and made again. Both are written under another n
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from conceptcam.data.phantom.knobs import PhantomKnobs
 from conceptcam.data.phantom.render import Phantom
 
 _PART = 250
-"""Images that a process draws at a time; fewer than two parts are not worth another process."""
+"""Images drawn at a time, at least; fewer than two parts are not worth another process."""
 
 
 class PhantomArrays(NamedTuple):
@@ -102,7 +103,9 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
     """
     from tqdm import tqdm
 
-    parts = list(_split(request))
+    # A process takes a while to start, so each gets two large parts; one process alone starts none.
+    share = math.ceil(request.count / (2 * processes)) if processes > 1 else 0
+    parts = list(_split(request, max(_PART, share)))
     shape = (request.count, request.knobs.size, request.knobs.size)
     images = np.empty(shape, np.uint8)
     labels: list[PhantomArrays] = []
@@ -120,9 +123,9 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
     return _join(images, labels)
 
 
-def _split(request: Request) -> Iterator[Request]:
-    for start in range(0, request.count, _PART):
-        count = min(_PART, request.count - start)
+def _split(request: Request, size: int) -> Iterator[Request]:
+    for start in range(0, request.count, size):
+        count = min(size, request.count - start)
         yield Request(knobs=request.knobs, seed=request.seed, first=request.first + start, count=count)
 
 
