@@ -1,0 +1,153 @@
+"""The README and the pages are true: their code runs, their commands parse, their names and files exist."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import conceptcam
+from conceptcam import ConceptConfig, ConceptModel, Recipe, cli, list_presets, preset
+from conceptcam.demo import demo_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+API = {name: text for name, text in PAGES.items() if name.startswith("docs/api/")}
+
+
+def shell_lines(text: str) -> list[str]:
+    """What stands in the text's shell blocks, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """An empty folder to run a page in, in which `make demo` seems to have been."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    model = ConceptModel.from_config(demo_config(112))
+    model.record = model.record.after("concepts", ["backbone", "concept_head"])
+    model.record = model.record.after("prototypes", ["projector", "prototypes"]).after("task", ["task_head"])
+    model.save_pretrained(tmp_path / "runs" / "demo-20260101-120000")
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield tmp_path
+    torch.set_default_dtype(dtype)
+
+
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```python" in text])
+def test_code_of_a_page_runs(name, workshop):
+    document = Sybil(parsers=[PythonCodeBlockParser()], path=str(ROOT)).parse(ROOT / name)
+    examples = list(document.examples())
+    assert len(examples) == PAGES[name].count("```python"), "a block is marked so that it is not run"
+    for example in examples:
+        example.evaluate()
+
+
+COMMANDS = [
+    (name, line) for name, text in PAGES.items() for line in shell_lines(text) if line.startswith("conceptcam ")
+]
+
+
+@pytest.mark.parametrize(("name", "line"), COMMANDS)
+def test_a_command_on_a_page_is_one_that_the_command_line_takes(name, line):
+    assert cli._parser().parse_args(shlex.split(line, comments=True)[1:]).run
+
+
+def test_every_command_has_its_section():
+    text = PAGES["docs/cli.md"]
+    for command in ("demo", "train", "evaluate", "explain"):
+        assert f"\n## {command}\n" in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_and_files_named_on_a_page_exist(name):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    text = PAGES[name]
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+    assert {line.split()[1] for line in shell_lines(text) if line.startswith("make ")} <= targets
+    for file in re.findall(r"\b(?:examples|benchmarks)/\w+\.py", text):
+        assert (ROOT / file).is_file(), file
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
+
+
+def test_first_screen_of_the_readme_has_both_commands_and_ten_lines_of_python():
+    screen = "\n".join(README.splitlines()[:30])
+    assert {line.split("#")[0].strip() for line in shell_lines(screen)} == {"make demo", "make test"}
+    (code,) = re.findall(r"^```python\n(.*?)^```", screen, flags=re.MULTILINE | re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 12
+
+
+def test_readme_shows_no_badges_and_no_images():
+    assert "![" not in README and "<img" not in README
+
+
+@pytest.mark.parametrize("name", ["demo", "speed", "zoo"])
+def test_readme_has_a_place_for_measured_figures(name):
+    assert re.search(rf"<!-- figures:{name} -->.*<!-- /figures:{name} -->", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", [name for name in conceptcam.__all__ if name != "__version__"])
+def test_a_public_name_has_its_api_page_and_its_line_in_the_index(name):
+    module = getattr(conceptcam, name).__module__
+    documented = {
+        identifier
+        for text in API.values()
+        for identifier in re.findall(
+            r"^::: (\S+)$(?!\n    options:\n(?:      .*\n)*?      members:)", text, re.MULTILINE
+        )
+    }
+    assert module in documented
+    assert f"[`{name}`][{module}.{name}]" in API["docs/api/index.md"]
+
+
+def test_every_documented_module_can_be_imported():
+    for text in API.values():
+        for identifier in re.findall(r"^::: (\S+)$", text, re.MULTILINE):
+            importlib.import_module(identifier)
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_table_of_presets_says_what_the_preset_does(name):
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_of_presets()]
+    column = rows[0].index(f"`{name}`")
+    said = {row[0]: row[column] for row in rows[2:]}
+    chosen = preset(name)
+    config = chosen.configure(ConceptConfig(concepts=("a",), tasks=("b",)))
+    for field in ("pooling", "head_bias", "projector", "embed_dim", "prototypes_per_concept"):
+        assert said[field] == str(getattr(config, field))
+    scratch = chosen.stages(config, Recipe())
+    tuned = chosen.stages(config, Recipe(backbone_pretrained=True))
+    concepts, prototypes, task = scratch
+    assert float(said["lr backbone, from scratch"]) == concepts.lr["backbone"]
+    assert float(said["lr backbone, pretrained"]) == tuned[0].lr["backbone"]
+    assert float(said["lr concept_head"]) == concepts.lr["concept_head"]
+    assert float(said["lr prototypes"]) == prototypes.lr["prototypes"] == prototypes.lr["projector"]
+    assert float(said["lr task_head"]) == task.lr["task_head"]
+    assert {said["schedule"]} == {stage.schedule for stage in scratch}
+    assert said["epochs"] == " + ".join(str(stage.epochs) for stage in scratch)
+
+
+def table_of_presets() -> list[str]:
+    lines = PAGES["docs/science.md"].split("## The presets")[1].split("##")[0].splitlines()
+    return [line for line in lines if line.startswith("|")]
+
+
+def test_changelog_and_citation_name_this_version():
+    version = conceptcam.__version__
+    assert f"## [{version}]" in PAGES["CHANGELOG.md"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
