@@ -26,7 +26,8 @@ API = {name: text for name, text in PAGES.items() if name.startswith("docs/api/"
 def shell_lines(text: str) -> list[str]:
     """What stands in the text's shell blocks, without comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()  # a backslash joins a line to the next
+    return [line for line in lines if line.strip()]
 
 
 @pytest.fixture
