@@ -73,6 +73,15 @@ def test_every_field_of_the_output_has_the_shape_its_documentation_says(changes)
     }
 
 
+def test_the_config_reaches_the_parts_it_names():
+    model = model_with(head_bias=False, pooling="topk", pooling_value=2, projector="ibn")
+    assert model.concept_head.score.bias is None
+    assert model.pool.k == 2
+    assert type(model.projector).__name__ == "IbnProjector"
+    assert model.prototypes.vectors.shape == (3, 4, 8)
+    assert tuple(model.preprocess.image_size) == (32, 48)
+
+
 @each_variant
 def test_a_task_logit_is_its_bias_and_its_shares_exactly(changes):
     model = model_with(**changes)

@@ -239,3 +239,15 @@ def test_building_a_timm_backbone_prints_and_warns_nothing():
     code = "from conceptcam.backbones import create_backbone; create_backbone('timm:test_vit', image_size=(160, 160))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "name, level, size", [("hiera_tiny_224", 1, 224), ("sam2_hiera_tiny", 1, 224), ("samvit_base_patch16_224", 0, 224)]
+)
+def test_models_whose_norm_is_unlike_others_run_too_and_say_their_true_number_of_channels(name, level, size):
+    """Hiera refuses to normalize a grid; the final norm of SAM's ViT changes the number of channels."""
+    backbone = build(name, feature_level=level, image_size=(size, size)).train()
+    features = backbone(randn(1, 3, size, size))
+    assert features.shape[1] == backbone.out_channels
+    features.square().mean().backward()
+    assert [key for key, value in backbone.named_parameters() if value.requires_grad and value.grad is None] == []

@@ -295,9 +295,10 @@ def test_guided_loss_is_classification_plus_localization_by_their_weights():
     maps, _, boxes = example()
     labels = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(1)).double()
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    loss = BBoxGuidedConceptLoss(2.0, 0.3, pos_weight=weight, penalty="mse", reduction="grid", mask="center")
+    options = {"penalty": "hinge", "reduction": "grid", "mask": "center", "margin": 0.4}
+    loss = BBoxGuidedConceptLoss(2.0, 0.3, pos_weight=weight, **options)
     classification = F.binary_cross_entropy_with_logits(maps.amax((-2, -1)), labels, pos_weight=weight.double())
-    places = box_localization_loss(maps, boxes, labels, penalty="mse", reduction="grid", mask="center")
+    places = box_localization_loss(maps, boxes, labels, **options)
     torch.testing.assert_close(loss(maps, labels, boxes), 2.0 * classification + 0.3 * places)
 
 
