@@ -102,7 +102,7 @@ def measure(model: nn.Module, batches: list[Batch], labels: int) -> dict[str, fl
     }
 
 
-def main(images: int = 500, epochs: int = 6) -> None:
+def main(images: int = 400, epochs: int = 6) -> None:
     train, test = read_batches(images, seed=0), read_batches(max(images // 3, 32), seed=1)
     labels = train[0]["concepts"].shape[1]
     for name, loop in (("before", train_before), ("after, with boxes", train_after)):
