@@ -212,7 +212,7 @@ epoch by epoch, the others what the model sees in test images.""",
     )  # fmt: skip
     parser.add_argument("--images", type=_positive, default=8000, metavar="N", help="training images (default: 8000)")
     parser.add_argument("--size", type=_positive, default=112, metavar="PX", help="side of the images (default: 112)")
-    _training_options(parser, epochs=("concepts=14", "prototypes=5", "task=10"), batch_size=64)
+    _training_options(parser, epochs=("concepts=8", "prototypes=4", "task=8"), batch_size=64)
     return parser
 
 
