@@ -124,8 +124,10 @@ def _explain(options: argparse.Namespace) -> None:
         explanation = explain(model, path, task=options.task)
         print(f"\n{path}")
         for finding in explanation.findings[: options.top]:
-            known = not math.isnan(finding.threshold)
-            verdict = ("present" if finding.probability > finding.threshold else "absent") if known else ""
+            verdict = ""
+            if not math.isnan(finding.threshold):
+                above = finding.probability > finding.threshold
+                verdict = f"{'present' if above else 'absent'} (threshold {finding.threshold:.3f})"
             print(f"  {finding.concept:<28} {finding.probability:6.3f}  {verdict}")
         reasons = explanation.reasons if options.task is None else (explanation.reason(options.task),)
         for reason in reasons:
@@ -173,7 +175,6 @@ def _folder(options: argparse.Namespace, command: str) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not an empty folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures").mkdir(exist_ok=True)
     return folder
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
-from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
+from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem
 from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
 from conceptcam.explanation import MapHistory, explain
@@ -64,15 +64,9 @@ class RunOptions:
 
 
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
-    """Batches of a data set."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # collate turns items into a batch
-        batch_size=options.batch_size,
-        shuffle=shuffle,
-        collate_fn=collate,
-        num_workers=options.workers,
-        pin_memory=torch.device(options.device).type == "cuda",
-    )
+    """Batches of a data set, as the options say."""
+    on_gpu = torch.device(options.device).type == "cuda"
+    return dataset.batches(options.batch_size, shuffle=shuffle, workers=options.workers, pin_memory=on_gpu)
 
 
 def train_run(

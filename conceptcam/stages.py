@@ -207,6 +207,7 @@ def _standard(
     prototype_lr: float,
     task_lr: float,
     epochs: Mapping[str, int],
+    class_weights: bool = True,
     **options: Any,
 ) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
     """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
@@ -224,7 +225,7 @@ def _standard(
             rates = {"projector": prototype_lr, "prototypes": prototype_lr}
             rows.append(prototype_stage(prototype_loss, lr=rates, epochs=times["prototypes"], **options))
         if config.tasks:
-            weight = recipe.task_pos_weight
+            weight = recipe.task_pos_weight if class_weights else None
             rows.append(task_stage(config, weight, lr={"task_head": task_lr}, epochs=times["task"], **options))
         return tuple(rows)
 
@@ -282,6 +283,7 @@ _PRESETS: dict[str, Preset] = {
             prototype_lr=1e-4,
             task_lr=1e-4,
             epochs={"concepts": 20, "prototypes": 10, "task": 20},
+            class_weights=False,
         ),
     ),
 }

@@ -11,7 +11,6 @@ import tempfile
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from conceptcam import (
     Backbone,
@@ -20,7 +19,6 @@ from conceptcam import (
     PhantomDataset,
     Recipe,
     Trainer,
-    collate,
     evaluate,
     preset,
     register_backbone,
@@ -67,8 +65,8 @@ def main(images: int = 400, epochs: int = 6) -> None:
     config = ConceptConfig(concepts=train.concepts, backbone="patch_mixer", image_size=(112, 112))  # no tasks
     model = ConceptModel.from_config(config)
     train.preprocess = val.preprocess = model.preprocess
-    train_batches = DataLoader(train, batch_size=32, shuffle=True, collate_fn=collate)
-    val_batches = DataLoader(val, batch_size=64, collate_fn=collate)
+    train_batches = train.batches(32, shuffle=True)
+    val_batches = val.batches(64)
 
     stages = preset().stages(config, Recipe(epochs={"concepts": epochs}))
     Trainer(seed=0).fit(model, stages[:1], train_batches, val_batches)  # the first stage alone

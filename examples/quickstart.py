@@ -10,8 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
 from conceptcam import (
     ConceptConfig,
     ConceptModel,
@@ -19,7 +17,6 @@ from conceptcam import (
     Recipe,
     Trainer,
     choose_thresholds,
-    collate,
     evaluate,
     explain,
     positive_weight,
@@ -44,8 +41,8 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
     model = ConceptModel.from_config(config)
     for data in (train, val, test):
         data.preprocess = model.preprocess
-    train_batches = DataLoader(train, batch_size=32, shuffle=True, collate_fn=collate)
-    val_batches, test_batches = (DataLoader(data, batch_size=64, collate_fn=collate) for data in (val, test))
+    train_batches = train.batches(32, shuffle=True)
+    val_batches, test_batches = (data.batches(64) for data in (val, test))
 
     # Three stages: concepts and where they are, then prototypes, then the task head.
     recipe = Recipe(

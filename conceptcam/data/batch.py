@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from conceptcam.boxes import ConceptBoxes
 
@@ -112,6 +112,26 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     @abstractmethod
     def read(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed."""
+
+    def batches(
+        self, batch_size: int = 32, *, shuffle: bool = False, workers: int = 0, pin_memory: bool = False
+    ) -> DataLoader[ConceptBatch]:
+        """A `DataLoader` of this data set.
+
+        Args:
+            batch_size: Images per batch; the last one may have fewer.
+            shuffle: Whether to draw a new order for each pass; for training.
+            workers: Processes that load data; 0 loads in this one.
+            pin_memory: Whether batches are put where a GPU copies them from faster.
+        """
+        return DataLoader(
+            self,  # type: ignore[arg-type]  # collate turns items into a batch
+            batch_size=batch_size,
+            shuffle=shuffle,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=pin_memory,
+        )
 
     def __len__(self) -> int:
         return len(self.concept_labels)
