@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace) -> None:
         config, train, val, folder, run,
         training_data=f"{len(train)} images of {options.data.name}/{options.train}",
         model=model, watch=watch, follow=config.concepts[:6],
-        augment=None if options.no_augment else light_augmentation(),
+        augment=None if options.no_augment else light_augmentation(config.image_size),
     )  # fmt: skip
     result = measure(model, val, folder, run)
     save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / FIGURES)

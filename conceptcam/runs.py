@@ -166,10 +166,10 @@ def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder:
 
 
 def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path: Path) -> None:
-    """Draw the picture of learning: the same image's maps, epoch by epoch, up to seven of them."""
+    """Draw the picture of learning: the same image's maps, epoch by epoch, up to eight of them."""
     boxes = item.boxes or ConceptBoxes.empty()
     index = [model.config.concepts.index(name) for name in maps.concepts]
-    shown = torch.linspace(0, len(maps.epochs) - 1, min(7, len(maps.epochs))).round().int().tolist()
+    shown = torch.linspace(0, len(maps.epochs) - 1, min(8, len(maps.epochs))).round().int().tolist()
     picture = learning_figure(
         model.preprocess.undo(model.preprocess(item.image)),
         maps.concepts,

@@ -60,7 +60,9 @@ def box_localization_loss(
             raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
         boxes = ConceptBoxes.from_dicts(boxes)
     pairs = boxes.to(concept_maps.device).pair_masks(concept_maps.shape, mask)
-    maps = at_least_float32(concept_maps[pairs.image, pairs.concept])  # (P, h, w)
+    # One index over (image, concept) in place of two: its backward pass is several times faster.
+    chosen = pairs.image * concept_maps.shape[1] + pairs.concept
+    maps = at_least_float32(concept_maps.flatten(0, 1).index_select(0, chosen))  # (P, h, w)
     high, low = _penalties(maps, penalty, margin)
     inside = pairs.inside
     if reduction == "grid":
@@ -95,7 +97,8 @@ def _penalties(maps: Tensor, penalty: Penalty, margin: float) -> tuple[Tensor, T
     if penalty == "mse":
         probability = maps.sigmoid()
         return (1 - probability) ** 2, probability**2
-    return F.softplus(-maps), F.softplus(maps)
+    outside = F.softplus(maps)
+    return outside - maps, outside  # softplus(-z) = softplus(z) - z
 
 
 def _mean_over(values: Tensor, weights: Tensor) -> Tensor:
