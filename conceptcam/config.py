@@ -155,15 +155,18 @@ class ModelRecord:
             stage: `"concepts"`, `"prototypes"`, `"task"`, or a name of your own.
             parts: Names of the parts of `ConceptModel` that learned.
         """
+        record = self.without(parts)
+        return dataclasses.replace(record, stages=(*(name for name in record.stages if name != stage), stage))
+
+    def without(self, parts: Collection[str]) -> "ModelRecord":
+        """What stays true once some parts have changed: no figures, and no stage that taught or used those parts."""
         sees = bool({"backbone", "concept_head", "pool"} & set(parts))
         compares = sees or bool({"projector", "prototypes"} & set(parts))
-        stale = {stage} | ({"prototypes"} if sees else set()) | ({"task"} if compares else set())
-        record = dataclasses.replace(
-            self,
-            stages=(*(name for name in self.stages if name not in stale), stage),
-            metrics={},
-            weights_sha256="",
-        )
+        stale = {"task"} if parts else set()
+        stale |= {"prototypes"} if compares else set()
+        stale |= {"concepts"} if sees else set()
+        stages = tuple(name for name in self.stages if name not in stale)
+        record = dataclasses.replace(self, stages=stages, metrics={}, weights_sha256="")
         if not sees:
             return record
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, provenance="")

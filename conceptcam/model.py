@@ -12,7 +12,7 @@ from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, ModelRecord
 from conceptcam.data.transforms import Preprocess
 from conceptcam.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
-from conceptcam.outputs import ConceptOutput, Seen
+from conceptcam.outputs import Compared, ConceptOutput, Seen
 from conceptcam.pooling import create_pooling
 
 
@@ -135,6 +135,14 @@ class ConceptModel(nn.Module):
         features = self.backbone(images)
         concept_maps = self.concept_head(features)
         return Seen(features, concept_maps, self.pool(concept_maps))
+
+    def compare(self, images: Tensor) -> Compared:
+        """Images (B, 3, H, W), normalized -> what was seen, and each concept's vector beside the prototypes.
+
+        Stage 2 learns from this alone, so its projector sees concept vectors and no other places.
+        """
+        seen = self.see(images)
+        return Compared(*seen, self.compare_vectors(seen))
 
     def reason(self, seen: Seen) -> ConceptOutput:
         """What was seen -> similarities to prototypes, evidence and task logits."""

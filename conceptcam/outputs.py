@@ -19,6 +19,22 @@ class Seen(NamedTuple):
     """(B, K) logit of each concept in the image."""
 
 
+class Compared(NamedTuple):
+    """What stage 2 learns from: what was seen, and each concept's vector beside the prototypes.
+
+    Shapes as in `Seen`, with M prototypes per concept.
+    """
+
+    features: Tensor
+    """(B, C, h, w) backbone features."""
+    concept_maps: Tensor
+    """(B, K, h, w) logit of each concept at each place, indexed [row, column]."""
+    concept_logits: Tensor
+    """(B, K) logit of each concept in the image."""
+    vector_similarity: Tensor
+    """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]."""
+
+
 class ConceptOutput(NamedTuple):
     """One forward pass, from features to task logits, with every step in between.
 

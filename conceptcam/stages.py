@@ -18,9 +18,9 @@ from conceptcam.losses.prototypes import PrototypeContrastiveLoss
 from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model import ConceptModel
-from conceptcam.outputs import ConceptOutput, Seen
+from conceptcam.outputs import Compared, ConceptOutput, Seen
 
-Needs = Literal["see", "forward"]
+Needs = Literal["see", "compare", "forward"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -36,7 +36,8 @@ class Stage:
             model, so it works under `DistributedDataParallel` and `torch.compile`.
         metric: Makes the metric that picks the best epoch.
         metric_inputs: What the metric's `update` is given for one batch.
-        needs: `"see"` if concepts and maps are enough for the objective, else `"forward"`.
+        needs: The least of the model's methods that gives what the objective reads: `"see"` concepts and maps,
+            `"compare"` also the vectors' similarities to prototypes, `"forward"` everything.
         epochs: Passes over the training data.
         schedule: `"cosine"`: a linear warm-up over the first 5 % of steps, then half a cosine down to 0.
             `"constant"`: no change.
@@ -164,7 +165,7 @@ def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -
 def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
     """Stage 2: projector and prototypes learn what each concept looks like."""
 
-    def objective(output: ConceptOutput, batch: ConceptBatch) -> Tensor:
+    def objective(output: Compared, batch: ConceptBatch) -> Tensor:
         return loss(output.vector_similarity, batch.concepts)
 
     return Stage(
@@ -173,6 +174,7 @@ def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any)
         objective=objective,
         metric=PrototypeAccuracy,
         metric_inputs=lambda output, batch: (output.vector_similarity, batch.concepts),
+        needs="compare",
         **options,
     )
 

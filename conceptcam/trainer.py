@@ -15,7 +15,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from conceptcam.data.batch import ConceptBatch, as_batch
 from conceptcam.model import ConceptModel
-from conceptcam.outputs import ConceptOutput, Seen
 from conceptcam.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,7 @@ class EpochRecord(NamedTuple):
     """What happened in one epoch of one stage."""
 
     stage: str
+    """Name of the stage."""
     epoch: int
     """Counted from 1."""
     train_loss: float
@@ -40,7 +40,7 @@ class EpochRecord(NamedTuple):
     score: float
     """The stage's metric on validation data, higher is better; NaN if undefined."""
     lr: float
-    """Highest learning rate at the epoch's end."""
+    """Highest learning rate at the epoch's start."""
     best: bool
     """Whether this is the stage's best epoch so far."""
 
@@ -98,6 +98,7 @@ class Trainer:
         with _seeded(self.seed):
             try:
                 for stage in stages:
+                    model.record = model.record.without(stage.parts)  # true from the first step on
                     records += self._fit_stage(model, stage, train_batches, val_batches)
                     model.record = model.record.after(stage.name, stage.parts)
             finally:
@@ -113,7 +114,7 @@ class Trainer:
         scaler = torch.amp.GradScaler(self._device_type, enabled=self.precision == "fp16")
         scheduler = _scheduler(stage, optimizer, train_batches)
         records: list[EpochRecord] = []
-        best_score, best_epoch, best_weights = -math.inf, 0, _copy_weights(model)
+        best_rank, best_epoch, best_weights = (-math.inf, -math.inf), 0, _copy_weights(model)
         for epoch in range(1, stage.epochs + 1):
             title = f"{stage.name} {epoch}/{stage.epochs}"
             lr = max(group["lr"] for group in optimizer.param_groups)
@@ -121,11 +122,11 @@ class Trainer:
                 train_loss = self._train_epoch(model, stage, optimizer, scaler, scheduler, bar)
                 val_loss, score = self.evaluate(model, stage, val_batches)
                 bar.set_postfix(loss=f"{train_loss:.3f}", val=f"{val_loss:.3f}", score=f"{score:.3f}")
-            # An undefined score must neither win nor lose the weights of the only epoch there is.
-            ranked = -math.inf if math.isnan(score) else score
-            best = ranked > best_score or epoch == 1
+            # An undefined or a tied score leaves the choice to the validation loss.
+            rank = (-math.inf if math.isnan(score) else score, -val_loss)
+            best = epoch == 1 or rank > best_rank
             if best:
-                best_score, best_epoch, best_weights = ranked, epoch, _copy_weights(model)
+                best_rank, best_epoch, best_weights = rank, epoch, _copy_weights(model)
             records.append(EpochRecord(stage.name, epoch, train_loss, val_loss, score, lr, best))
             _tell(records)
             self.on_epoch(model, records[-1])
@@ -133,6 +134,12 @@ class Trainer:
                 log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
                 break
         model.load_state_dict(best_weights)
+        if all(math.isnan(record.score) for record in records):
+            log.warning(
+                "stage %s: its score is undefined on the validation data (does every label occur both ways?), so the "
+                "epoch with the lowest validation loss was kept",
+                stage.name,
+            )
         return records
 
     def _train_epoch(
@@ -179,10 +186,10 @@ class Trainer:
         score = float(metric.compute()) if losses.count else math.nan
         return losses.value(), score if metric.higher_is_better else -score
 
-    def _loss(self, model: ConceptModel, stage: Stage, batch: ConceptBatch) -> tuple[Tensor, Seen | ConceptOutput]:
+    def _loss(self, model: ConceptModel, stage: Stage, batch: ConceptBatch) -> tuple[Tensor, Any]:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self._device_type, dtype, enabled=self.precision != "fp32"):
-            output = model.see(batch.images) if stage.needs == "see" else model(batch.images)
+            output: Any = getattr(model, stage.needs)(batch.images)
         if self.precision != "fp32":  # losses and metrics need full precision, features are in neither
             fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
             output = output._replace(**fields)
