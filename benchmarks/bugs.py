@@ -23,15 +23,13 @@ from phantom import ROWS, Scale, append, build, finished, prepare, recipe_for
 from torch import Tensor
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Seen, Stage, Trainer, evaluate
-from conceptcam.data.phantom import CANARIES, SMALL_FINDINGS
+from conceptcam.data.phantom import CANARIES, ONE_SIDED, SMALL_FINDINGS, UPRIGHT
 from conceptcam.demo import phantom_data
 from conceptcam.losses import box_localization_loss, multilabel_loss
 from conceptcam.metrics.classification import macro
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.runs import RunOptions, loader
 
-ONE_SIDED = CANARIES[:2]
-UPRIGHT = CANARIES[2]
 BETA = 0.5  # weight of localization, as in the recommended preset
 LEAST = 0.05  # a smaller move catches nothing, however small the standard deviation of a few seeds happens to be
 
@@ -105,7 +103,7 @@ CORRECT = "correct"
 BUGS: dict[str, Bug] = {
     CORRECT: Bug(telltales=()),
     "boxes mirrored": Bug(item=mirrored, telltales=("mirror gap", *ONE_SIDED)),
-    "boxes transposed": Bug(item=transposed, telltales=("transpose gap", UPRIGHT)),
+    "boxes transposed": Bug(item=transposed, telltales=("transpose gap", *UPRIGHT)),
     "images flipped, boxes not": Bug(batches=HalfFlipped, telltales=("mirror gap", "pointing", "small")),
     "pos_weight inverted": Bug(pos_weight=lambda weight: 1 / weight, telltales=("first loss", "mean p")),
     "integer masks": Bug(localization=integer_masks, telltales=("small", "Other lesion")),
@@ -169,7 +167,7 @@ def measure(model: ConceptModel, batches: Any) -> dict[str, float]:
         "small": of(place.pointing, *SMALL_FINDINGS),
         **{name: of(place.pointing, name) for name in CANARIES},
         "mirror gap": of(place.mirror_gap, *ONE_SIDED),
-        "transpose gap": of(place.transpose_gap, UPRIGHT),
+        "transpose gap": of(place.transpose_gap, *UPRIGHT),
         "energy": result.summary()["energy_in_box"],
         "IoU": result.summary()["iou"],
         "energy, several": float(macro(several.energy)),

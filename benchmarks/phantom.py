@@ -148,7 +148,7 @@ def measure(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, floa
         "AP": first["concept AP"],
         "pointing": first["pointing"],
         "small": first["pointing, five small findings"],
-        "canary gap": first["mirror gap of the canaries"],
+        "mirror gap": first["mirror gap of the one-sided findings"],
         "energy": result.summary()["energy_in_box"],
         "disease": first[f"disease AUROC, {model.config.bottleneck} bottleneck"],
         "linear": first["disease AUROC, linear head on the true concepts"],

@@ -1,9 +1,10 @@
 """What a model is (`ConceptConfig`) and what it has been taught (`ModelRecord`); together, `config.json`."""
 
 import dataclasses
+import difflib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -57,9 +58,9 @@ class ConceptConfig:
     """
 
     concepts: tuple[str, ...]
+    backbone: str
     tasks: tuple[str, ...] = ()
     task_kind: TaskKind = "multilabel"
-    backbone: str = "medmae_vit_b16"
     feature_level: int = -1
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -140,8 +141,12 @@ class ModelRecord:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stages, str) or not isinstance(self.stages, Sequence):
+            raise ValueError(f"`stages` must be a sequence of names, got {self.stages!r}")
         object.__setattr__(self, "stages", tuple(self.stages))
         for name in ("thresholds", "typical_present", "typical_absent", "metrics"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"`{name}` must map names to numbers, got {getattr(self, name)!r}")
             # Numbers of numpy or torch are no JSON types.
             object.__setattr__(self, name, {key: float(value) for key, value in getattr(self, name).items()})
 
@@ -187,6 +192,12 @@ def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
         )
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean ['resnet']"` if known names are near, else nothing: a part of an error message."""
+    near = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {near}" if near else ""
+
+
 def to_json(config: ConceptConfig, record: ModelRecord) -> str:
     """The text of `config.json`."""
     from conceptcam import __version__
@@ -197,7 +208,7 @@ def to_json(config: ConceptConfig, record: ModelRecord) -> str:
         "config": dataclasses.asdict(config),
         "record": dataclasses.asdict(record),
     }
-    return json.dumps(_nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> tuple[ConceptConfig, ModelRecord]:
@@ -241,11 +252,12 @@ def _required(known: "dataclasses.Field[Any]") -> bool:
     return known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
 
 
-def _nan_to_null(value: Any) -> Any:
+def nan_to_null(value: Any) -> Any:
+    """The value with None for every number that is not finite, as JSON wants it."""
     if isinstance(value, Mapping):
-        return {key: _nan_to_null(inner) for key, inner in value.items()}
+        return {key: nan_to_null(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_null(inner) for inner in value]
+        return [nan_to_null(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conceptcam.config import check_names
-from conceptcam.data.batch import ConceptBatch, as_batch
-from conceptcam.explanation import refuse_untaught
+from conceptcam.config import check_names, did_you_mean, nan_to_null
+from conceptcam.data.batch import Batches, as_batch
+from conceptcam.explanation import refuse_untaught, taught_tasks
 from conceptcam.metrics.classification import (
     LabelScores,
     best_thresholds,
@@ -21,9 +21,7 @@ from conceptcam.metrics.classification import (
     top_accuracy,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
-from conceptcam.model import ConceptModel
-
-Batches = Iterable[ConceptBatch | Mapping[str, Any]]
+from conceptcam.model import ConceptModel, evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +72,7 @@ class Evaluation:
             "canary_mirror_gap": _mean(place.mirror_gap[: len(self.canaries)]),
             "canary_transpose_gap": _mean(place.transpose_gap[: len(self.canaries)]),
             "energy_in_box": _mean(place.energy),
+            "box_area": _mean(place.chance),
             "iou": _mean(place.iou),
             **{f"pointing_{size}": _mean(place.pointing_by_size[:, i]) for i, size in enumerate(_SIZES)},
             "task_auroc": _mean(self.task_scores.auroc),
@@ -91,10 +90,13 @@ class Evaluation:
             for name, value in zip(self.concepts, self.concept_scores.auroc.tolist(), strict=True)
             if math.isnan(value)
         ]
-        return _null({"summary": self.summary(), "concepts": rows, "tasks": tasks, "without_auroc": skipped})
+        return nan_to_null({"summary": self.summary(), "concepts": rows, "tasks": tasks, "without_auroc": skipped})
 
     def table(self) -> str:
-        """The figures as text; `-` stands for an undefined one, `*` for a canary."""
+        """The figures as text; `-` stands for an undefined one, `*` for a canary.
+
+        `area` is the share of the image in boxes: what energy and IoU are for a map that is the same everywhere.
+        """
         star = {name: f"{name} *" if name in self.canaries else name for name in self.concepts}
         rows = [(star[name], row) for name, row in self._concept_rows()]
         text = [_table("concept", _COLUMNS, rows, mean="macro mean")]
@@ -120,7 +122,7 @@ class Evaluation:
         columns = [
             scores.positives, scores.negatives, scores.auroc, scores.average_precision, scores.f1, self.chosen_f1,
             self.mean_probability, place.support, place.pointing, place.random_pointing, place.center_pointing,
-            place.mirror_gap, place.transpose_gap, place.energy, place.iou,
+            place.mirror_gap, place.transpose_gap, place.energy, place.iou, place.chance,
         ]  # fmt: skip
         return _rows(self.concepts, columns)
 
@@ -134,7 +136,7 @@ class Evaluation:
 _SIZES = ("small", "medium", "large")
 _COLUMNS = (
     "pos", "neg", "AUROC", "AP", "F1@.5", "F1", "mean p",
-    "boxes", "point", "random", "centre", "mirror", "transp", "energy", "IoU",
+    "boxes", "point", "random", "centre", "mirror", "transp", "energy", "IoU", "area",
 )  # fmt: skip
 _TASK_COLUMNS = ("pos", "neg", "AUROC", "AP", "F1@.5")
 
@@ -158,15 +160,20 @@ def evaluate(
     """
     refuse_untaught(model)
     names = model.config.concepts
-    if unknown := sorted(set(canaries) - set(names)):
-        raise ValueError(f"unknown canaries {unknown}; concepts: {list(names)}")
+    for name in canaries:
+        if name not in names:
+            raise ValueError(f"unknown canary {name!r}{did_you_mean(name, names)}; concepts: {list(names)}")
     check_names("canaries", tuple(canaries), at_least=0)
     answers = _ask(model, batches, device)
     order = [names.index(name) for name in canaries] + [k for k, name in enumerate(names) if name not in canaries]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
     thresholds = torch.tensor([model.record.thresholds.get(names[k], math.nan) for k in order], dtype=torch.float64)
     known = ~labels.isnan()
-    with_tasks = "task" in model.record.stages and answers.targets.shape[1] == len(model.config.tasks)
+    if answers.targets.shape[1] not in (0, len(model.config.tasks)):
+        raise ValueError(
+            f"the data has {answers.targets.shape[1]} task labels, the model {len(model.config.tasks)} tasks"
+        )
+    with_tasks = taught_tasks(model) and answers.targets.shape[1] > 0
     kind = model.config.task_kind
     task_logits = answers.task_logits if with_tasks else answers.task_logits[:, :0]
     targets = answers.targets if with_tasks else answers.targets[:, :0]
@@ -225,19 +232,17 @@ class _Answers:
 
 
 def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | None) -> _Answers:
-    device = next(model.parameters()).device if device is None else device
-    was_training = model.training
-    model.to(device).eval()
     localization = LocalizationMetrics(len(model.config.concepts))
     rows: list[tuple[Tensor, ...]] = []
-    for given in batches:
-        batch = as_batch(given).to(device)
-        output = model(batch.images)
-        localization.update(output.concept_maps.cpu(), batch.boxes and batch.boxes.to("cpu"), model.config.image_size)
-        said = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
-        rows.append(tuple(part.cpu() for part in said))
-    if was_training:
-        model.train()
+    # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
+    with evaluating(model, device) as where, torch.random.fork_rng(devices=[]):
+        for given in batches:
+            batch = as_batch(given).to(where)
+            output = model(batch.images)
+            drawn = None if batch.boxes is None else batch.boxes.to("cpu")
+            localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
+            said = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
+            rows.append(tuple(part.cpu() for part in said))
     if not rows:
         raise ValueError("there are no batches to evaluate on")
     concept_logits, concepts, task_logits, targets = (torch.cat(part) for part in zip(*rows, strict=True))
@@ -277,9 +282,3 @@ def _number(value: float) -> str:
     if isinstance(value, int):
         return str(value)
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

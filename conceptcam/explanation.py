@@ -1,6 +1,5 @@
 """Why a model said what it said: named concepts, their places, and their shares in each task logit."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 
 from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import ConceptConfig
+from conceptcam.config import ConceptConfig, did_you_mean
 from conceptcam.data.images import to_image
 from conceptcam.metrics.pairs import upsample
-from conceptcam.model import ConceptModel
+from conceptcam.model import ConceptModel, evaluating
 from conceptcam.outputs import ConceptOutput
 
 if TYPE_CHECKING:
@@ -140,12 +139,8 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
     """
     refuse_untaught(model, task=task)
     pixels = model.preprocess(to_image(image))
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
-    if was_training:
-        model.train()
+    with evaluating(model) as device:
+        output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     findings = [
         Finding(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
@@ -154,7 +149,7 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
         )
     ]
     findings.sort(key=lambda finding: -finding.probability)
-    reasons = _reasons(model, output, heatmaps) if "task" in model.record.stages else ()
+    reasons = _reasons(model, output, heatmaps) if taught_tasks(model) else ()
     return Explanation(model.preprocess.undo(pixels), model.config.concepts, tuple(findings), reasons)
 
 
@@ -173,8 +168,16 @@ def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
     if task is None:
         return
     _named(task, dict.fromkeys(model.config.tasks), "task")
-    if "task" not in stages:
-        raise ValueError(f"this model was never taught the task {task!r} (stages done: {stages}); train stage 'task'")
+    if not taught_tasks(model):
+        raise ValueError(
+            f"this model was never taught the task {task!r} (stages done: {stages}); train what is missing"
+        )
+
+
+def taught_tasks(model: ConceptModel) -> bool:
+    """Whether the model was taught its tasks, and everything the task head reads."""
+    needed = {"concepts", "task"} if model.config.bottleneck == "concepts" else {"concepts", "prototypes", "task"}
+    return bool(model.config.tasks) and needed <= set(model.record.stages)
 
 
 def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[Reason, ...]:
@@ -204,8 +207,7 @@ def _probabilities(logits: Tensor, config: ConceptConfig) -> list[float]:
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:
     if name not in known:
-        near = difflib.get_close_matches(name, known)
-        raise ValueError(f"unknown {what} {name!r}{f'; did you mean {near}' if near else ''}; known: {list(known)}")
+        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {list(known)}")
     return known[name]
 
 
@@ -228,10 +230,16 @@ class MapHistory:
     Args:
         image: As `explain` takes.
         concepts: Names of the concepts to follow.
+        known: Names of all the model's concepts, if they are to be checked before any training.
+
+    Raises:
+        ValueError: If the image is impossible, or a concept is not among the known.
     """
 
-    def __init__(self, image: Any, concepts: Sequence[str]) -> None:
+    def __init__(self, image: Any, concepts: Sequence[str], known: Sequence[str] = ()) -> None:
         self.image = to_image(image)
+        for name in concepts if known else ():
+            _named(name, dict.fromkeys(known), "concept")
         self.concepts = tuple(concepts)
         self.epochs: list[int] = []
         self.heatmaps: list[Tensor] = []
@@ -241,11 +249,8 @@ class MapHistory:
         """Keep the (len(concepts), H, W) maps of this epoch."""
         if record.stage != "concepts":
             return
-        was_training = model.training
-        device = next(model.parameters()).device
-        seen = model.eval().see(model.preprocess(self.image)[None].to(device))
-        if was_training:
-            model.train()
+        with evaluating(model) as device:
+            seen = model.see(model.preprocess(self.image)[None].to(device))
         known = {name: place for place, name in enumerate(model.config.concepts)}
         index = [_named(name, known, "concept") for name in self.concepts]
         self.epochs.append(record.epoch)

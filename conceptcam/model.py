@@ -1,5 +1,7 @@
 """The model: image -> features -> concepts -> prototypes -> task."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -97,18 +99,21 @@ class ConceptModel(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Self:
+    def from_pretrained(cls, source: str | Path, *, device: torch.device | str = "cpu", verify: bool = False) -> Self:
         """Load a model from a folder, in eval mode.
 
         Args:
             source: A folder written by `save_pretrained`.
             device: Where to put the model.
+            verify: Whether to check the weights against the SHA-256 that was recorded when they were saved.
 
         Raises:
             FileNotFoundError: If the folder, its config or its weights are not there.
-            ValueError: If the config or the weights do not fit this version of conceptcam.
+            ValueError: If the config or the weights do not fit this version of conceptcam, or each other.
         """
         config, record, weights = hub.read_folder(Path(source).expanduser())
+        if verify and hub.sha256(weights) != record.weights_sha256:
+            raise ValueError(f"{weights} is not the file that its config was saved with: the SHA-256 differs")
         with torch.random.fork_rng(devices=[]):  # what is random at first is overwritten below
             model = cls.from_config(config)
         model.record = record
@@ -200,6 +205,18 @@ class ConceptModel(nn.Module):
                 f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
                 f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
             )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """Put a model in eval mode, and on a device, for a while; gives the device. It is left as it was."""
+    was_training, home = model.training, next(model.parameters()).device
+    where = home if device is None else torch.device(device)
+    try:
+        model.to(where).eval()
+        yield where
+    finally:
+        model.to(home).train(was_training)
 
 
 def _without_prototypes(seen: Seen) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conceptcam.config import did_you_mean
+
 
 class MaxPool(nn.Module):
     """The highest place decides. Sharp maps, but only one place per image learns; ties share the gradient."""
@@ -113,7 +115,7 @@ def create_pooling(name: str, *, num_concepts: int, value: float | None = None) 
         ValueError: If no pooling has that name, or a value is given to one that takes none.
     """
     if name not in _POOLINGS:
-        raise ValueError(f"unknown pooling {name!r}; known: {list_poolings()}")
+        raise ValueError(f"unknown pooling {name!r}{did_you_mean(name, _POOLINGS)}; known: {list_poolings()}")
     if value is not None and name not in _WITH_VALUE:
         raise ValueError(f"pooling {name!r} takes no value, got {value}; only {list(_WITH_VALUE)} do")
     return _POOLINGS[name](num_concepts, value)

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import DataLoader
 
+from conceptcam import __version__
 from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import ConceptConfig
+from conceptcam.config import ConceptConfig, nan_to_null
 from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem
 from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
@@ -32,6 +33,8 @@ HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
 TABLE_FILE = "metrics.txt"
 FIGURES = "figures"
+EXPLANATIONS = "figures/images"
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,9 @@ class RunOptions:
         seed: Of everything random.
         device: Where to train.
         precision: As `Trainer`'s, or `"auto"`: bf16 where a trial step shows it to be faster than fp32.
-        backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
+        pretrained: Whether to download the backbone's published weights.
+        weights: A safetensors file to start the backbone from; see `create_backbone`. A backbone that starts from
+            trained weights moves slowly.
         freeze_backbone: Whether it should not move at all.
         workers: Processes that load data.
         progress: Whether to show progress bars.
@@ -57,7 +62,8 @@ class RunOptions:
     seed: int = 0
     device: str = "cpu"
     precision: Precision | Literal["auto"] = "auto"
-    backbone_pretrained: bool = False
+    pretrained: bool = False
+    weights: Path | None = None
     freeze_backbone: bool = False
     workers: int = 0
     progress: bool = False
@@ -77,61 +83,69 @@ def train_run(
     options: RunOptions,
     *,
     training_data: str,
-    model: ConceptModel | None = None,
     watch: ConceptItem | None = None,
     follow: Sequence[str] = (),
     augment: Callable[[ConceptItem], ConceptItem] | None = None,
 ) -> ConceptModel:
     """Train a model through the stages of a preset and write it into a folder.
 
-    Writes `config.json`, `model.safetensors`, `history.csv` (a row as each epoch ends) and, if an image is
-    watched, `figures/learning.png`.
+    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), `config.json` and
+    `model.safetensors` (as each stage ends) and, if an image is watched, `figures/learning.png`.
 
     Args:
         config: What the model is; the preset's own fields are set on it.
-        train: Training data.
+        train: Training data; the first stage also applies its `augment`.
         val: Validation data: picks the best epoch and the thresholds.
         folder: Where to write.
         options: How to train.
         training_data: What to call the training data in the model's record.
-        model: A model to train, built from the preset's config; None builds one with random weights.
         watch: An image as read whose concept maps are drawn epoch by epoch.
         follow: Names of the concepts to draw.
-        augment: Changes training images of the first stage; see `data.transforms`.
+        augment: Changes training images of the first stage in place of `train.augment`.
     """
     chosen = preset(options.preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = model or ConceptModel.from_config(chosen.configure(config))
+        model = ConceptModel.from_config(
+            chosen.configure(config), pretrained_backbone=options.pretrained, backbone_weights=options.weights
+        )
     train.preprocess = val.preprocess = model.preprocess
-    recipe = Recipe(
-        pos_weight=positive_weight(train.concept_labels),
-        task_pos_weight=positive_weight(train.task_labels) if config.tasks else None,
-        epochs=options.epochs,
-        backbone_pretrained=options.backbone_pretrained,
-        freeze_backbone=options.freeze_backbone,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    maps = MapHistory(watch.image, follow) if watch is not None else None
-    stages = chosen.stages(model.config, recipe)
+    maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
+    stages = chosen.stages(model.config, _recipe(train, options))
+    options = dataclasses.replace(options, precision=_precision(model, stages[0], val, options))
+    _write_json(folder / RUN_FILE, {**dataclasses.asdict(options), "conceptcam": __version__})
     trainer = Trainer(
         device=options.device,
-        precision=_precision(model, stages[0], val, options),
+        precision=cast(Precision, options.precision),
         seed=options.seed,
         progress=options.progress,
         on_epoch=_HistoryWriter(folder / HISTORY_FILE, maps),
     )
-    for stage in stages:
-        # Only a stage that learns what images look like sees them changed; the others read what it made of them.
-        train.augment = augment if "backbone" in stage.parts else None
-        trainer.fit(model, [stage], loader(train, options, shuffle=True), loader(val, options))
-    train.augment = None
-    choose_thresholds(model, loader(val, options), provenance=f"highest F1 on {len(val)} validation images")
-    model.record = dataclasses.replace(model.record, training_data=training_data)
-    model.save_pretrained(folder)
+    own = train.augment
+    try:
+        for stage in stages:
+            # Only stage 1 learns what images look like and sees them changed; the others read what it made of them.
+            train.augment = (augment or own) if stage.needs == "see" else None
+            trainer.fit(model, [stage], loader(train, options, shuffle=True), loader(val, options))
+            if stage.needs == "see":
+                choose_thresholds(model, loader(val, options), provenance=f"highest F1 on {len(val)} validation images")
+            model.record = dataclasses.replace(model.record, training_data=training_data)
+            model.save_pretrained(folder)
+    finally:
+        train.augment = own
     if watch is not None and maps is not None:
         save_learning(maps, watch, model, folder / FIGURES / "learning.png")
     return model
+
+
+def _recipe(train: ConceptDataset, options: RunOptions) -> Recipe:
+    return Recipe(
+        pos_weight=positive_weight(train.concept_labels),
+        task_pos_weight=positive_weight(train.task_labels) if train.tasks else None,
+        epochs=options.epochs,
+        backbone_pretrained=options.pretrained or options.weights is not None,
+        freeze_backbone=options.freeze_backbone,
+    )
 
 
 def measure(
@@ -140,10 +154,7 @@ def measure(
     """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
     result = evaluate(model, loader(dataset, options), canaries=canaries, device=options.device)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS_FILE).write_text(
-        json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    _write_json(folder / METRICS_FILE, result.as_dict())
     (folder / TABLE_FILE).write_text(result.table(), encoding="utf-8")
     return result
 
@@ -160,7 +171,8 @@ def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder:
         marked = [] if item.boxes is None else [model.config.concepts[k] for k in item.boxes.concept.unique().tolist()]
         probable = [finding.concept for finding in explanation.findings if finding.concept not in marked]
         picture = explanation.figure(boxes=item.boxes, concepts=[*marked, *probable][: max(4, len(marked))])
-        paths.append(folder / f"{Path(item.name).stem}.png")
+        # The whole name, so that a/1.png and b/1.png stay two files.
+        paths.append(folder / (str(Path(item.name).with_suffix("")).replace("/", "-") + ".png"))
         save_png(picture, paths[-1])
     return paths
 
@@ -178,6 +190,13 @@ def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path
         boxes=[boxes.xyxy[boxes.concept == k] for k in index],
     )
     save_png(picture, path)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
 
 
 class _HistoryWriter:

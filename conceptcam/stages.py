@@ -1,7 +1,6 @@
 """Training in stages: which parts learn, how fast, from which loss, judged by which metric."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from conceptcam.config import ConceptConfig
+from conceptcam.config import ConceptConfig, did_you_mean
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss
 from conceptcam.losses.imbalance import multiclass_loss, multilabel_loss
@@ -77,10 +76,9 @@ class Stage:
         parts = dict(model.named_children())
         for name in self.lr:
             if name not in parts:
-                near = difflib.get_close_matches(name, parts)
                 raise ValueError(
                     f"stage {self.name!r} names an unknown part {name!r}"
-                    f"{f'; did you mean {near}' if near else ''}; parts: {sorted(parts)}"
+                    f"{did_you_mean(name, parts)}; parts: {sorted(parts)}"
                 )
         for name, part in parts.items():
             part.requires_grad_(name in self.parts)
@@ -140,8 +138,7 @@ def preset(name: str = "recommended") -> Preset:
         ValueError: If no preset has that name.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS)
-        raise ValueError(f"unknown preset {name!r}{f'; did you mean {near}' if near else ''}; known: {list_presets()}")
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, _PRESETS)}; known: {list_presets()}")
     return _PRESETS[name]
 
 
@@ -215,8 +212,10 @@ def _standard(
     """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
 
     def stages(config: ConceptConfig, recipe: Recipe) -> tuple[Stage, ...]:
-        if unknown := sorted(recipe.epochs.keys() - epochs.keys()):
-            raise ValueError(f"`epochs` names unknown stages {unknown}; stages: {sorted(epochs)}")
+        for name in recipe.epochs.keys() - epochs.keys():
+            raise ValueError(
+                f"`epochs` names unknown stage {name!r}{did_you_mean(name, epochs)}; stages: {list(epochs)}"
+            )
         times = {**epochs, **recipe.epochs}
         backbone_lr = tuning_lr if recipe.backbone_pretrained else scratch_lr
         rates = {"concept_head": head_lr, "pool": head_lr}
@@ -236,7 +235,13 @@ def _standard(
 
 _PRESETS: dict[str, Preset] = {
     "recommended": Preset(
-        config={"pooling": "max", "projector": "mlp", "embed_dim": 128, "prototypes_per_concept": 5},
+        config={
+            "pooling": "max",
+            "pooling_value": None,
+            "projector": "mlp",
+            "embed_dim": 128,
+            "prototypes_per_concept": 5,
+        },
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(pos_weight=recipe.pos_weight),
             PrototypeContrastiveLoss("nearest", temperature=0.1),
@@ -251,7 +256,13 @@ _PRESETS: dict[str, Preset] = {
     ),
     # The founding document to the letter: what it calls for, not what measured best.
     "seed": Preset(
-        config={"pooling": "max", "projector": "mlp", "embed_dim": 128, "prototypes_per_concept": 5},
+        config={
+            "pooling": "max",
+            "pooling_value": None,
+            "projector": "mlp",
+            "embed_dim": 128,
+            "prototypes_per_concept": 5,
+        },
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(
                 pos_weight=recipe.pos_weight, penalty="hinge", reduction="grid", mask="center"
@@ -269,6 +280,7 @@ _PRESETS: dict[str, Preset] = {
     "paper": Preset(
         config={
             "pooling": "mean",
+            "pooling_value": None,
             "head_bias": False,
             "projector": "ibn",
             "embed_dim": 256,

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from conceptcam.data.batch import ConceptBatch, as_batch
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.model import ConceptModel
 from conceptcam.stages import Stage
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Batches = Iterable[ConceptBatch | Mapping[str, Any]]
 
 OVERFITTING_GAP = 0.1
 """Validation minus training loss from which the loop warns of overfitting (the founding document's rule)."""
@@ -78,6 +77,7 @@ class Trainer:
     ) -> list[EpochRecord]:
         """Run the stages in order; each ends with the weights of its own best epoch.
 
+        Parameters that do not require gradients beforehand, such as blocks you froze, stay as they are.
         Afterwards the model is in eval mode, its parameters require gradients as they did before, and its
         record names the stages it has been through.
 
@@ -93,24 +93,24 @@ class Trainer:
             FloatingPointError: If a loss is not finite; the message names the samples.
         """
         model.to(self.device)
-        learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         records: list[EpochRecord] = []
         with _seeded(self.seed):
             try:
                 for stage in stages:
                     model.record = model.record.without(stage.parts)  # true from the first step on
-                    records += self._fit_stage(model, stage, train_batches, val_batches)
+                    records += self._fit_stage(model, stage, frozen, train_batches, val_batches)
                     model.record = model.record.after(stage.name, stage.parts)
             finally:
                 for name, parameter in model.named_parameters():
-                    parameter.requires_grad_(learns[name])
+                    parameter.requires_grad_(name not in frozen)
                 model.eval()
         return records
 
     def _fit_stage(
-        self, model: ConceptModel, stage: Stage, train_batches: Batches, val_batches: Batches
+        self, model: ConceptModel, stage: Stage, frozen: set[str], train_batches: Batches, val_batches: Batches
     ) -> list[EpochRecord]:
-        optimizer = torch.optim.AdamW(stage.prepare(model), weight_decay=stage.weight_decay)
+        optimizer = torch.optim.AdamW(_learning(model, stage, frozen), weight_decay=stage.weight_decay)
         scaler = torch.amp.GradScaler(self._device_type, enabled=self.precision == "fp16")
         scheduler = _scheduler(stage, optimizer, train_batches)
         records: list[EpochRecord] = []
@@ -203,6 +203,20 @@ class Trainer:
     @property
     def _device_type(self) -> str:
         return torch.device(self.device).type
+
+
+def _learning(model: ConceptModel, stage: Stage, frozen: set[str]) -> list[dict[str, Any]]:
+    """The stage's parameter groups, without what the user froze."""
+    groups = stage.prepare(model)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    model.train()
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    if not any(group["params"] for group in groups):
+        raise ValueError(f"stage {stage.name!r} has nothing to learn: all of {list(stage.parts)} was frozen beforehand")
+    return [group for group in groups if group["params"]]
 
 
 class _Mean:

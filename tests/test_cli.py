@@ -71,10 +71,14 @@ def test_train_writes_a_folder_that_loads_and_tells_all(run):
     assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["summary"]["images"] == 12
-    figures = {path.name for path in (run / "figures").iterdir()}
-    assert figures == {"learning.png", "val-0.png", "val-1.png"}
-    for name in figures:
-        assert width(run / "figures" / name) > 100
+    figures = {str(path.relative_to(run)) for path in run.rglob("*.png")}
+    assert figures == {"figures/learning.png", "figures/images/val-0.png", "figures/images/val-1.png"}
+    assert all(width(run / figure) > 100 for figure in figures)
+    assert json.loads((run / "run.json").read_text())["precision"] == "fp32"
+    assert model.record.metrics["images"] == 12
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt", "figures",
+    }  # fmt: skip
 
 
 def test_train_says_that_tasks_are_absent_and_goes_on(tmp_path, capsys):
@@ -160,9 +164,13 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["train", "{data}", "--backbone", "small_cnn_s9"], "did you mean ['small_cnn_s8']"),
         (["train", "{data}", "--backbone", "timm:resnet19"], "timm has no model 'resnet19'"),
         (["train", "{data}/nowhere"], "train.json"),
+        (["train", "{data}", "--val", "train.json"], "24 images are in both training and validation data"),
+        (["train", "{data}", "--device", "cuda:x"], "cannot use --device cuda:x"),
+        (["train", "{data}", "--backbone", "timm:resnet18.nonsense"], "nonsense"),
+        (["demo", "--size", "100"], "--size must be a multiple of 8"),
         (["train", "{data}", "--weights", "{data}/none.safetensors", "--backbone", "small_cnn_s8"], "no weights file"),
         (["evaluate", "{data}", "{data}"], "holds no config.json"),
-        (["evaluate", "{run}", "{data}", "--canary", "drak"], "unknown canaries ['drak']"),
+        (["evaluate", "{run}", "{data}", "--canary", "drak"], "unknown canary 'drak'; did you mean ['dark']"),
         (["explain", "{run}", "{data}/images/none.png"], "none.png"),
         (["explain", "{run}", "{data}/train.json"], "train.json"),
         (["explain", "{run}", "{data}/images/val-0.png", "--task", "anny"], "did you mean ['any']"),
@@ -199,7 +207,7 @@ def test_help_reads_like_a_manual_page(command, capsys):
     [
         (["demo", "--epochs", "concept=3"], "expected concepts=N, prototypes=N or task=N, got 'concept=3'"),
         (["demo", "--images", "0"], "expected a whole number above 0, got '0'"),
-        (["demo", "--preset", "papers"], "invalid choice: 'papers'"),
+        (["demo", "--preset", "papers"], "unknown preset 'papers'; did you mean ['paper']"),
         (["dmeo"], "invalid choice: 'dmeo'"),
     ],
 )

@@ -42,11 +42,11 @@ RECORD = ModelRecord(
 
 
 def config_with(**changes: Any) -> ConceptConfig:
-    return ConceptConfig(**{"concepts": ("a", "b"), **changes})
+    return ConceptConfig(**{"concepts": ("a", "b"), "backbone": "small_cnn_s8", **changes})
 
 
 def test_the_full_config_above_differs_from_the_default_everywhere():
-    default = ConceptConfig(concepts=("a",))
+    default = ConceptConfig(concepts=("a",), backbone="small_cnn_s8")
     assert all(getattr(FULL, f.name) != getattr(default, f.name) for f in dataclasses.fields(ConceptConfig))
 
 
@@ -153,7 +153,10 @@ def edited(**changes: Any) -> str:
         (edited(config__colour="red"), r"unknown fields \['colour'\] of ConceptConfig; known: \['backbone'"),
         (edited(record__epoch=3), r"unknown fields \['epoch'\] of ModelRecord"),
         (edited(config__concepts=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
-        (edited(config=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
+        (
+            edited(config=dataclasses.MISSING),
+            r"config.json lacks the fields \['concepts', 'backbone'\] of ConceptConfig",
+        ),
         (edited(config=["Nodule"]), r"config.json must hold the fields of ConceptConfig, got \['Nodule'\]"),
         (edited(config__embed_dim=None), "`embed_dim` must be an int, got None"),
         (edited(config__std=[1, 1, None]), r"`std\[2\]` must be a finite int or float, got None"),
@@ -165,5 +168,5 @@ def test_a_config_file_that_cannot_be_read_is_refused_in_a_sentence_that_says_wh
 
 
 def test_fields_that_have_a_default_may_be_missing_from_the_file():
-    config, record = from_json('{"format_version": 1, "config": {"concepts": ["a"]}}')
-    assert (config, record) == (ConceptConfig(concepts=("a",)), ModelRecord())
+    config, record = from_json('{"format_version": 1, "config": {"concepts": ["a"], "backbone": "small_cnn_s8"}}')
+    assert (config, record) == (ConceptConfig(concepts=("a",), backbone="small_cnn_s8"), ModelRecord())

@@ -128,7 +128,7 @@ def test_table_of_presets_says_what_the_preset_does(name):
     column = rows[0].index(f"`{name}`")
     said = {row[0]: row[column] for row in rows[2:]}
     chosen = preset(name)
-    config = chosen.configure(ConceptConfig(concepts=("a",), tasks=("b",)))
+    config = chosen.configure(ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8"))
     for field in ("pooling", "head_bias", "projector", "embed_dim", "prototypes_per_concept"):
         assert said[field] == str(getattr(config, field))
     scratch = chosen.stages(config, Recipe())

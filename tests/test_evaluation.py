@@ -101,7 +101,7 @@ def test_tasks_are_not_reported_if_they_were_never_taught():
 def test_untaught_model_unknown_canary_and_no_batches_are_refused(model):
     with pytest.raises(ValueError, match="never taught concepts"):
         evaluate(tiny_model(), TEST)
-    with pytest.raises(ValueError, match=r"unknown canaries \['stripes'\]"):
+    with pytest.raises(ValueError, match=r"unknown canary 'stripes'; did you mean \['striped'\]"):
         evaluate(model, TEST, canaries=["stripes"])
     with pytest.raises(ValueError, match="no batches to evaluate"):
         evaluate(model, [])
@@ -136,7 +136,24 @@ def test_thresholds_are_chosen_for_the_highest_f1_and_recorded_with_their_source
 def test_evaluating_leaves_the_model_and_random_state_alone(model):
     model.train()
     state = torch.get_rng_state()
-    evaluate(model, TEST)
+    evaluate(model, Squares(8, 2).batches(4))
+    assert model.training
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(model, [])
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     model.eval()
+
+
+def test_data_with_other_tasks_than_the_model_is_refused(model):
+    with pytest.raises(ValueError, match="the data has 1 task labels, the model 2 tasks"):
+        evaluate(model, [batch._replace(targets=batch.targets[:, :1]) for batch in TEST])
+
+
+def test_area_is_the_energy_and_iou_of_a_map_that_is_the_same_everywhere(model):
+    with torch.no_grad():
+        model.concept_head.score.weight.zero_()
+        model.concept_head.score.bias.fill_(1.0)
+    place = evaluate(model, TEST).localization
+    torch.testing.assert_close(place.energy, place.chance)
+    torch.testing.assert_close(place.iou, place.chance)

@@ -82,9 +82,17 @@ def test_untaught_task_is_refused():
         explain(taught("concepts"), ITEM.image, task="any")
 
 
+def test_task_over_untaught_prototypes_is_not_reported():
+    model = taught("concepts", "task")
+    assert explain(model, ITEM.image).reasons == ()
+    with pytest.raises(ValueError, match="never taught the task 'any'"):
+        explain(model, ITEM.image, task="any")
+    assert len(explain(taught("concepts", "task", bottleneck="concepts"), ITEM.image).reasons) == 2
+
+
 def test_unknown_task_lists_the_near_ones():
     with pytest.raises(ValueError, match=r"unknown task 'anny'; did you mean \['any'\]"):
-        explain(taught("concepts", "task"), ITEM.image, task="anny")
+        explain(taught("concepts", "prototypes", "task"), ITEM.image, task="anny")
 
 
 def test_untaught_model_is_refused():

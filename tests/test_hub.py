@@ -172,9 +172,9 @@ def test_weights_that_are_cut_short_or_something_else_are_refused(saved, damage)
             "model: config.json has format_version 2, this conceptcam reads 1; install the release",
         ),
         ({"colour": "red"}, r"model: config.json has unknown fields \['colour'\]"),
-        ({"config": {"concepts": ["a"], "depth": 3}}, r"unknown fields \['depth'\] of ConceptConfig"),
-        ({"config": {}}, r"lacks the fields \['concepts'\]"),
-        ({"config": {"concepts": ["a", "a"]}}, r"repeated: \['a'\]"),
+        ({"config": {"concepts": ["a"], "backbone": "x", "depth": 3}}, r"unknown fields \['depth'\] of ConceptConfig"),
+        ({"config": {}}, r"lacks the fields \['concepts', 'backbone'\]"),
+        ({"config": {"concepts": ["a", "a"], "backbone": "x"}}, r"repeated: \['a'\]"),
     ],
 )
 def test_a_config_of_another_kind_is_refused_and_its_folder_named(saved, changes, message):
@@ -226,7 +226,8 @@ folder = Path(sys.argv[2])
 def save(size):
     # Config, record and weights all say the size, so that a mixture of two saves shows.
     weights = {"weight": torch.full((size, 1000), float(size))}
-    hub.save_folder(folder, ConceptConfig(concepts=("a",), embed_dim=size), ModelRecord(metrics={"s": size}), weights)
+    config = ConceptConfig(concepts=("a",), backbone="small_cnn_s8", embed_dim=size)
+    hub.save_folder(folder, config, ModelRecord(metrics={"s": size}), weights)
 
 def saved_size():
     config, record, file = hub.read_folder(folder)

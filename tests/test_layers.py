@@ -16,6 +16,7 @@ LAYERS = [
     {"trainer", "evaluation", "report", "export"},
     {"runs"},
     {"demo"},
+    {"arguments"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

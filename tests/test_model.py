@@ -323,7 +323,7 @@ def test_a_bottleneck_of_prototypes_needs_its_parts():
     "changes, message",
     [
         ({"backbone": "small_cnn"}, "unknown backbone 'small_cnn'; did you mean .*small_cnn_s8"),
-        ({"pooling": "median"}, "unknown pooling 'median'; known: "),
+        ({"pooling": "median"}, "unknown pooling 'median'; did you mean \\['mean'\\]; known: "),
         ({"image_size": (30, 48)}, "small_cnn_s8 needs sides that are multiples of 8"),
     ],
 )

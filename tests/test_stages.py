@@ -109,7 +109,7 @@ def test_unknown_preset_lists_the_near_ones():
 
 
 def test_epochs_of_an_unknown_stage_are_refused():
-    with pytest.raises(ValueError, match=r"unknown stages \['concept'\]"):
+    with pytest.raises(ValueError, match=r"unknown stage 'concept'; did you mean \['concepts'\]"):
         preset().stages(tiny_config(), Recipe(epochs={"concept": 3}))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conceptcam.data.batch import as_batch
+from conceptcam.data.batch import as_batch, collate
 from conceptcam.stages import Recipe, preset
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
@@ -74,19 +74,12 @@ def test_same_seed_gives_the_same_weights_and_leaves_random_states_alone():
         torch.rand(3)
         model = tiny_model()
         before = torch.get_rng_state()
-        loader = torch.utils.data.DataLoader(Squares(16), 4, shuffle=True, collate_fn=_collate)
-        Trainer(seed=3).fit(model, stages_of(model, epochs=1)[:1], loader, VAL)
+        Trainer(seed=3).fit(model, stages_of(model, epochs=1)[:1], Squares(16).batches(4, shuffle=True), VAL)
         assert torch.equal(torch.get_rng_state(), before)
         runs.append(weights(model))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
-
-
-def _collate(items):
-    from conceptcam.data.batch import collate
-
-    return collate(items)
 
 
 def test_users_own_requires_grad_flags_come_back():
@@ -95,6 +88,44 @@ def test_users_own_requires_grad_flags_come_back():
     Trainer(seed=0).fit(model, stages_of(model, epochs=1), TRAIN[:1], VAL[:1])
     assert not any(p.requires_grad for p in model.backbone.parameters())
     assert all(p.requires_grad for p in model.task_head.parameters())
+
+
+def test_what_the_user_froze_stays_still_while_the_rest_of_its_part_learns():
+    model = tiny_model()
+    model.backbone.stem.requires_grad_(False)
+    before = weights(model)
+    Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], TRAIN, VAL)
+    moved = {name for name, _ in model.named_parameters() if not torch.equal(model.state_dict()[name], before[name])}
+    assert not any(name.startswith("backbone.stem") for name in moved)
+    assert any(name.startswith("backbone.blocks") for name in moved)
+
+
+def test_stage_whose_parts_are_all_frozen_beforehand_is_refused():
+    model = tiny_model()
+    model.task_head.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"stage 'task' has nothing to learn: all of \['task_head'\] was frozen"):
+        Trainer(seed=0).fit(model, stages_of(model, epochs=1)[2:], TRAIN, VAL)
+
+
+def test_record_of_an_interrupted_fit_claims_nothing_of_weights_that_moved():
+    model = tiny_model()
+    stages = stages_of(model, epochs=2)
+    Trainer(seed=0).fit(model, stages, TRAIN[:1], VAL[:1])
+    model.record = dataclasses.replace(model.record, thresholds={"bright": 0.3}, metrics={"auroc": 0.9})
+
+    def stop(model, record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(seed=0, on_epoch=stop).fit(model, stages[:1], TRAIN[:1], VAL[:1])
+    assert model.record.stages == ()
+    assert model.record.thresholds == model.record.metrics == {}
+
+
+def test_projector_of_stage_2_learns_batch_statistics_of_concept_vectors_alone():
+    model = tiny_model(projector="ibn")
+    Trainer(seed=0).fit(model, stages_of(model, epochs=1)[1:2], TRAIN, VAL)
+    assert model.projector.blocks[0].batch_norm.num_batches_tracked == len(TRAIN)
 
 
 def test_dict_batches_train_exactly_as_ours():
@@ -145,14 +176,42 @@ def test_no_batches_is_told_in_a_sentence(empty):
         Trainer(seed=0).fit(model, stages_of(model)[:1], *given)
 
 
-def test_validation_labels_that_never_vary_give_an_undefined_score_and_still_train():
+def test_where_the_score_is_undefined_the_epoch_with_the_lowest_validation_loss_is_kept_and_said(caplog):
+    """PEERS F13: a best epoch that was never taken kept the first, hardly trained weights."""
     model = tiny_model()
-    absent = [VAL[0]._replace(concepts=torch.zeros_like(VAL[0].concepts))]
-    before = weights(model)
-    (record,) = Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], TRAIN, absent)
-    assert np.isnan(record.score)
-    assert record.best
-    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    data = Squares(64, 5)
+    full = collate([data[int(i)] for i in data.concept_labels.all(dim=1).nonzero()[:, 0]])  # no concept is ever absent
+    stage = stages_of(model, epochs=4)[0]
+    trainer = Trainer(seed=0)
+    with caplog.at_level(logging.WARNING):
+        records = trainer.fit(model, [stage], TRAIN, [full])
+    assert all(np.isnan(record.score) for record in records)
+    lowest = min(record.val_loss for record in records)
+    assert trainer.evaluate(model, stage, [full])[0] == pytest.approx(lowest)
+    assert records[0].val_loss > lowest
+    assert "its score is undefined on the validation data" in caplog.text
+
+
+class Tied(torch.nn.Module):
+    """A metric that calls every epoch perfect."""
+
+    higher_is_better = True
+
+    def update(self, *values):
+        pass
+
+    def compute(self):
+        return 1.0
+
+
+def test_tied_scores_leave_the_choice_to_the_validation_loss():
+    model = tiny_model()
+    stage = stages_of(model, epochs=4, metric=Tied)[0]
+    trainer = Trainer(seed=0)
+    records = trainer.fit(model, [stage], TRAIN, VAL)
+    lowest = min(record.val_loss for record in records)
+    assert records[0].val_loss > lowest
+    assert trainer.evaluate(model, stage, VAL)[0] == pytest.approx(lowest)
 
 
 def test_unknown_labels_train_as_if_left_out():

@@ -3,6 +3,19 @@
 from conceptcam.backbones import medmae as _medmae  # noqa: F401  registers itself
 from conceptcam.backbones import small as _small  # noqa: F401  registers itself
 from conceptcam.backbones.base import Backbone
-from conceptcam.backbones.registry import BackboneRequest, create_backbone, list_backbones, register_backbone
+from conceptcam.backbones.registry import (
+    BackboneRequest,
+    create_backbone,
+    expected_normalization,
+    list_backbones,
+    register_backbone,
+)
 
-__all__ = ["Backbone", "BackboneRequest", "create_backbone", "list_backbones", "register_backbone"]
+__all__ = [
+    "Backbone",
+    "BackboneRequest",
+    "create_backbone",
+    "expected_normalization",
+    "list_backbones",
+    "register_backbone",
+]

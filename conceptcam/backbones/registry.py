@@ -1,6 +1,5 @@
 """Backbones by name."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from conceptcam.backbones.base import Backbone
+from conceptcam.config import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +93,27 @@ def _build(name: str, request: BackboneRequest) -> Backbone:
 
         return TimmBackbone(model, request)
     if name not in _FACTORIES:
-        near = difflib.get_close_matches(name, list_backbones())
         raise ValueError(
-            f"unknown backbone {name!r}{f'; did you mean {near}' if near else ''}; registered: "
+            f"unknown backbone {name!r}{did_you_mean(name, list_backbones())}; registered: "
             f"{list_backbones()}. For a timm model write 'timm:{name}'; for your own, use `register_backbone`."
         )
     return _FACTORIES[name](request)
+
+
+def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel, of images in [0, 1], that a backbone expects.
+
+    Those that timm publishes with a model, and ImageNet's, which MedMAE uses too, for a registered name.
+
+    Raises:
+        ValueError: If timm has no such model.
+    """
+    source, colon, model = name.partition(":")
+    if colon and source == "timm":
+        from conceptcam.backbones.timm import normalization  # timm takes seconds to import
+
+        return normalization(model)
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def list_backbones() -> list[str]:

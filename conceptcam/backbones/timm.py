@@ -1,8 +1,9 @@
 """Any timm model that can give intermediate features, as a backbone."""
 
-from typing import Any
+from typing import Any, cast
 
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor
@@ -11,6 +12,8 @@ from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import BackboneRequest
 from conceptcam.hub import load_tensors
 
+Channels = tuple[float, float, float]
+
 _WITHOUT_NORM = (Hiera, HieraDet)  # they refuse to normalize the features they give
 
 
@@ -18,8 +21,8 @@ class TimmBackbone(Backbone):
     """One feature grid of a timm model, channels first.
 
     Prefix tokens (class token, registers) are dropped, whatever their number. A transformer keeps its
-    final norm, which its weights were trained with; layers behind the chosen grid are removed, so that no
-    parameter goes unused.
+    final norm, which its weights were trained with; layers behind the chosen grid are removed, so that
+    hardly any parameter goes unused (a few families, such as HRNet, keep branches that the grid does not use).
 
     Args:
         name: timm model name, with or without a weight tag, such as `"resnet50.a1_in1k"`.
@@ -67,11 +70,25 @@ class TimmBackbone(Backbone):
         return features
 
 
+def normalization(name: str) -> tuple[Channels, Channels]:
+    """Mean and standard deviation per channel that a timm model's weights were trained with."""
+    _check_name(name)
+    published = timm.get_pretrained_cfg(name)
+    if published is None:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = (cast(Channels, tuple(values)) for values in (published.mean, published.std))
+    return mean, std
+
+
 def _check_name(name: str) -> None:
     # Only names of timm's own registry: timm would take `hf-hub:...` or a path too, past our own loaders.
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
         raise ValueError(f"timm has no model {name!r}; near it: {near}. List them with `timm.list_models()`.")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"timm has no such weights of {name!r}: {error}") from error
 
 
 def _set_input_size(name: str, model: Any, image_size: tuple[int, int]) -> None:

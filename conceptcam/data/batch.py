@@ -1,7 +1,7 @@
 """What a data set gives: items, batches, and how the first become the second."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,10 @@ class ConceptBatch(NamedTuple):
             targets=self.targets.to(device, non_blocking=non_blocking),
             boxes=self.boxes.to(device, non_blocking=non_blocking) if self.boxes is not None else None,
         )
+
+
+Batches = Iterable[ConceptBatch | Mapping[str, Any]]
+"""What training and evaluation iterate over: batches of ours, or dicts as `as_batch` reads."""
 
 
 def collate(items: Sequence[ConceptItem]) -> ConceptBatch:

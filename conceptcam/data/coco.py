@@ -106,6 +106,11 @@ class CocoDataset(ConceptDataset):
         unknown = torch.full((len(self._images), len(self.tasks)), torch.nan)
         self.task_labels = _given(self._images, "tasks", self.tasks, unknown, known=list(known_tasks))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File names of the images, in order."""
+        return tuple(entry["file_name"] for entry in self._images)
+
     def read(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
 
@@ -114,6 +119,7 @@ class CocoDataset(ConceptDataset):
             ValueError: If the image cannot be read, or has another size than the JSON file says, so that
                 boxes would lie elsewhere.
         """
+        index = range(len(self))[index]  # -1 is the last, whose boxes are not those before the first
         entry = self._images[index]
         image = read_image(self.folder / entry["file_name"])
         height, width = image.shape[1:]

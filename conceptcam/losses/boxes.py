@@ -181,7 +181,7 @@ class BBoxGuidedConceptLoss(nn.Module):
             loss = self.alpha * self.classification(logits, labels)
         else:
             loss = self.alpha * multilabel_loss(logits, labels, self.pos_weight)
-        if boxes is None:
+        if boxes is None or self.beta == 0:
             return loss
         return loss + self.beta * box_localization_loss(
             concept_maps,

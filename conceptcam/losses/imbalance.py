@@ -110,7 +110,8 @@ def positive_weight(labels: Tensor, *, cap: float = 20.0) -> Tensor:
 
     Args:
         labels: (N, L) in [0, 1], NaN where unknown.
-        cap: Largest weight; a label without positives gets it too.
+        cap: Largest weight, and its inverse the smallest: a label without positives gets the one, a label without
+            negatives the other, so that both go on learning.
 
     Returns:
         (L,) weights, for `pos_weight`. 1 for a label nobody knows anywhere.
@@ -119,7 +120,7 @@ def positive_weight(labels: Tensor, *, cap: float = 20.0) -> Tensor:
     known, target = split_known(labels, labels)
     positives = torch.where(known, target, 0).sum(dim=0)
     negatives = torch.where(known, 1 - target, 0).sum(dim=0)
-    ratio = (negatives / positives.clamp(min=torch.finfo(labels.dtype).tiny)).clamp(max=cap)
+    ratio = (negatives / positives.clamp(min=torch.finfo(labels.dtype).tiny)).clamp(min=1 / cap, max=cap)
     return torch.where(positives + negatives > 0, ratio, 1.0)
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from conceptcam.data.phantom.concepts import (
     CANARIES,
+    ONE_SIDED,
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
     PHANTOM_VERSION,
     SMALL_FINDINGS,
+    UPRIGHT,
     expected_prevalence,
 )
 from conceptcam.data.phantom.diseases import disease_ceiling, disease_posterior, disease_probability
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANARIES",
+    "ONE_SIDED",
     "PHANTOM_CONCEPTS",
     "PHANTOM_DISEASES",
     "PHANTOM_VERSION",
     "SMALL_FINDINGS",
+    "UPRIGHT",
     "Attributes",
     "Phantom",
     "PhantomCase",

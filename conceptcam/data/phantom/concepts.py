@@ -53,12 +53,14 @@ SMALL_FINDINGS: tuple[str, ...] = (
 )
 """Findings of about a grid cell's size, on which localization methods differ most."""
 
-CANARIES: tuple[str, ...] = ("Enlarged PA", "Other lesion", "Mediastinal shift")
-"""Findings whose place betrays a geometric mistake.
+ONE_SIDED: tuple[str, ...] = ("Enlarged PA", "Other lesion")
+"""Findings that are always in the image's right half, so mirrored boxes miss them."""
 
-The first two are always in the image's right half, so mirrored boxes miss them; a mediastinal shift is a
-tall, upright box near the midline, so transposed boxes miss it.
-"""
+UPRIGHT: tuple[str, ...] = ("Mediastinal shift",)
+"""Findings with a tall, upright box near the midline, so transposed boxes miss them."""
+
+CANARIES: tuple[str, ...] = (*ONE_SIDED, *UPRIGHT)
+"""Findings whose place betrays a geometric mistake."""
 
 INDEX: dict[str, int] = {name: index for index, name in enumerate(PHANTOM_CONCEPTS)}
 

@@ -64,7 +64,7 @@ class PhantomDataset(ConceptDataset):
 
     def read(self, index: int) -> ConceptItem:
         """The item as drawn: uint8, grey in all three channels; its boxes are never None."""
-        arrays = self._arrays
+        arrays, index = self._arrays, range(len(self))[index]
         grey = torch.tensor(arrays.images[index])
         start = arrays.box_ends[index - 1] if index else 0
         own = slice(start, arrays.box_ends[index])

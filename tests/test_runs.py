@@ -1,0 +1,164 @@
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.model import ConceptModel
+from conceptcam.runs import RunOptions, measure, save_explanations, train_run
+from tests.worlds import Squares, tiny_config, tiny_model
+
+QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
+
+
+def run(folder, *, train=None, val=None, config=None, augment=None, **options):
+    options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
+    train = train or Squares(16, 0)
+    return train_run(
+        config or tiny_config(), train, val or Squares(8, 1), folder, options, training_data="squares", augment=augment
+    )
+
+
+class Seen:
+    """An augmentation that changes nothing and counts what it is given."""
+
+    def __init__(self):
+        self.items = 0
+
+    def __call__(self, item: ConceptItem) -> ConceptItem:
+        self.items += 1
+        return item
+
+
+def test_seed_decides_the_weights_at_the_start_and_repeats_a_run(tmp_path):
+    first, again, other = (
+        run(tmp_path / name, seed=seed).state_dict() for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    frozen = "backbone.position"
+    assert not torch.equal(first[frozen], other[frozen])
+    starts = [
+        run(tmp_path / f"start-{seed}", seed=seed, freeze_backbone=True).backbone.state_dict()["stem.0.0.weight"]
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(*starts)
+
+
+def test_global_random_state_does_not_decide_a_run(tmp_path):
+    torch.manual_seed(1)
+    first = run(tmp_path / "a").state_dict()
+    torch.manual_seed(2)
+    again = run(tmp_path / "b").state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_stage_1_alone_augments_and_validation_never_does_f17(tmp_path):
+    train, val, counter = Squares(16, 0), Squares(8, 1), Seen()
+    own = train.augment = Seen()
+    val.augment = None
+    run(tmp_path, train=train, val=val, augment=counter, epochs={"concepts": 2, "prototypes": 1, "task": 1})
+    assert counter.items == 2 * len(train)
+    assert train.augment is own
+    assert own.items == 0
+
+
+def test_data_sets_own_augmentation_is_used_and_comes_back_after_an_error(tmp_path):
+    train = Squares(16, 0)
+    own = train.augment = Seen()
+    run(tmp_path / "a", train=train, freeze_backbone=True)
+    assert own.items == len(train)
+    with pytest.raises(FloatingPointError):
+        run(tmp_path / "b", train=Broken(16, 0))
+
+
+class Broken(Squares):
+    """Images that no model can learn from."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item._replace(image=item.image * torch.nan)
+
+
+def test_each_finished_stage_is_on_disk_before_the_next_begins(tmp_path):
+    class Stops(Squares):
+        calls = 0
+
+        def __getitem__(self, index):
+            type(self).calls += 1
+            if type(self).calls > 2 * len(self):  # the second pass over the training data: stage 2
+                raise OSError("disk gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, train=Stops(16, 0), config=tiny_config(tasks=()), epochs={"concepts": 2, "prototypes": 1})
+    model = ConceptModel.from_pretrained(tmp_path, verify=True)
+    assert model.record.stages == ("concepts",)
+    assert model.record.thresholds
+
+
+def test_auto_precision_is_one_of_two_and_written_down(tmp_path):
+    run(tmp_path, precision="auto")
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] in ("fp32", "bf16")
+
+
+def test_run_json_says_how_the_model_was_taught(tmp_path):
+    run(tmp_path, seed=7, preset="seed")
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["seed"], content["preset"], content["epochs"]) == (7, "seed", QUICK)
+
+
+def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
+    donor = tiny_model(seed=9).backbone
+    save_file({name: value.contiguous() for name, value in donor.state_dict().items()}, tmp_path / "w.safetensors")
+    model = run(tmp_path / "out", weights=tmp_path / "w.safetensors")
+    for name, value in donor.named_parameters():
+        assert (model.backbone.get_parameter(name) - value).abs().max() < 1e-2
+
+
+def test_explanations_of_images_of_one_name_in_two_folders_stay_two_files(tmp_path):
+    model = run(tmp_path / "out")
+    item = Squares(1).read(0)
+    files = save_explanations(model, [item._replace(name="a/1.png"), item._replace(name="b/1.png")], tmp_path)
+    assert len({*files}) == 2
+    assert all(file.is_file() for file in files)
+
+
+class OneConcept(ConceptDataset):
+    """Squares of which only the bright ones have a name."""
+
+    concepts = ("bright",)
+    tasks = ("any",)
+
+    def __init__(self, count, seed):
+        self.squares = Squares(count, seed, preprocess=False)
+        self.concept_labels = self.squares.concept_labels[:, :1]
+        self.task_labels = self.squares.task_labels[:, :1]
+
+    def read(self, index):
+        item = self.squares.read(index)
+        own = item.boxes.concept == 0
+        boxes = ConceptBoxes(item.boxes.xyxy[own], item.boxes.concept[own], item.boxes.image[own])
+        return item._replace(concepts=item.concepts[:1], targets=item.targets[:1], boxes=boxes)
+
+
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_a_model_of_one_concept_and_one_task_works_from_end_to_end_f18(tmp_path, bottleneck):
+    config = tiny_config(concepts=("bright",), tasks=("any",), bottleneck=bottleneck)
+    val = OneConcept(16, 1)
+    run(tmp_path, train=OneConcept(24, 0), val=val, config=config)
+    model = ConceptModel.from_pretrained(tmp_path)
+    result = measure(model, val, tmp_path, RunOptions(batch_size=8))
+    assert result.concepts == ("bright",)
+    assert result.task_scores.auroc.shape == (1,)
+    (figure,) = save_explanations(model, [val.read(0)], tmp_path)
+    assert figure.is_file()
+
+
+def test_history_has_a_row_for_each_epoch(tmp_path):
+    run(tmp_path, epochs={"concepts": 3, "prototypes": 1, "task": 2})
+    with (tmp_path / "history.csv").open() as file:
+        stages = [row["stage"] for row in csv.DictReader(file)]
+    assert stages == ["concepts"] * 3 + ["prototypes"] + ["task"] * 2
