@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from conceptcam.backbones import Backbone, create_backbone, list_backbones, register_backbone
+    from conceptcam.backbones import Backbone, BackboneRequest, create_backbone, list_backbones, register_backbone
     from conceptcam.boxes import ConceptBoxes
     from conceptcam.config import ConceptConfig, ModelRecord
     from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from conceptcam.model import ConceptModel
     from conceptcam.outputs import ConceptOutput, Seen
     from conceptcam.pooling import create_pooling, list_poolings
-    from conceptcam.stages import Recipe, Stage, list_presets, preset
+    from conceptcam.stages import Preset, Recipe, Stage, list_presets, preset
     from conceptcam.trainer import Trainer
 
 # Public name -> module that defines it. Resolved on first use (PEP 562), so that importing the package is
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, str] = {
     "BBoxGuidedConceptLoss": "conceptcam.losses",
     "Backbone": "conceptcam.backbones",
+    "BackboneRequest": "conceptcam.backbones",
     "CocoDataset": "conceptcam.data.coco",
     "ConceptBatch": "conceptcam.data.batch",
     "ConceptBoxes": "conceptcam.boxes",
@@ -45,6 +46,7 @@ _PUBLIC: dict[str, str] = {
     "Explanation": "conceptcam.explanation",
     "ModelRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
+    "Preset": "conceptcam.stages",
     "PrototypeContrastiveLoss": "conceptcam.losses",
     "Recipe": "conceptcam.stages",
     "Seen": "conceptcam.outputs",
@@ -69,6 +71,7 @@ _PUBLIC: dict[str, str] = {
 __all__ = [
     "BBoxGuidedConceptLoss",
     "Backbone",
+    "BackboneRequest",
     "CocoDataset",
     "ConceptBatch",
     "ConceptBoxes",
@@ -81,6 +84,7 @@ __all__ = [
     "Explanation",
     "ModelRecord",
     "PhantomDataset",
+    "Preset",
     "PrototypeContrastiveLoss",
     "Recipe",
     "Seen",

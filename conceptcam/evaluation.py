@@ -169,7 +169,7 @@ def evaluate(
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
     thresholds = torch.tensor([model.record.thresholds.get(names[k], math.nan) for k in order], dtype=torch.float64)
     known = ~labels.isnan()
-    if answers.targets.shape[1] not in (0, len(model.config.tasks)):
+    if model.config.tasks and answers.targets.shape[1] not in (0, len(model.config.tasks)):
         raise ValueError(
             f"the data has {answers.targets.shape[1]} task labels, the model {len(model.config.tasks)} tasks"
         )
