@@ -1,0 +1,97 @@
+"""What do trained weights buy on real images with boxes? One backbone, from its weights file and from nothing.
+
+Both models are trained alike, by `conceptcam.runs.train_run` as `conceptcam train` does, on a folder with train.json,
+val.json and images/, and measured on the validation images, which also choose the epoch: the figures compare, they do
+not promise. Each model's folder, with pictures of what it sees, stays in `--out`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from measuring import finish
+
+from conceptcam import CocoDataset, ConceptConfig
+from conceptcam.backbones import expected_normalization
+from conceptcam.data.transforms import light_augmentation
+from conceptcam.evaluation import Evaluation
+from conceptcam.runs import EXPLANATIONS, RunOptions, measure, save_explanations, train_run
+
+COLUMNS = ("start", "concept", "pos", "neg", "AUROC", "AP", "share of pos", "boxes", "pointing", "random map", "centre")
+
+
+def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Evaluation:
+    """Train and measure one model."""
+    train, val = (
+        CocoDataset(options.data / file, options.data / "images", bad_boxes=options.bad_boxes)
+        for file in ("train.json", "val.json")
+    )
+    mean, std = expected_normalization(options.backbone)
+    config = ConceptConfig(
+        concepts=train.concepts,
+        tasks=train.tasks,
+        backbone=options.backbone,
+        feature_level=options.feature_level,
+        image_size=tuple(options.image_size),
+        mean=mean,
+        std=std,
+    )
+    how = RunOptions(
+        epochs={"concepts": options.epochs, "prototypes": 2, "task": 2},
+        batch_size=options.batch_size,
+        precision=options.precision,
+        seed=options.seed,
+        weights=weights,
+    )
+    augment = light_augmentation(config.image_size)
+    model = train_run(config, train, val, folder, how, training_data=options.data.name, augment=augment)
+    result = measure(model, val, folder, how)
+    save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    return result
+
+
+def rows_of(start: str, result: Evaluation) -> list[list[Any]]:
+    """One row per concept: what the model says of it, beside what chance would."""
+    scores, place = result.concept_scores, result.localization
+    counts = list(zip(scores.positives.tolist(), scores.negatives.tolist(), strict=True))
+    return [
+        [
+            start,
+            concept,
+            *counts[k],
+            scores.auroc[k].item(),
+            scores.average_precision[k].item(),
+            counts[k][0] / max(1, sum(counts[k])),
+            int(place.support[k]),
+            place.pointing[k].item(),
+            place.random_pointing[k].item(),
+            place.center_pointing[k].item(),
+        ]
+        for k, concept in enumerate(result.concepts)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with train.json, val.json and images/")
+    parser.add_argument("--weights", type=Path, required=True, help="safetensors file of the backbone")
+    parser.add_argument("--backbone", default="timm:tf_efficientnet_lite0")
+    parser.add_argument("--feature-level", type=int, default=-2)
+    parser.add_argument("--image-size", type=int, nargs=2, default=(240, 320))
+    parser.add_argument("--epochs", type=int, default=12, help="of stage 1")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bad-boxes", choices=("refuse", "skip"), default="refuse")
+    parser.add_argument("--figures", type=int, default=12, help="validation images to draw")
+    parser.add_argument("--out", type=Path, default=Path("runs/coco"), help="where the models go")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    rows = []
+    for start, weights in (("trained weights", options.weights), ("random", None)):
+        rows += rows_of(start, run(options, weights, options.out / start.replace(" ", "-")))
+    finish([dict(zip(COLUMNS, row, strict=True)) for row in rows], vars(options), options.json)
+
+
+if __name__ == "__main__":
+    main()
