@@ -69,7 +69,7 @@ def save_folder(folder: Path, config: ConceptConfig, record: ModelRecord, weight
         weights_file, config_file = whole / WEIGHTS_FILE, whole / CONFIG_FILE
         try:
             whole.mkdir()
-            save_file({key: value.detach().contiguous() for key, value in weights.items()}, weights_file)
+            save_file(_separate(weights), weights_file)
             record = dataclasses.replace(record, weights_sha256=sha256(weights_file))
             config_file.write_text(to_json(config, record), encoding="utf-8")
         except (OSError, SafetensorError) as error:
@@ -96,6 +96,18 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return config, record, weights_file
+
+
+def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each with memory of its own: safetensors refuses tied ones, of which one is then a copy."""
+    separate: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in weights.items():
+        value = value.detach().contiguous()
+        place = value.untyped_storage().data_ptr()
+        separate[key] = value.clone() if place in places else value
+        places.add(place)
+    return separate
 
 
 def sha256(path: Path) -> str:

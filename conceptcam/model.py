@@ -91,7 +91,7 @@ class ConceptModel(nn.Module):
         return cls(
             config,
             backbone=backbone,
-            concept_head=ConceptHead(channels, concepts, bias=config.head_bias),
+            concept_head=ConceptHead(channels, concepts, bias=config.head_bias, prior=_prior(config.pooling)),
             pool=create_pooling(config.pooling, num_concepts=concepts, value=config.pooling_value),
             projector=create_projector(config.projector, channels, config.embed_dim) if with_prototypes else None,
             prototypes=Prototypes(concepts, per_concept, config.embed_dim) if with_prototypes else None,
@@ -205,6 +205,12 @@ class ConceptModel(nn.Module):
                 f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
                 f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
             )
+
+
+def _prior(pooling: str) -> float:
+    """Probability that every place starts from, such that a concept is hardly ever seen in the whole image."""
+    # Noisy-or adds places up: the same start at each of, say, 14 x 14 would be near certainty.
+    return 0.05 / 14**2 if pooling == "noisy_or" else 0.05
 
 
 @contextlib.contextmanager

@@ -332,3 +332,13 @@ def test_a_save_that_runs_out_of_disk_says_so_and_leaves_the_model_before(tmp_pa
         assert line.startswith(f"could not save the model to {tmp_path / 'model'}, which is left as it was: ")
         assert "File too large" in line
         assert line.endswith("; 5")
+
+
+def test_tied_tensors_are_saved_and_come_back(tmp_path):
+    model = model_with(0)
+    model.backbone.tied = model.backbone.position
+    saved = model.state_dict()
+    assert saved["backbone.tied"].data_ptr() == saved["backbone.position"].data_ptr()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(weights["backbone.tied"], saved["backbone.position"])

@@ -10,7 +10,7 @@ from conceptcam.config import ConceptConfig, ModelRecord
 from conceptcam.heads import ConceptHead, TaskHead
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import ConceptOutput
-from conceptcam.pooling import MaxPool
+from conceptcam.pooling import MaxPool, list_poolings
 
 
 def config_with(**changes: Any) -> ConceptConfig:
@@ -336,3 +336,11 @@ def test_the_same_seed_builds_the_same_model_and_building_uses_the_global_seed()
     first, second, other = (model_with(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("pooling", list_poolings())
+def test_an_untrained_model_sees_hardly_any_concept_whatever_the_pooling(pooling):
+    torch.manual_seed(0)
+    config = ConceptConfig(concepts=("a", "b"), backbone="small_cnn_s8", image_size=(112, 112), pooling=pooling)
+    logits = ConceptModel.from_config(config).eval().see(torch.randn(2, 3, 112, 112)).concept_logits
+    assert (logits.sigmoid() < 0.2).all()
