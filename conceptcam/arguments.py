@@ -37,7 +37,7 @@ run.json, metrics.json, metrics.txt, summary.json and figures/: phantom.png show
 maps epoch by epoch, images/ what the model sees in test images.""",
         """examples:
   conceptcam demo                                 the whole demonstration
-  conceptcam demo --images 1000 --epochs concepts=3 prototypes=2 task=2 --out /tmp/quick
+  conceptcam demo --images 1000 --epochs concepts=3 prototypes=2 task=2 --out runs/quick
   conceptcam demo --bottleneck concepts           the classic bottleneck""",
     )  # fmt: skip
     parser.add_argument("--images", type=_positive, default=8000, metavar="N", help="training images (default: 8000)")

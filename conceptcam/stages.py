@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -196,84 +196,82 @@ def task_stage(
     )
 
 
+class _Rates(NamedTuple):
+    """Learning rates of a preset."""
+
+    scratch: float
+    """Of a backbone with random weights."""
+    tuning: float
+    """Of a backbone with trained weights."""
+    head: float
+    prototypes: float
+    task: float
+
+
+_EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
+
+
 def _standard(
     concept_loss: Callable[[Recipe], nn.Module],
     prototype_loss: nn.Module,
+    lr: _Rates,
     *,
-    scratch_lr: float,
-    tuning_lr: float,
-    head_lr: float,
-    prototype_lr: float,
-    task_lr: float,
-    epochs: Mapping[str, int],
     class_weights: bool = True,
     **options: Any,
 ) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
     """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
 
     def stages(config: ConceptConfig, recipe: Recipe) -> tuple[Stage, ...]:
-        for name in recipe.epochs.keys() - epochs.keys():
+        for name in recipe.epochs.keys() - _EPOCHS.keys():
             raise ValueError(
-                f"`epochs` names unknown stage {name!r}{did_you_mean(name, epochs)}; stages: {list(epochs)}"
+                f"`epochs` names unknown stage {name!r}{did_you_mean(name, _EPOCHS)}; stages: {list(_EPOCHS)}"
             )
-        times = {**epochs, **recipe.epochs}
-        backbone_lr = tuning_lr if recipe.backbone_pretrained else scratch_lr
-        rates = {"concept_head": head_lr, "pool": head_lr}
+        times = {**_EPOCHS, **recipe.epochs}
+        backbone_lr = lr.tuning if recipe.backbone_pretrained else lr.scratch
+        rates = {"concept_head": lr.head, "pool": lr.head}
         if not recipe.freeze_backbone:
             rates = {"backbone": backbone_lr, **rates}
         rows = [concept_stage(concept_loss(recipe), lr=rates, epochs=times["concepts"], **options)]
         if config.bottleneck == "prototypes":
-            rates = {"projector": prototype_lr, "prototypes": prototype_lr}
+            rates = {"projector": lr.prototypes, "prototypes": lr.prototypes}
             rows.append(prototype_stage(prototype_loss, lr=rates, epochs=times["prototypes"], **options))
         if config.tasks:
             weight = recipe.task_pos_weight if class_weights else None
-            rows.append(task_stage(config, weight, lr={"task_head": task_lr}, epochs=times["task"], **options))
+            rows.append(task_stage(config, weight, lr={"task_head": lr.task}, epochs=times["task"], **options))
         return tuple(rows)
 
     return stages
 
 
+# The founding document's model and rates; the backbone moves at a hundredth of them if it is pretrained.
+_SEED_MODEL = {
+    "pooling": "max",
+    "pooling_value": None,
+    "projector": "mlp",
+    "embed_dim": 128,
+    "prototypes_per_concept": 5,
+}
+_SEED_RATES = _Rates(scratch=1e-4, tuning=1e-6, head=1e-4, prototypes=1e-4, task=1e-4)
+
 _PRESETS: dict[str, Preset] = {
     "recommended": Preset(
-        config={
-            "pooling": "max",
-            "pooling_value": None,
-            "projector": "mlp",
-            "embed_dim": 128,
-            "prototypes_per_concept": 5,
-        },
+        config=_SEED_MODEL,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(pos_weight=recipe.pos_weight),
             PrototypeContrastiveLoss("nearest", temperature=0.1),
-            scratch_lr=3e-3,
-            tuning_lr=1e-4,
-            head_lr=3e-3,
-            prototype_lr=1e-3,
-            task_lr=3e-2,
-            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+            _Rates(scratch=3e-3, tuning=1e-4, head=3e-3, prototypes=1e-3, task=3e-2),
             schedule="cosine",
         ),
     ),
     # The founding document to the letter: what it calls for, not what measured best.
     "seed": Preset(
-        config={
-            "pooling": "max",
-            "pooling_value": None,
-            "projector": "mlp",
-            "embed_dim": 128,
-            "prototypes_per_concept": 5,
-        },
+        config=_SEED_MODEL,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(
                 pos_weight=recipe.pos_weight, penalty="hinge", reduction="grid", mask="center"
             ),
             PrototypeContrastiveLoss("infonce", temperature=0.1),
-            scratch_lr=1e-4,
-            tuning_lr=1e-6,
-            head_lr=1e-4,
-            prototype_lr=1e-4,
-            task_lr=1e-4,
-            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+            _SEED_RATES,
         ),
     ),
     # CSR: no boxes, no class weights; its learning rates and epochs are not known, so the seed's are taken.
@@ -291,12 +289,7 @@ _PRESETS: dict[str, Preset] = {
             PrototypeContrastiveLoss(
                 "softtriple", temperature=1 / 20, sharpness=1000.0, margin=0.1, margin_sign="paper"
             ),
-            scratch_lr=1e-4,
-            tuning_lr=1e-6,
-            head_lr=1e-4,
-            prototype_lr=1e-4,
-            task_lr=1e-4,
-            epochs={"concepts": 20, "prototypes": 10, "task": 20},
+            _SEED_RATES,
             class_weights=False,
         ),
     ),

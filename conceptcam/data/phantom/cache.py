@@ -132,14 +132,14 @@ def _split(request: Request, size: int) -> Iterator[Request]:
 def _join(images: Ints, parts: list[PhantomArrays]) -> PhantomArrays:
     if not parts:
         return render_part(Request(knobs=PhantomKnobs(size=images.shape[1] or 64), seed=0, first=0, count=0))
-    before = np.cumsum([0, *(len(part.boxes) for part in parts)])
+    before = np.cumsum([0, *(len(part.boxes) for part in parts[:-1])])
     return PhantomArrays(
         images,
         np.concatenate([part.concepts for part in parts]),
         np.concatenate([part.diseases for part in parts]),
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.box_concepts for part in parts]),
-        np.concatenate([part.box_ends + start for part, start in zip(parts, before, strict=False)]),
+        np.concatenate([part.box_ends + start for part, start in zip(parts, before, strict=True)]),
     )
 
 
