@@ -102,9 +102,9 @@ class Bug:
 CORRECT = "correct"
 BUGS: dict[str, Bug] = {
     CORRECT: Bug(telltales=()),
-    "boxes mirrored": Bug(item=mirrored, telltales=("mirror gap", *ONE_SIDED)),
+    "boxes mirrored": Bug(item=mirrored, telltales=("mirror gap", "Enlarged PA")),
     "boxes transposed": Bug(item=transposed, telltales=("transpose gap", *UPRIGHT)),
-    "images flipped, boxes not": Bug(batches=HalfFlipped, telltales=("mirror gap", "pointing", "small")),
+    "images flipped, boxes not": Bug(batches=HalfFlipped, telltales=("energy", "IoU", "AP")),
     "pos_weight inverted": Bug(pos_weight=lambda weight: 1 / weight, telltales=("first loss", "mean p")),
     "integer masks": Bug(localization=integer_masks, telltales=("small", "Other lesion")),
     "outside per box": Bug(localization=outside_per_box, telltales=("IoU, several", "energy, several")),
