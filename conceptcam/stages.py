@@ -22,6 +22,9 @@ from conceptcam.outputs import Compared, ConceptOutput, Seen
 Needs = Literal["see", "compare", "forward"]
 Schedule = Literal["constant", "cosine"]
 
+MIN_SUPPORT = 5
+"""Positives and negatives that a label needs on validation data to have a say in which epoch is best."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -152,7 +155,7 @@ def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -
         name="concepts",
         lr=lr,
         objective=objective,
-        metric=MacroAUROC,
+        metric=functools.partial(MacroAUROC, min_support=MIN_SUPPORT),
         metric_inputs=lambda seen, batch: (seen.concept_logits, batch.concepts),
         needs="see",
         **options,
@@ -190,7 +193,7 @@ def task_stage(
         name="task",
         lr=lr,
         objective=objective,
-        metric=functools.partial(MacroAUROC, config.task_kind),
+        metric=functools.partial(MacroAUROC, config.task_kind, min_support=MIN_SUPPORT),
         metric_inputs=lambda output, batch: (output.task_logits, batch.targets),
         **options,
     )

@@ -134,13 +134,16 @@ class MacroAUROC(RowMetric):
 
     Args:
         kind: `"multilabel"`, also for concepts, or `"multiclass"`.
+        min_support: Labels with fewer positives or fewer negatives are left out, unless all have fewer: the
+            AUROC of a label with one negative is that one image's rank.
     """
 
     higher_is_better = True
 
-    def __init__(self, kind: TaskKind = "multilabel") -> None:
+    def __init__(self, kind: TaskKind = "multilabel", *, min_support: int = 1) -> None:
         super().__init__()
         self.kind = kind
+        self.min_support = min_support
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, L) and labels (N, L) in [0, 1], NaN where unknown."""
@@ -149,7 +152,9 @@ class MacroAUROC(RowMetric):
     def compute(self) -> Tensor:
         """The mean, a float64 scalar."""
         logits, labels = self.kept(0, 2).unbind(-1)
-        return macro(task_scores(logits, labels, self.kind).auroc)
+        scores = task_scores(logits, labels, self.kind)
+        enough = torch.minimum(scores.positives, scores.negatives) >= self.min_support
+        return macro(scores.auroc[enough] if enough.any() else scores.auroc)
 
 
 class LabelMetrics(RowMetric):

@@ -305,3 +305,21 @@ def test_bad_input_is_named():
         task_scores(logits, torch.zeros(3, 2), "multiclass")
     with pytest.raises(ValueError, match=r"one shape, got \(3, 2\) and \(2, 2\)"):
         MacroAUROC().update(logits, torch.zeros(2, 2))
+
+
+def test_labels_with_too_little_support_have_no_say_in_the_macro_unless_all_have():
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 2, generator=random)
+    labels = torch.zeros(40, 2)
+    labels[:20, 0] = 1
+    labels[0, 1] = 1
+    alone = roc_auc_score(labels[:, 0], logits[:, 0])
+    strict, lenient = MacroAUROC(min_support=2), MacroAUROC()
+    for metric in (strict, lenient):
+        metric.update(logits, labels)
+    both = (alone + roc_auc_score(labels[:, 1], logits[:, 1])) / 2
+    assert float(strict.compute()) == pytest.approx(alone, abs=1e-6)
+    assert float(lenient.compute()) == pytest.approx(both, abs=1e-6)
+    rare = MacroAUROC(min_support=2)
+    rare.update(logits[:, 1:], labels[:, 1:])
+    assert float(rare.compute()) == pytest.approx(roc_auc_score(labels[:, 1], logits[:, 1]), abs=1e-6)
