@@ -201,6 +201,11 @@ class ConceptBoxes:
 
 
 def _corners(box: Mapping[str, Any]) -> list[float]:
+    if not isinstance(box, Mapping):
+        raise ValueError(
+            f"boxes are a list of dicts per image, such as [[{{'concept_idx': 4, 'bbox': [x0, y0, x1, y1]}}], None]; "
+            f"got {box!r} where a dict should be"
+        )
     if "concept_idx" not in box:
         raise ValueError(f"a box needs 'concept_idx', got {dict(box)}")
     corners = box["bbox"] if "bbox" in box else [box.get(key) for key in ("x_min", "y_min", "x_max", "y_max")]

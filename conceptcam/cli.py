@@ -112,13 +112,21 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    from conceptcam.config import did_you_mean
     from conceptcam.draw import save_png
-    from conceptcam.explanation import explain
+    from conceptcam.explanation import explain, refuse_untaught
     from conceptcam.model import ConceptModel
 
     model = ConceptModel.from_pretrained(options.model)
+    refuse_untaught(model, task=options.task)
+    for name in options.concept:
+        if name not in model.config.concepts:
+            known = model.config.concepts
+            raise ValueError(f"unknown concept {name!r}{did_you_mean(name, known)}; known: {list(known)}")
+    if missing := [str(path) for path in options.images if not path.is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of {len(options.images)} images are not there: {missing[:3]}")
     folder = _folder(options, "explain")
-    for path in options.images:
+    for path, name in zip(options.images, _file_names(options.images), strict=True):
         explanation = explain(model, path, task=options.task)
         print(f"\n{path}")
         for finding in explanation.findings[: options.top]:
@@ -136,17 +144,30 @@ def _explain(options: argparse.Namespace) -> None:
             )
         if not reasons:
             print("  (this model was taught no task)")
-        save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{path.stem}.png")
+        save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         text = json.dumps(explanation.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     _where(folder)
+
+
+def _file_names(paths: Sequence[Path]) -> list[str]:
+    """What to call what is written about each image: its stem, or its whole path where stems are not unique."""
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    wholes = ["-".join(path.with_suffix("").parts).lstrip("/-") for path in paths]
+    return [f"{whole}-{k}" if wholes.count(whole) > 1 else whole for k, whole in enumerate(wholes)]
 
 
 def _read(options: argparse.Namespace, annotations: str, **names: Any) -> "CocoDataset":
     from conceptcam.data.coco import CocoDataset
 
     images = options.images if options.images is not None else options.data / "images"
-    return CocoDataset(options.data / annotations, images, bad_boxes=options.bad_boxes, **names)
+    try:
+        return CocoDataset(options.data / annotations, images, bad_boxes=options.bad_boxes, **names)
+    except ValueError as error:
+        said = str(error).replace("pass bad_boxes='skip'", "add --bad-boxes skip")
+        raise ValueError(f"{options.data / annotations}: {said}") from error
 
 
 def _refuse_shared(train: "CocoDataset", val: "CocoDataset") -> None:
@@ -187,7 +208,7 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return " ".join(text.splitlines())
 
 
 def _terminal() -> bool:

@@ -76,7 +76,9 @@ class Explanation(NamedTuple):
         Raises:
             ValueError: If the model was taught no such task.
         """
-        return _named(task, {reason.task: reason for reason in self.reasons}, "taught task")
+        if not self.reasons:
+            raise ValueError(f"the model was taught no task, so there is no reason for {task!r}")
+        return _named(task, {reason.task: reason for reason in self.reasons}, "task")
 
     def as_dict(self) -> dict[str, Any]:
         """Names and numbers, without maps, ready for JSON."""
@@ -167,6 +169,8 @@ def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
         )
     if task is None:
         return
+    if not model.config.tasks:
+        raise ValueError(f"this model has no tasks, so none called {task!r}; train with task labels to have some")
     _named(task, dict.fromkeys(model.config.tasks), "task")
     if not taught_tasks(model):
         raise ValueError(

@@ -85,6 +85,10 @@ class ConceptModel(nn.Module):
             image_size=config.image_size,
             feature_level=config.feature_level,
         )
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"backbone {config.backbone!r} gave a {type(backbone).__name__}; its factory must return a `Backbone`"
+            )
         channels, concepts = backbone.out_channels, len(config.concepts)
         with_prototypes = config.bottleneck == "prototypes"
         per_concept = config.prototypes_per_concept if with_prototypes else 1

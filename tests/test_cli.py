@@ -216,3 +216,19 @@ def test_wrong_options_are_explained(arguments, sentence, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_images_of_one_name_in_two_folders_are_explained_into_two_files(run, data, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes((data / "images" / "val-0.png").read_bytes())
+    images = [str(tmp_path / folder / "1.png") for folder in ("a", "b")]
+    assert main(["explain", str(run), *images, "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").glob("*.json"))) == len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_explain_checks_every_image_before_it_writes_anything(run, data, tmp_path, capsys):
+    images = [str(data / "images" / "val-0.png"), str(data / "images" / "none.png")]
+    assert main(["explain", str(run), *images, "--out", str(tmp_path / "out")]) == 2
+    assert "1 of 2 images are not there" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

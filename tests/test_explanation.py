@@ -73,7 +73,7 @@ def test_model_that_was_taught_no_task_gives_concepts_and_maps_alone():
     explanation = explain(taught("concepts"), ITEM.image)
     assert explanation.reasons == ()
     assert len(explanation.findings) == 3
-    with pytest.raises(ValueError, match="unknown taught task 'any'"):
+    with pytest.raises(ValueError, match="the model was taught no task, so there is no reason for 'any'"):
         explanation.reason("any")
 
 

@@ -176,6 +176,11 @@ class BBoxGuidedConceptLoss(nn.Module):
         Returns:
             Scalar.
         """
+        if concept_maps.ndim != 4:
+            raise ValueError(
+                f"concept maps must be (B, K, h, w), before any pooling; got {tuple(concept_maps.shape)}. "
+                "Pooled logits go to `concept_logits`."
+            )
         logits = concept_maps.amax(dim=(-2, -1)) if concept_logits is None else concept_logits
         if self.classification is not None:
             loss = self.alpha * self.classification(logits, labels)

@@ -380,3 +380,16 @@ def test_maps_boxes_and_labels_that_do_not_fit_are_refused(maps, boxes, labels, 
 def test_two_ways_to_weigh_positives_are_refused():
     with pytest.raises(ValueError, match="`pos_weight` belongs to the default classification loss"):
         BBoxGuidedConceptLoss(pos_weight=torch.ones(3), classification=FocalLoss())
+
+
+@pytest.mark.parametrize(
+    "boxes", [[{"concept_idx": 0, "bbox": [0.1, 0.1, 0.2, 0.2]}] * 2, [((0, 0.1, 0.1, 0.5, 0.5),), None]]
+)
+def test_boxes_of_another_form_are_refused_with_the_form_that_is_expected(boxes):
+    with pytest.raises(ValueError, match="boxes are a list of dicts per image, such as .*concept_idx"):
+        BBoxGuidedConceptLoss()(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1), boxes)
+
+
+def test_pooled_logits_in_place_of_maps_are_refused():
+    with pytest.raises(ValueError, match=r"concept maps must be \(B, K, h, w\), before any pooling; got \(2, 3\)"):
+        BBoxGuidedConceptLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
