@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ from conceptcam.losses.imbalance import multilabel_loss
 from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.model import ConceptModel
 from conceptcam.runs import EXPLANATIONS, FIGURES, RunOptions, measure, save_explanations, train_run
-
-log = logging.getLogger(__name__)
 
 FOLLOWED = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
 """Concepts whose maps are drawn epoch by epoch."""

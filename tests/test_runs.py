@@ -70,8 +70,11 @@ def test_data_sets_own_augmentation_is_used_and_comes_back_after_an_error(tmp_pa
     own = train.augment = Seen()
     run(tmp_path / "a", train=train, freeze_backbone=True)
     assert own.items == len(train)
+    broken = Broken(16, 0)
+    broken.augment = own
     with pytest.raises(FloatingPointError):
-        run(tmp_path / "b", train=Broken(16, 0))
+        run(tmp_path / "b", train=broken, augment=Seen())
+    assert broken.augment is own
 
 
 class Broken(Squares):

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from conceptcam.config import TaskKind
-from conceptcam.metrics.gather import RowMetric
+from conceptcam.metrics.gather import RowMetric, ShareMetric
 
 
 class LabelScores(NamedTuple):
@@ -180,30 +179,12 @@ class LabelMetrics(RowMetric):
         return task_scores(logits, labels, self.kind, threshold=self.threshold)
 
 
-class TopAccuracy(Metric):
+class TopAccuracy(ShareMetric):
     """`top_accuracy` over all batches."""
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    right: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits (N, T) and multi-class targets (N, T)."""
-        hits = _top_hits(logits, targets)
-        self.right += int(hits.sum())
-        self.total += len(hits)
-
-    def compute(self) -> Tensor:
-        """The share, a float64 scalar."""
-        return self.right.double() / self.total
+        self.count(_top_hits(logits, targets))
 
 
 def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

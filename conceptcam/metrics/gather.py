@@ -1,4 +1,4 @@
-"""A torchmetrics metric that keeps rows of numbers, from every batch and every rank, until it is asked."""
+"""What our torchmetrics classes gather from every batch and rank: rows of numbers, or how many were right."""
 
 import functools
 from collections.abc import Callable
@@ -47,3 +47,28 @@ class RowMetric(Metric):
             return type(value)(*map(torch.atleast_1d, value)) if isinstance(value, tuple) else value
 
         return unsqueezed
+
+
+class ShareMetric(Metric):
+    """Base of metrics that are a share: how many were right, of how many."""
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    right: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def count(self, right: Tensor) -> None:
+        """Add cases (N,), each true or 1 where it is right, from within `update`."""
+        self.right += int(right.sum())
+        self.total += len(right)
+
+    def compute(self) -> Tensor:
+        """The share, a float64 scalar; NaN if there was no case."""
+        return self.right.double() / self.total

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
+
+from conceptcam.metrics.gather import ShareMetric
 
 
 class PrototypeHealth(NamedTuple):
@@ -79,30 +80,12 @@ def prototype_health(prototypes: Tensor, usage: Tensor) -> PrototypeHealth:
     )
 
 
-class PrototypeAccuracy(Metric):
+class PrototypeAccuracy(ShareMetric):
     """`prototype_accuracy` over all batches."""
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    right: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, vector_similarity: Tensor, labels: Tensor) -> None:
         """Add similarities (B, K, K, M) and labels (B, K) in [0, 1], NaN where unknown."""
-        right = _assigned_right(vector_similarity, labels)
-        self.right += right.sum()
-        self.total += len(right)
-
-    def compute(self) -> Tensor:
-        """The share, a scalar."""
-        return self.right / self.total
+        self.count(_assigned_right(vector_similarity, labels))
 
 
 def _assigned_right(vector_similarity: Tensor, labels: Tensor) -> Tensor:
