@@ -5,12 +5,13 @@ Records only: nothing here imports a network or touches the Hub.
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from conceptcam.config import Bottleneck, ConceptConfig, ModelRecord, did_you_mean, from_json
+from conceptcam.config import ConceptConfig, ModelRecord, did_you_mean, from_json
 
 Kind = Literal["model", "recipe", "backbone"]
 Format = Literal["mae", "timm", "huggingface-vit", "dinov2"]
@@ -131,11 +132,6 @@ class ModelRecipe:
     fields: Mapping[str, Any]
     reference: str
 
-    @property
-    def bottleneck(self) -> Bottleneck:
-        """What the task head of the model reads."""
-        return self.fields.get("bottleneck", "prototypes")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BundledModel:
@@ -234,6 +230,19 @@ _RECORDS = (
         note="Older revisions of the repository carry MSRLA, a licence for research only, and the card still says "
         "that the model is shared for research.",
     ),
+    BackboneRecord(
+        name="xray_dinov2_vit_b14",
+        architecture="vit_base_patch14_dinov2",
+        repository="StanfordAIMI/dinov2-base-xray-224",
+        file="model.safetensors",
+        format="dinov2",
+        grid=(16, 16),
+        license="Apache-2.0",
+        commercial_use=True,
+        citation="Chambon et al., CheXpert Plus, arXiv:2405.19538, whose repository lists the model as XrayDINOv2",
+        note="Mean and std are those of DINOv2, which has ImageNet's; that training on radiographs kept them could not "
+        "be verified. Compare them with `preprocessor_config.json` of the repository.",
+    ),
     _timm(
         "resnet50.a1_in1k",
         "Wightman et al., ResNet strikes back, arXiv:2110.00476",
@@ -271,27 +280,26 @@ _RECORDS = (
 BACKBONES: Mapping[str, BackboneRecord] = {record.name: record for record in _RECORDS}
 """Backbones by the name that `create_backbone` takes."""
 
-_CSR = "Huy et al., Interactive Medical Image Analysis with Concept-based Similarity Reasoning, CVPR 2025"
-_CBM = "Koh et al., Concept Bottleneck Models, ICML 2020"
-_RECIPES = (
-    ModelRecipe(name="csr_medmae_vit_b16", backbone="medmae_vit_b16", fields=CSR_FIELDS, reference=_CSR),
-    ModelRecipe(name="csr_medical_mae_vit_b16", backbone="medical_mae_vit_b16", fields=CSR_FIELDS, reference=_CSR),
-    ModelRecipe(name="csr_rad_dino_vit_b14", backbone="rad_dino_vit_b14", fields=CSR_FIELDS, reference=_CSR),
-    ModelRecipe(
-        name="csr_convnext_tiny", backbone="timm:convnext_tiny.in12k_ft_in1k", fields=CSR_FIELDS, reference=_CSR
+_FAMILIES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "csr": (
+        CSR_FIELDS,
+        "Huy et al., Interactive Medical Image Analysis with Concept-based Similarity Reasoning, CVPR 2025",
     ),
-    ModelRecipe(name="csr_resnet50", backbone="timm:resnet50.a1_in1k", fields=CSR_FIELDS, reference=_CSR),
-    ModelRecipe(name="cbm_medmae_vit_b16", backbone="medmae_vit_b16", fields=CBM_FIELDS, reference=_CBM),
-    ModelRecipe(name="cbm_medical_mae_vit_b16", backbone="medical_mae_vit_b16", fields=CBM_FIELDS, reference=_CBM),
-    ModelRecipe(name="cbm_resnet50", backbone="timm:resnet50.a1_in1k", fields=CBM_FIELDS, reference=_CBM),
-    ModelRecipe(
-        name="cbm_vit_b16",
-        backbone="timm:vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        fields=CBM_FIELDS,
-        reference=_CBM,
-    ),
-)
-RECIPES: Mapping[str, ModelRecipe] = {recipe.name: recipe for recipe in _RECIPES}
+    "cbm": (CBM_FIELDS, "Koh et al., Concept Bottleneck Models, ICML 2020"),
+}
+_BASES = {
+    "medmae_vit_b16": "medmae_vit_b16",
+    "medical_mae_vit_b16": "medical_mae_vit_b16",
+    "rad_dino_vit_b14": "rad_dino_vit_b14",
+    "convnext_tiny": "timm:convnext_tiny.in12k_ft_in1k",
+    "resnet50": "timm:resnet50.a1_in1k",
+    "vit_b16": "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k",
+}
+RECIPES: Mapping[str, ModelRecipe] = {
+    f"{family}_{base}": ModelRecipe(name=f"{family}_{base}", backbone=backbone, fields=fields, reference=reference)
+    for family, (fields, reference) in _FAMILIES.items()
+    for base, backbone in _BASES.items()
+}
 """Recipes by name."""
 
 
@@ -339,7 +347,7 @@ def recipe_config(name: str, *, concepts: Iterable[str], tasks: Iterable[str] = 
 def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
     """Image size, mean and standard deviation that go with the backbone's weights."""
     needed = ("image_size", "mean", "std")
-    record = backbone_record(values["backbone"])
+    record = backbone_record(str(values["backbone"]))
     if record is not None:
         return {name: getattr(record, name) for name in needed}
     if missing := [name for name in needed if name not in values]:
@@ -411,9 +419,14 @@ def licence_notice(name: str) -> str:
         The sentence; empty if the licence allows commercial use, and also if the zoo does not know the name.
     """
     record = _weights_of(name)
-    if record is None or record.commercial_use:
+    return "" if record is None else noncommercial_notice(record.name, record.license)
+
+
+def noncommercial_notice(name: str, license: str) -> str:
+    """`licence_notice` for weights of any name under a licence whose identifier is known; empty if it allows it."""
+    if not re.search(r"-nc(-|$)", license.lower()):
         return ""
-    return f"the weights of {record.name} are under {record.license}, which forbids commercial use"
+    return f"the weights of {name} are under {license}, which forbids commercial use"
 
 
 def models_table(names: Iterable[str] | None = None) -> str:

@@ -4,44 +4,15 @@ import numpy as np
 from numpy.random import Generator
 
 from conceptcam.data.phantom.arrays import Floats, Ints
+from conceptcam.zoo import VINDR_CONCEPTS, VINDR_TASKS
 
 PHANTOM_VERSION = 1
 """Rises whenever the same (seed, index, knobs) would give another image, label or box."""
 
-PHANTOM_CONCEPTS: tuple[str, ...] = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Clavicle fracture",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Enlarged PA",
-    "ILD",
-    "Infiltration",
-    "Lung cavity",
-    "Lung cyst",
-    "Lung opacity",
-    "Mediastinal shift",
-    "Nodule/Mass",
-    "Pulmonary fibrosis",
-    "Pneumothorax",
-    "Pleural thickening",
-    "Pleural effusion",
-    "Rib fracture",
-    "Other lesion",
-)
+PHANTOM_CONCEPTS: tuple[str, ...] = VINDR_CONCEPTS
 """The 22 local labels of VinDr-CXR; every concept vector of the phantom has this order."""
 
-PHANTOM_DISEASES: tuple[str, ...] = (
-    "Pneumonia",
-    "Tuberculosis",
-    "Lung tumor",
-    "COPD",
-    "Other diseases",
-    "No finding",
-)
+PHANTOM_DISEASES: tuple[str, ...] = VINDR_TASKS
 """The six global labels of VinDr-CXR; every disease vector of the phantom has this order."""
 
 SMALL_FINDINGS: tuple[str, ...] = (
