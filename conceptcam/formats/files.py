@@ -1,0 +1,161 @@
+"""What a checkpoint file holds, found out without running anything in it."""
+
+import argparse
+import pickle
+import pickletools
+import re
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# MAE's training script saves its command line; the class holds values and runs nothing.
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
+
+# What torch raises over a damaged pickle, found by damaging some.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+
+_CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds: tensors by name, perhaps in dictionaries within dictionaries.
+
+    A safetensors file is told from a pickle by its first bytes. Of a pickle only tensors, plain
+    Python values and `argparse.Namespace` are read, so that no code in the file can run. Tensors are on the CPU,
+    in the type that the file has; large files are mapped into memory, so what is not used is not read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is empty, damaged, no checkpoint, or a pickle that asks for anything else; the message
+            names what it asks for.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path} is empty; download it again")
+    if start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and start[8:9] != b"{"):
+        # torch.load goes by the name, and would read it as what it is not.
+        if path.suffix == ".safetensors":
+            raise ValueError(f"{path} is a pickle under the name of a safetensors file; rename it to .pth")
+        return _read_pickle(path, zipped=start.startswith(b"PK"))
+    # A safetensors file starts with the length of its header in 8 bytes, then the header, in JSON.
+    if start[8:9] == b"{" or (path.suffix == ".safetensors" and not _is_text(start)):
+        return _read_safetensors(path)
+    raise ValueError(f"{path} is neither a safetensors file nor a PyTorch checkpoint{_guess(start)}")
+
+
+def tensors_within(
+    content: Mapping[str, Any], source: str, containers: tuple[str, ...] = _CONTAINERS
+) -> dict[str, Tensor]:
+    """The tensors of what a file holds, by name, taken out of `{"model": {...}, "epoch": ...}` and the like.
+
+    Dictionaries beside the weights, such as the state of an optimizer, are left alone; dictionaries of weights
+    within the weights are joined to one, with dots.
+
+    Raises:
+        ValueError: If there is more than one place to take them from, or there are no tensors.
+    """
+    while found := [name for name in containers if isinstance(content.get(name), Mapping)]:
+        if len(found) > 1:
+            raise ValueError(f"{source} holds several sets of weights, {found}; save the one you mean alone")
+        content = content[found[0]]
+    tensors = dict(_flat(content, ""))
+    if not tensors:
+        raise ValueError(f"{source} holds no tensors, but {[str(name) for name in content][:5]}")
+    if odd := [name for name, value in tensors.items() if value.layout != torch.strided or value.is_meta]:
+        raise ValueError(f"{source} holds tensors that are sparse or have no values: {odd[:3]}")
+    return tensors
+
+
+def _flat(content: Mapping[Any, Any], prefix: str) -> list[tuple[str, Tensor]]:
+    found: list[tuple[str, Tensor]] = []
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            found.append((f"{prefix}{name}", value.detach()))
+        elif isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}.")
+    return found
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, *_DAMAGED) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Any]:
+    try:
+        # torch warns of pickle protocols it may not know; whether it knew is told below.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except _DAMAGED as error:
+        if wants := _asked_for(error, path, zipped=zipped):
+            raise ValueError(
+                f"{path} is refused: beside tensors it asks for {wants}, which could run any code; nothing in it was "
+                "run. Ask its authors for safetensors, or, if you trust them, load it yourself and save its weights"
+            ) from error
+        raise ValueError(f"{path} is a damaged or unknown kind of PyTorch checkpoint; download it again") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold weights by name, it holds a {type(content).__name__}")
+    return dict(content)
+
+
+def _asked_for(error: BaseException, path: Path, *, zipped: bool) -> str | None:
+    """The class or function that a pickle was refused for, such as `posix.system`; None if it was not for one."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return named[1]
+    return None if zipped else _first_global(path)
+
+
+def _first_global(path: Path) -> str | None:
+    """The first class or function a pickle of any protocol names. Its instructions are listed, not followed."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for instruction, argument, _ in pickletools.genops(file):
+                if instruction.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if instruction.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, struct.error, OverflowError):
+        return None
+    return None
+
+
+def _is_text(start: bytes) -> bool:
+    return not start.translate(None, delete=bytes(range(32, 127)) + b"\t\r\n")
+
+
+def _guess(start: bytes) -> str:
+    if start.startswith(b"version https://git-lfs"):
+        return ", but a Git LFS pointer to one: fetch it with `git lfs pull`"
+    if start.lstrip()[:1] == b"<":
+        return ", but a web page: the download may have wanted a login or a confirmation"
+    return ", but text" if _is_text(start) else ""
