@@ -9,10 +9,12 @@ import conceptcam
 
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
-    {"config", "outputs", "boxes", "pooling", "hub", "zoo", "distributed"},
+    {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
+    | {"distributed"},
     {"backbones", "heads", "losses", "metrics", "data", "draw"},
-    {"model"},
+    {"model", "feed"},
     {"stages", "intervene", "explanation"},
+    {"frozen", "ranks", "resume", "optimization", "history"},
     {"trainer", "evaluation", "report", "export"},
     {"runs"},
     {"demo"},
