@@ -1,139 +1,221 @@
-"""Tensors and config, to and from a folder. This file knows tensors, not models."""
+"""Files on the Hugging Face Hub: fetched as of one commit, put there as one commit."""
 
-import dataclasses
-import hashlib
+import contextlib
 import os
-import shutil
+import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from conceptcam.folders import CARD_FILE, is_hand_written
 
-from conceptcam.config import ConceptConfig, ModelRecord, from_json, to_json
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-_SCRATCH = ".saving-"
-_SAVED = ".saved"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_tensors(module: nn.Module, path: Path, *, may_hold: Collection[str] = ()) -> None:
-    """Fill a module with the tensors of a safetensors file that fit it exactly.
+class Address(NamedTuple):
+    """Something on the Hub."""
+
+    repository: str
+    """`"organization/name"`."""
+    revision: str | None = None
+    """Branch, tag or commit; None is the main branch."""
+    file: str | None = None
+    """Path of one file in the repository."""
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return self.repository + (f"/{self.file}" if self.file else "") + at
+
+
+def parse_source(source: str | os.PathLike[str], revision: str | None = None) -> Path | Address:
+    """Where a source is: a path, or an address on the Hub.
+
+    A path object, a name of something that is there, and text that starts with `.`, `/` or `~` are paths.
+    Other text with a slash is an address: `org/name`, `org/name/file`, each perhaps with `@revision` behind or
+    `hf-hub:` before. Anything else is a path, which is not there.
+
+    Raises:
+        ValueError: If a revision is given twice, or for a path.
+    """
+    path = Path(source).expanduser()
+    if not isinstance(source, str) or source.startswith((".", "/", "~")) or path.exists():
+        if revision is not None:
+            raise ValueError(f"{source} is a path, which has no revision {revision!r}")
+        return path
+    name, _, inline = source.removeprefix("hf-hub:").partition("@")
+    if inline and revision is not None:
+        raise ValueError(f"{source!r} names a revision, and so does revision={revision!r}; give one of them")
+    found = _REPOSITORY.match(name)
+    if found is None:
+        return path
+    rest = name[found.end() :]
+    if rest and not rest.startswith("/"):
+        return path
+    return Address(found[0], inline or revision, rest.strip("/") or None)
+
+
+def fetch(
+    address: Address,
+    files: Sequence[str],
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """A folder with files of a repository, all of one commit, downloaded unless they are in the cache.
 
     Args:
-        module: What to fill; untouched if anything does not fit.
-        path: The safetensors file.
-        may_hold: Names the file may hold beside the module's own, such as those of a classifier that
-            was cut off.
+        address: The repository, and the revision.
+        files: Paths within it, all of which must be there.
+        token: For private and gated repositories; None takes the one the client was logged in with.
+        cache_dir: None takes the client's own.
+        local_files_only: Whether to take what the cache has and ask nobody.
 
     Raises:
-        ValueError: If the file is no safetensors file, or a tensor is missing, left over or of another
-            shape. The message counts what matched and names the first that did not.
+        FileNotFoundError: If the repository, the revision or a file does not exist, or is not in the cache.
+        PermissionError: If access is refused.
+        ConnectionError: If the Hub cannot be reached, or breaks off.
+        OSError: If the cache cannot be written.
     """
-    weights, wanted = _read_file(path), module.state_dict()
-    missing = sorted(wanted.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - wanted.keys() - set(may_hold))
-    reshaped = sorted(
-        f"{key} {tuple(weights[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & weights.keys()
-        if wanted[key].shape != weights[key].shape
-    )
-    if missing or unexpected or reshaped:
-        matched = len(wanted) - len(missing) - len(reshaped)
-        raise ValueError(
-            f"{path} does not fit: {matched} of {len(wanted)} tensors match; {len(missing)} missing "
-            f"{missing[:3]}, {len(unexpected)} left over {unexpected[:3]}, {len(reshaped)} of another shape "
-            f"{reshaped[:3]}"
+    from huggingface_hub import snapshot_download
+
+    from conceptcam import __version__
+
+    with told_of(str(address)):
+        # One snapshot: files fetched one by one could be of two commits, if a push lands in between.
+        folder = snapshot_download(
+            address.repository,
+            revision=address.revision,
+            allow_patterns=list(files),
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            library_name="conceptcam",
+            library_version=__version__,
         )
-    module.load_state_dict({key: weights[key] for key in wanted})
+    if missing := [name for name in files if not Path(folder, name).is_file()]:
+        raise FileNotFoundError(f"{address} holds no {' and no '.join(missing)}, or its copy in the cache does not")
+    return Path(folder)
 
 
-def save_folder(folder: Path, config: ConceptConfig, record: ModelRecord, weights: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`, making the folder if needed.
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    keep_card: bool,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str,
+) -> str:
+    """Put a folder on the Hub as one commit, and give the commit's address.
 
-    Both files are written whole, beside their places, before either is moved there: a run that is killed or
-    out of disk leaves a whole model, the one before or this one. The config records the SHA-256 of the weights.
+    Args:
+        folder: What to upload.
+        repository: `"organization/name"`; created if it is not there.
+        keep_card: Whether a card written by hand on the Hub stays as it is.
+        token: With the right to write; None takes the one the client was logged in with.
+        private: Whether a repository that is created is private; None leaves it to the organization.
+        revision: Branch to commit to; created if it is not there.
+        commit_message: First line of the commit.
 
     Raises:
-        OSError: If the disk is full or the folder cannot be written; the message names the folder.
+        PermissionError: If the token is missing or may not write.
+        ConnectionError: If the Hub cannot be reached.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
-    for left_by_a_killed_run in folder.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(left_by_a_killed_run)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-        whole = Path(scratch, "whole")
-        weights_file, config_file = whole / WEIGHTS_FILE, whole / CONFIG_FILE
+    from huggingface_hub import HfApi
+
+    from conceptcam import __version__
+
+    api = HfApi(token=token, library_name="conceptcam", library_version=__version__)
+    with told_of(repository):
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        keeps = keep_card and _has_own_card(Address(repository, revision), token)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            ignore_patterns=[CARD_FILE] if keeps else None,
+        )
+    return str(commit.commit_url)
+
+
+def _has_own_card(address: Address, token: str | None) -> bool:
+    """Whether the Hub holds a card that was written by hand."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with tempfile.TemporaryDirectory() as scratch:
         try:
-            whole.mkdir()
-            save_file(_separate(weights), weights_file)
-            record = dataclasses.replace(record, weights_sha256=sha256(weights_file))
-            config_file.write_text(to_json(config, record), encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"could not save the model to {folder}, which is left as it was: {error}") from error
-        # One rename takes the pair from not saved to saved: two could leave new weights with an old config.
-        os.rename(whole, folder / _SAVED)
-    _settle(folder)
+            card = hf_hub_download(
+                address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token
+            )
+        except EntryNotFoundError:
+            return False
+        return is_hand_written(Path(card))
 
 
-def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
-    """The config, the record and the weights file of a model folder.
+@contextlib.contextmanager
+def told_of(source: str) -> Iterator[None]:
+    """Give what goes wrong with the Hub as one sentence about a source, in Python's own error types.
 
-    Raises:
-        FileNotFoundError: If the folder, its config or its weights are not there.
-        ValueError: If the config cannot be read by this version of conceptcam.
+    Those of the client have several lines, and which they are depends on its version.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no model folder {folder}")
-    config_file, weights_file = _find(folder, CONFIG_FILE), _find(folder, WEIGHTS_FILE)
-    if missing := [file.name for file in (config_file, weights_file) if not file.is_file()]:
-        raise FileNotFoundError(f"{folder} holds no {' and no '.join(missing)}; was it written by `save_pretrained`?")
+    from huggingface_hub import errors
+
     try:
-        config, record = from_json(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    return config, record, weights_file
+        yield
+    except errors.HFValidationError as error:
+        raise ValueError(f"{source!r} is no folder here and no name on the Hub, organization/name") from error
+    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+        raise _plain(source, error) from error
 
 
-def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each with memory of its own: safetensors refuses tied ones, of which one is then a copy."""
-    separate: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for key, value in weights.items():
-        value = value.detach().contiguous()
-        place = value.untyped_storage().data_ptr()
-        separate[key] = value.clone() if place in places else value
-        places.add(place)
-    return separate
+def _plain(source: str, error: Exception) -> OSError:
+    from huggingface_hub import errors
+
+    status = _status(error)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return PermissionError(
+            f"access to {source} is refused: accept its terms on its page, then pass `token=` of an account that may"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(f"the Hub has no such revision: {source}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"no folder {source} is here and no such repository on the Hub; a private one needs `token=`"
+        )
+    if status == 401:
+        return PermissionError(f"the Hub wants a valid `token=` for {source}; make one in your account's settings")
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError) and not _tried(error):
+        return FileNotFoundError(f"{source} is not wholly in the cache, and the Hub may not be asked")
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return FileNotFoundError(f"{source} lacks a file: {_line(error)}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, f"could not store {source} in the cache: {error.strerror}", error.filename)
+    return ConnectionError(f"could not get {source} from the Hub, try again later: {_line(error)}")
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _status(error: BaseException | None) -> int | None:
+    """Status of the answer that lies behind an error, if there was one."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__
+    return None
 
 
-def _settle(folder: Path) -> None:
-    """Move the files of a finished save to their places."""
-    saved = folder / _SAVED
-    if not saved.is_dir():
-        return
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if (saved / name).is_file():
-            os.replace(saved / name, folder / name)
-    saved.rmdir()
+def _tried(error: BaseException) -> bool:
+    """Whether the Hub was asked, and it failed."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return error.__cause__ is not None and not isinstance(error.__cause__, OfflineModeIsEnabled)
 
 
-def _find(folder: Path, name: str) -> Path:
-    """Where a file of the last finished save is: a run killed while settling leaves some in `_SAVED`."""
-    return folder / _SAVED / name if (folder / _SAVED / name).is_file() else folder / name
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

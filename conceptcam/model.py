@@ -1,21 +1,26 @@
 """The model: image -> features -> concepts -> prototypes -> task."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from conceptcam import hub
 from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, ModelRecord
 from conceptcam.data.transforms import Preprocess
+from conceptcam.folders import CONFIG_FILE, WEIGHTS_FILE, read_folder, save_folder
 from conceptcam.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
-from conceptcam.outputs import Compared, ConceptOutput, Seen
+from conceptcam.hub import fetch, parse_source, upload
+from conceptcam.outputs import Compared, ConceptOutput, Decided, Seen
 from conceptcam.pooling import create_pooling
+from conceptcam.weights import build_filled, sha256
+from conceptcam.zoo import bundled_models, recipe_config
 
 
 class ConceptModel(nn.Module):
@@ -73,7 +78,7 @@ class ConceptModel(nn.Module):
         Args:
             config: What the model is.
             pretrained_backbone: Whether to download the backbone's published weights.
-            backbone_weights: A safetensors file to start the backbone from; see `create_backbone`.
+            backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
 
         Raises:
             ValueError: If a name in the config is unknown, or the weights do not fit.
@@ -103,36 +108,126 @@ class ConceptModel(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device: torch.device | str = "cpu", verify: bool = False) -> Self:
-        """Load a model from a folder, in eval mode.
+    def from_recipe(
+        cls,
+        name: str,
+        *,
+        concepts: Sequence[str],
+        tasks: Sequence[str] = (),
+        pretrained_backbone: bool = False,
+        backbone_weights: str | Path | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Build a model of a named kind for your concepts and tasks; `list_models(kind="recipe")` lists them.
 
         Args:
-            source: A folder written by `save_pretrained`.
-            device: Where to put the model.
-            verify: Whether to check the weights against the SHA-256 that was recorded when they were saved.
+            name: Such as `"csr_resnet50"`.
+            concepts: Names of the concepts, such as `VINDR_CONCEPTS`.
+            tasks: Names of the tasks.
+            pretrained_backbone: Whether to download the backbone's published weights.
+            backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
+            **fields: Fields of `ConceptConfig` that differ from the recipe's.
 
         Raises:
-            FileNotFoundError: If the folder, its config or its weights are not there.
+            ValueError: If there is no such recipe, or a field or the weights do not fit.
+        """
+        config = recipe_config(name, concepts=tuple(concepts), tasks=tuple(tasks), **fields)
+        return cls.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        verify: bool = False,
+    ) -> Self:
+        """Load a model from a folder, the package itself or the Hugging Face Hub, in eval mode.
+
+        Args:
+            source: A folder written by `save_pretrained`, a name that `list_models(kind="model")` lists, or
+                `"organization/name"` on the Hub, perhaps with `@revision`. A path object, the name of a folder that
+                is there and text that starts with `.`, `/` or `~` are always folders.
+            revision: Branch, tag or commit on the Hub; None is the main branch.
+            token: For private and gated repositories; None takes the one you are logged in with.
+            cache_dir: Where downloads are kept; None is the Hub client's cache.
+            local_files_only: Whether to take what the cache has and ask nobody.
+            device: Where to put the model.
+            dtype: Floating-point type of the weights; None keeps the one they were saved in.
+            verify: Whether to check the weights against the SHA-256 that was recorded when they were saved. A
+                download is otherwise checked for its length only.
+
+        Raises:
+            FileNotFoundError: If the folder, the repository, the revision or a file is not there.
+            PermissionError: If the Hub refuses access.
+            ConnectionError: If the Hub cannot be reached, or breaks off.
             ValueError: If the config or the weights do not fit this version of conceptcam, or each other.
         """
-        config, record, weights = hub.read_folder(Path(source).expanduser())
-        if verify and hub.sha256(weights) != record.weights_sha256:
+        folder = _folder_of(source, revision, token, cache_dir, local_files_only)
+        config, record, weights = read_folder(folder)
+        if verify and sha256(weights) != record.weights_sha256:
             raise ValueError(f"{weights} is not the file that its config was saved with: the SHA-256 differs")
-        with torch.random.fork_rng(devices=[]):  # what is random at first is overwritten below
-            model = cls.from_config(config)
+        model = build_filled(lambda: cls.from_config(config), weights)
         model.record = record
-        hub.load_tensors(model, weights)
-        return model.to(device).eval()
+        return model.to(device=device, dtype=dtype).eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the config, the record and the weights that `from_pretrained` reads.
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write the config, the record and the weights that `from_pretrained` reads, and a model card.
 
         What the folder held before stays whole if writing fails.
+
+        Args:
+            folder: Made if it is not there.
+            card: Text of the card; None generates one with `model_card`, unless the folder holds one of your own.
 
         Raises:
             OSError: If the disk is full or the folder cannot be written.
         """
-        hub.save_folder(Path(folder).expanduser(), self.config, self.record, self.state_dict())
+        save_folder(Path(folder).expanduser(), self.config, self.record, self.state_dict(), card=card)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a conceptcam model",
+        card: str | None = None,
+    ) -> str:
+        """Put the config, the weights and a model card on the Hugging Face Hub as one commit.
+
+        Args:
+            repository: `"organization/name"`; created if it is not there.
+            token: With the right to write; None takes the one you are logged in with.
+            private: Whether a repository that is created is private; None leaves it to the organization.
+            revision: Branch to commit to; None is the main branch.
+            commit_message: First line of the commit.
+            card: Text of the card; None generates one, unless the Hub holds one that was written by hand.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            PermissionError: If the token is missing or may not write.
+            ConnectionError: If the Hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_folder(Path(folder), self.config, self.record, self.state_dict(), card=card, title=repository)
+            return upload(
+                Path(folder),
+                repository,
+                keep_card=card is None,
+                token=token,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+            )
 
     def see(self, images: Tensor) -> Seen:
         """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
@@ -145,20 +240,44 @@ class ConceptModel(nn.Module):
         concept_maps = self.concept_head(features)
         return Seen(features, concept_maps, self.pool(concept_maps))
 
-    def compare(self, images: Tensor) -> Compared:
-        """Images (B, 3, H, W), normalized -> what was seen, and each concept's vector beside the prototypes.
+    def compare(self, images: Tensor, present: Tensor) -> Compared:
+        """Images, and which concepts they show (B, K) -> the vectors of those beside the prototypes.
 
-        Stage 2 learns from this alone, so its projector sees concept vectors and no other places.
+        Stage 2 learns from this alone, so its projector sees vectors of present concepts and nothing else.
         """
         seen = self.see(images)
-        return Compared(*seen, self.compare_vectors(seen))
+        if self.config.pooling_order == "project_then_pool":
+            similarity = self._similarity(seen)
+            return Compared(similarity * present[:, :, None, None])
+        return self.compare_vectors(self.gather(seen)[present], present)
+
+    def compare_vectors(self, vectors: Tensor, present: Tensor) -> Compared:
+        """Vectors (P, C) of the P present concepts, image by image, and which those are (B, K) -> the comparison."""
+        projector, prototypes = self._prototype_parts()
+        similarity = prototypes(projector(vectors[None]))[0]
+        return Compared(similarity.new_zeros(*present.shape, *similarity.shape[1:]).index_put((present,), similarity))
+
+    def decide(self, images: Tensor) -> Decided:
+        """Images (B, 3, H, W), normalized -> evidence and task logits. Stage 3 learns from this alone."""
+        return self.decide_from(self.find_evidence(self.see(images)))
+
+    def decide_from(self, evidence: Tensor) -> Decided:
+        """Evidence (B, K, M) -> itself and the task logits."""
+        return Decided(evidence, self.task_head(evidence))
+
+    def find_evidence(self, seen: Seen) -> Tensor:
+        """What was seen -> evidence (B, K, M)."""
+        if self.config.bottleneck == "concepts":
+            return seen.concept_logits.sigmoid()[..., None]
+        return self.compare_places(seen).amax(dim=(-2, -1))
 
     def reason(self, seen: Seen) -> ConceptOutput:
         """What was seen -> similarities to prototypes, evidence and task logits."""
         if self.config.bottleneck == "concepts":
-            vector_similarity, similarity_maps, evidence = _without_prototypes(seen)
+            vector_similarity, similarity_maps = _without_prototypes(seen)
+            evidence = self.find_evidence(seen)
         else:
-            vector_similarity = self.compare_vectors(seen)
+            vector_similarity = self._similarity(seen)
             similarity_maps = self.compare_places(seen)
             evidence = similarity_maps.amax(dim=(-2, -1))
         return ConceptOutput(*seen, vector_similarity, similarity_maps, evidence, self.task_head(evidence))
@@ -167,26 +286,38 @@ class ConceptModel(nn.Module):
         """Images (B, 3, H, W), normalized -> everything the model has to say about them."""
         return self.reason(self.see(images))
 
-    def compare_vectors(self, seen: Seen) -> Tensor:
-        """(B, K, K, M) cosine of each concept's vector with each prototype (CSR, Eq. 2 and 3).
+    def gather(self, seen: Seen) -> Tensor:
+        """What was seen -> each concept's vector (B, K, C): the mean feature, weighed by the softmax of its map.
 
-        A concept's vector is the mean feature, weighed by the softmax of its map over places.
+        CSR, Eq. 2; the softmax is over places, of the map over `map_temperature`.
         """
-        assert self.projector is not None and self.prototypes is not None
-        weights = rearrange(seen.concept_maps / self.config.map_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
-        if self.config.pooling_order == "project_then_pool":
-            vectors = einsum(weights, project_grid(self.projector, seen.features), "b k p, b p d -> b k d")
-        else:
-            places = rearrange(seen.features, "b c h w -> b c (h w)")
-            vectors = self.projector(einsum(weights, places, "b k p, b c p -> b k c"))
-        return self.prototypes(vectors)
+        return einsum(
+            self._place_weights(seen), rearrange(seen.features, "b c h w -> b c (h w)"), "b k p, b c p -> b k c"
+        )
 
     def compare_places(self, seen: Seen) -> Tensor:
         """(B, K, M, h, w) cosine of each place with each prototype, clipped at 0 (CSR, Eq. 10 and 13)."""
-        assert self.projector is not None and self.prototypes is not None
+        projector, prototypes = self._prototype_parts()
         height = seen.features.shape[-2]
-        cosines = self.prototypes(project_grid(self.projector, seen.features))
+        cosines = prototypes(project_grid(projector, seen.features))
         return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=height)
+
+    def _similarity(self, seen: Seen) -> Tensor:
+        """(B, K, K, M) cosine of each concept's vector with each prototype (CSR, Eq. 2 and 3)."""
+        projector, prototypes = self._prototype_parts()
+        if self.config.pooling_order == "project_then_pool":
+            projected = project_grid(projector, seen.features)
+            return prototypes(einsum(self._place_weights(seen), projected, "b k p, b p d -> b k d"))
+        return prototypes(projector(self.gather(seen)))
+
+    def _place_weights(self, seen: Seen) -> Tensor:
+        """(B, K, h * w) how much each place counts in each concept's vector; sums to 1."""
+        return rearrange(seen.concept_maps / self.config.map_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
+
+    def _prototype_parts(self) -> tuple[nn.Module, nn.Module]:
+        if self.projector is None or self.prototypes is None:
+            raise ValueError("a 'concepts' bottleneck has no prototypes to compare with")
+        return self.projector, self.prototypes
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, leaving frozen parts in eval mode.
@@ -211,6 +342,31 @@ class ConceptModel(nn.Module):
             )
 
 
+def _folder_of(
+    source: str | os.PathLike[str],
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """The folder that a source stands for, on this disk at the end."""
+    place = parse_source(source, revision)
+    if isinstance(place, Path):
+        bundled = bundled_models()
+        if place.exists() or not isinstance(source, str) or source not in bundled:
+            return place
+        return bundled[source]
+    if place.file is not None:
+        raise ValueError(f"{source!r} names a file; a model is a whole repository: {place.repository!r}")
+    return fetch(
+        place,
+        (CONFIG_FILE, WEIGHTS_FILE),
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+
+
 def _prior(pooling: str) -> float:
     """Probability that every place starts from, such that a concept is hardly ever seen in the whole image."""
     # Noisy-or adds places up: the same start at each of, say, 14 x 14 would be near certainty.
@@ -229,10 +385,9 @@ def evaluating(model: nn.Module, device: torch.device | str | None = None) -> It
         model.to(home).train(was_training)
 
 
-def _without_prototypes(seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+def _without_prototypes(seen: Seen) -> tuple[Tensor, Tensor]:
     batch, concepts, height, width = seen.concept_maps.shape
     return (
         seen.concept_maps.new_zeros(batch, concepts, concepts, 0),
         seen.concept_maps.new_zeros(batch, concepts, 0, height, width),
-        seen.concept_logits.sigmoid()[..., None],
     )

@@ -20,19 +20,20 @@ class Seen(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What stage 2 learns from: what was seen, and each concept's vector beside the prototypes.
+    """What stage 2 learns from: each present concept's vector beside the prototypes."""
 
-    Shapes as in `Seen`, with M prototypes per concept.
-    """
-
-    features: Tensor
-    """(B, C, h, w) backbone features."""
-    concept_maps: Tensor
-    """(B, K, h, w) logit of each concept at each place, indexed [row, column]."""
-    concept_logits: Tensor
-    """(B, K) logit of each concept in the image."""
     vector_similarity: Tensor
-    """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]."""
+    """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]; 0 where
+    concept k was not asked for."""
+
+
+class Decided(NamedTuple):
+    """What stage 3 learns from: the evidence, and what follows from it."""
+
+    evidence: Tensor
+    """(B, K, M) highest value of each similarity map, or (B, K, 1) concept probabilities."""
+    task_logits: Tensor
+    """(B, T) logit of each task."""
 
 
 class ConceptOutput(NamedTuple):

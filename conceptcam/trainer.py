@@ -189,7 +189,8 @@ class Trainer:
     def _loss(self, model: ConceptModel, stage: Stage, batch: ConceptBatch) -> tuple[Tensor, Any]:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self._device_type, dtype, enabled=self.precision != "fp32"):
-            output: Any = getattr(model, stage.needs)(batch.images)
+            given = (batch.images, stage.present(batch)) if stage.needs == "compare" else (batch.images,)
+            output: Any = getattr(model, stage.needs)(*given)
         if self.precision != "fp32":  # losses and metrics need full precision, features are in neither
             fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
             output = output._replace(**fields)

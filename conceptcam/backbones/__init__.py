@@ -1,6 +1,5 @@
 """Backbones: images in, feature grids out."""
 
-from conceptcam.backbones import medmae as _medmae  # noqa: F401  registers itself
 from conceptcam.backbones import small as _small  # noqa: F401  registers itself
 from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import (

@@ -1,5 +1,8 @@
 """Backbones by name."""
 
+import dataclasses
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +11,14 @@ import torch
 
 from conceptcam.backbones.base import Backbone
 from conceptcam.config import did_you_mean
+from conceptcam.folders import WEIGHTS_FILE
+from conceptcam.hub import Address, fetch, parse_source
+from conceptcam.zoo import BACKBONES, BackboneRecord, backbone_record, licence_notice, noncommercial_notice
+
+log = logging.getLogger(__name__)
+
+PICKLE_FILE = "pytorch_model.bin"
+"""What older repositories hold in place of safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +29,7 @@ class BackboneRequest:
         image_size: (H, W) of the images in pixels.
         feature_level: Which feature grid to give, counted as in a Python list; -1 is the last.
         pretrained: Whether to load the published weights.
-        weights: A safetensors file to load, strictly by name; None loads none.
+        weights: A checkpoint to load, of which every tensor must fit; None loads none.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -40,7 +51,7 @@ def register_backbone(name: str) -> Callable[[Factory], Factory]:
     Raises:
         ValueError: If the name is taken or holds a colon, which marks a source such as `timm:`.
     """
-    if name in _FACTORIES or ":" in name:
+    if name in _FACTORIES or name in BACKBONES or ":" in name:
         raise ValueError(f"cannot register backbone {name!r}: the name is taken or holds a colon")
 
     def register(factory: Factory) -> Factory:
@@ -54,30 +65,34 @@ def create_backbone(
     name: str,
     *,
     pretrained: bool = False,
-    weights: str | Path | None = None,
+    weights: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] = (224, 224),
     feature_level: int = -1,
 ) -> Backbone:
     """Build a backbone by name.
 
     Args:
-        name: A registered name, or `"timm:"` followed by any timm model name.
-        pretrained: Whether to start from the published weights, downloaded, instead of random ones.
-        weights: A safetensors file to start from, under the backbone's own parameter names. Loading is
-            strict: a tensor that is missing, left over or of another shape is an error.
-        image_size: (H, W) of the images in pixels.
+        name: A name of the zoo or a registered one, or `"timm:"` followed by any timm model name.
+        pretrained: Whether to start from the published weights, downloaded, instead of random ones. If their
+            licence forbids commercial use, that is logged as a warning first.
+        weights: A checkpoint to start from, as a file or on the Hub: `"organization/name"` or
+            `"organization/name/file"`, perhaps with `@revision`. A backbone of timm's or of the zoo takes
+            safetensors and pickles of timm, facebookresearch/mae, Hugging Face ViT, ViTMAE and DINOv2; pickles
+            are read without running code. Loading is strict: an encoder tensor that is missing, left
+            over, of another shape or not finite is an error.
+        image_size: (H, W) of the images in pixels; position embeddings are resized to it.
         feature_level: Which of the backbone's feature grids to give, counted as in a Python list; the
             last, -1, is the coarsest. What lies behind an earlier one is cut off.
 
     Raises:
         ValueError: If the name, the level, the size or the weights do not fit.
-        FileNotFoundError: If the weights file is not there.
+        FileNotFoundError: If the weights are not there.
+        PermissionError: If the Hub refuses access.
+        ConnectionError: If the Hub cannot be reached, or breaks off.
     """
     if pretrained and weights is not None:
-        raise ValueError("give either `pretrained=True` or a `weights` file, not both")
-    path = Path(weights) if weights is not None else None
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
+        raise ValueError("give either `pretrained=True` or `weights`, not both")
+    path = _fetched(weights) if weights is not None else None
     # Loading leaves the global random state as it was: what is random at first is overwritten.
     with torch.random.fork_rng(devices=[], enabled=pretrained or path is not None):
         return _build(
@@ -89,9 +104,17 @@ def create_backbone(
 def _build(name: str, request: BackboneRequest) -> Backbone:
     source, colon, model = name.partition(":")
     if colon and source == "timm":
+        from conceptcam.backbones.timm import TimmBackbone, licence  # timm takes seconds to import
+
+        if request.pretrained:
+            _show(licence_notice(name) or noncommercial_notice(name, licence(model)))
+        return TimmBackbone(model, request)
+    if (record := backbone_record(name)) is not None:
         from conceptcam.backbones.timm import TimmBackbone  # timm takes seconds to import
 
-        return TimmBackbone(model, request)
+        if request.pretrained:
+            request = dataclasses.replace(request, pretrained=False, weights=_published(record))
+        return TimmBackbone(record.architecture, request)
     if name not in _FACTORIES:
         raise ValueError(
             f"unknown backbone {name!r}{did_you_mean(name, list_backbones())}; registered: "
@@ -100,14 +123,47 @@ def _build(name: str, request: BackboneRequest) -> Backbone:
     return _FACTORIES[name](request)
 
 
+def _published(record: BackboneRecord) -> Path:
+    """The published weights of a record, downloaded."""
+    if record.repository is None or record.file is None:
+        raise ValueError(f"the weights of {record.name} cannot be downloaded by a program: {record.note}")
+    _show(licence_notice(record.name))
+    return fetch(Address(record.repository, record.revision), (record.file,)) / record.file
+
+
+def _show(notice: str) -> None:
+    if notice:
+        log.warning("%s", notice)
+
+
+def _fetched(weights: str | os.PathLike[str]) -> Path:
+    """The file that weights stand for, downloaded if they are on the Hub."""
+    place = parse_source(weights)
+    if isinstance(place, Path):
+        if not place.is_file():
+            raise FileNotFoundError(f"no weights file {place}")
+        return place
+    if place.file is not None:
+        return fetch(place, (place.file,)) / place.file
+    try:
+        return fetch(place, (WEIGHTS_FILE,)) / WEIGHTS_FILE
+    except FileNotFoundError as error:
+        try:
+            return fetch(place, (PICKLE_FILE,)) / PICKLE_FILE
+        except FileNotFoundError:
+            raise error from None
+
+
 def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel, of images in [0, 1], that a backbone expects.
 
-    Those that timm publishes with a model, and ImageNet's, which MedMAE uses too, for a registered name.
+    Those of the zoo's record or those that timm publishes with a model, and ImageNet's for any other name.
 
     Raises:
         ValueError: If timm has no such model.
     """
+    if (record := backbone_record(name)) is not None:
+        return record.mean, record.std
     source, colon, model = name.partition(":")
     if colon and source == "timm":
         from conceptcam.backbones.timm import normalization  # timm takes seconds to import
@@ -117,5 +173,5 @@ def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple
 
 
 def list_backbones() -> list[str]:
-    """Registered names, sorted. Names under `timm:` are not listed; ask `timm.list_models()`."""
-    return sorted(_FACTORIES)
+    """Names of the zoo and registered names, sorted. Names under `timm:` are not listed; ask `timm.list_models()`."""
+    return sorted(name for name in {*BACKBONES, *_FACTORIES} if ":" not in name)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import BackboneRequest, register_backbone
-from conceptcam.hub import load_tensors
+from conceptcam.weights import load_tensors
 
 STRIDE = 8
 

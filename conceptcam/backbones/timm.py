@@ -1,16 +1,21 @@
 """Any timm model that can give intermediate features, as a backbone."""
 
+import math
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, cast
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import BackboneRequest
-from conceptcam.hub import load_tensors
+from conceptcam.formats import read_encoder
+from conceptcam.hub import told_of
 
 Channels = tuple[float, float, float]
 
@@ -39,7 +44,8 @@ class TimmBackbone(Backbone):
         _check_name(name)
         # With its own classifier, which is cut off below: asked for another number of classes, timm
         # loads weights without checking that they fit.
-        model: Any = timm.create_model(name, pretrained=request.pretrained)
+        with told_of(f"timm:{name}"):
+            model: Any = timm.create_model(name, pretrained=request.pretrained)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm model {name!r} cannot give intermediate features; choose another one")
         levels = len(model.feature_info)
@@ -54,7 +60,7 @@ class TimmBackbone(Backbone):
         self.out_channels: int = info.get("num_chs_norm", info["num_chs"]) if self.norm else info["num_chs"]
         self.model = model
         if request.weights is not None:
-            load_tensors(model, request.weights, may_hold=ignorable)
+            _load(name, model, request.weights, ignorable)
         _set_input_size(name, model, request.image_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,6 +76,24 @@ class TimmBackbone(Backbone):
         return features
 
 
+def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None:
+    """Fill a model with a checkpoint, at the checkpoint's own size if its position embeddings have another."""
+    wanted = model.state_dict()
+    tensors = read_encoder(path, wanted, may_hold=ignorable).tensors
+    if "pos_embed" in wanted and tensors["pos_embed"].shape != wanted["pos_embed"].shape:
+        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        places = tensors["pos_embed"].shape[1] - prefix
+        side = math.isqrt(max(places, 0))
+        if side**2 != places or side == 0 or not isinstance(model, VisionTransformer):
+            raise ValueError(
+                f"{path} has position embeddings of shape {tuple(tensors['pos_embed'].shape)}, which do not fit "
+                f"those of timm:{name}, {tuple(wanted['pos_embed'].shape)}, and are not of a square of places"
+            )
+        rows, columns = model.patch_embed.patch_size
+        model.set_input_size(img_size=(side * rows, side * columns))
+    model.load_state_dict(tensors)
+
+
 def normalization(name: str) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel that a timm model's weights were trained with."""
     _check_name(name)
@@ -78,6 +102,13 @@ def normalization(name: str) -> tuple[Channels, Channels]:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     mean, std = (cast(Channels, tuple(values)) for values in (published.mean, published.std))
     return mean, std
+
+
+def licence(name: str) -> str:
+    """Licence of a timm model's published weights, as timm states it; empty if it does not."""
+    _check_name(name)
+    published = timm.get_pretrained_cfg(name)
+    return (published.license or "") if published is not None else ""
 
 
 def _check_name(name: str) -> None:
@@ -98,7 +129,8 @@ def _set_input_size(name: str, model: Any, image_size: tuple[int, int]) -> None:
         sides = zip(image_size, patches.patch_size, strict=True)
         if any(side % patch for side, patch in sides):
             raise ValueError(f"timm:{name} takes images in patches of {patches.patch_size}, got {image_size}")
-    if tuple(model.pretrained_cfg["input_size"][-2:]) == tuple(image_size):
+    now = getattr(patches, "img_size", None) or model.pretrained_cfg["input_size"][-2:]
+    if tuple(now) == tuple(image_size):
         return
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=tuple(image_size))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conceptcam.config import ConceptConfig, ModelRecord
-from conceptcam.hub import load_tensors, sha256
+from conceptcam.weights import load_tensors, sha256
 from conceptcam.model import ConceptModel
 
 CONFIG = ConceptConfig(concepts=("a", "b"), tasks=("t",), backbone="small_cnn_s8", image_size=(16, 24), embed_dim=4)
@@ -66,7 +66,7 @@ def test_a_timm_backbone_of_a_size_that_is_not_its_own_comes_back_to_the_bit(tmp
 
 def test_saving_twice_writes_the_same_bytes_also_after_loading(saved):
     first = contents(saved)
-    assert set(first) == {"config.json", "model.safetensors"}
+    assert set(first) == {"README.md", "config.json", "model.safetensors"}
     model_with(0).save_pretrained(saved)
     assert contents(saved) == first
     ConceptModel.from_pretrained(saved).save_pretrained(saved)
@@ -217,7 +217,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from conceptcam import hub
+from conceptcam import folders
 from conceptcam.config import ConceptConfig, ModelRecord
 
 torch.set_num_threads(1)
@@ -227,12 +227,12 @@ def save(size):
     # Config, record and weights all say the size, so that a mixture of two saves shows.
     weights = {"weight": torch.full((size, 1000), float(size))}
     config = ConceptConfig(concepts=("a",), backbone="small_cnn_s8", embed_dim=size)
-    hub.save_folder(folder, config, ModelRecord(metrics={"s": size}), weights)
+    folders.save_folder(folder, config, ModelRecord(metrics={"s": size}), weights)
 
 def saved_size():
-    config, record, file = hub.read_folder(folder)
+    config, record, file = folders.read_folder(folder)
     weight = load_file(file)["weight"]
-    assert record.weights_sha256 == hub.sha256(file)
+    assert record.weights_sha256 == folders.sha256(file)
     assert weight.shape == (config.embed_dim, 1000) and (weight == config.embed_dim).all()
     assert record.metrics == {"s": config.embed_dim}
     return config.embed_dim
@@ -263,14 +263,14 @@ def step_by_step():
                             result = real(*args, **kwargs)
                     return result
                 return call
-            for owner, name in ((hub, "save_file"), (hub, "sha256"), (Path, "write_text"), (os, "mkdir"),
+            for owner, name in ((folders, "save_tensors"), (folders, "sha256"), (Path, "write_text"), (os, "mkdir"),
                                 (os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink")):
                 setattr(owner, name, mortal(getattr(owner, name)))
             save(9)
         _, status = os.waitpid(in_child(die), 0)
         print(saved_size(), end=" ")
         save(7)
-        assert saved_size() == 7 and len(list(folder.iterdir())) == 2, list(folder.iterdir())
+        assert saved_size() == 7 and len(list(folder.iterdir())) == 3, list(folder.iterdir())
         step += 1
 
 def any_moment():
@@ -299,7 +299,7 @@ def disk_full():
             except OSError as error:
                 print(error, end="; ", flush=True)
         os.waitpid(in_child(squeezed), 0)
-        assert len(list(folder.iterdir())) == 2, list(folder.iterdir())
+        assert len(list(folder.iterdir())) == 3, list(folder.iterdir())
         print(saved_size(), flush=True)
 
 globals()[sys.argv[1]]()
