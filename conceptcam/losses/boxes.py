@@ -8,8 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptcam.boxes import ConceptBoxes, MaskRule
-from conceptcam.losses.imbalance import at_least_float32, masked_mean, multilabel_loss, split_known
+from conceptcam.losses.imbalance import (
+    AsymmetricLoss,
+    FocalLoss,
+    at_least_float32,
+    check_choice,
+    masked_mean,
+    multilabel_loss,
+    split_known,
+)
 
+Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]
 Reduction = Literal["area", "grid"]
 
@@ -107,6 +116,14 @@ def _mean_over(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum(dim=(-2, -1)) / torch.where(total > 0, total, 1)
 
 
+# None is binary cross-entropy, to which alone `pos_weight` belongs.
+_NAMED: dict[Classification, Callable[[], nn.Module | None]] = {
+    "bce": lambda: None,
+    "focal": FocalLoss,
+    "asymmetric": AsymmetricLoss,
+}
+
+
 class BBoxGuidedConceptLoss(nn.Module):
     """Concept classification plus, where boxes are drawn, concept localization.
 
@@ -119,15 +136,18 @@ class BBoxGuidedConceptLoss(nn.Module):
         alpha: Weight of classification.
         beta: Weight of localization.
         pos_weight: (K,) weight of positives per concept; see `positive_weight`.
-        classification: Another loss of (logits, labels), such as `FocalLoss()`, in place of binary
-            cross-entropy; it then weighs positives itself.
+        classification: `"bce"`, binary cross-entropy; `"focal"` or `"asymmetric"`, which are `FocalLoss()` and
+            `AsymmetricLoss()`; or any loss of (logits, labels), such as `FocalLoss(gamma=1.0)` or what
+            `classification_loss` gives. All but the first weigh positives themselves and take no `pos_weight`:
+            focusing already takes weight off the many easy negatives, and a weight that balances without it is
+            too large with it (in Lin et al., 2017, Table 1b, the best share of positives falls from .75 to .25).
         penalty: As in `box_localization_loss`, like the rest.
         reduction: See there.
         mask: See there.
         margin: See there.
 
     Raises:
-        ValueError: If both `pos_weight` and `classification` are given, or an option is unknown.
+        ValueError: If `pos_weight` comes with a loss other than `"bce"`, or an option is unknown.
     """
 
     pos_weight: Tensor | None
@@ -138,19 +158,24 @@ class BBoxGuidedConceptLoss(nn.Module):
         beta: float = 0.5,
         *,
         pos_weight: Tensor | None = None,
-        classification: Callable[[Tensor, Tensor], Tensor] | None = None,
+        classification: Classification | Callable[[Tensor, Tensor], Tensor] = "bce",
         penalty: Penalty = "bce",
         reduction: Reduction = "area",
         mask: MaskRule = "coverage",
         margin: float = 0.0,
     ) -> None:
         super().__init__()
-        if pos_weight is not None and classification is not None:
-            raise ValueError("`pos_weight` belongs to the default classification loss; give it to yours instead")
+        if isinstance(classification, str):
+            check_choice("classification", classification, Classification)
+        if pos_weight is not None and classification != "bce":
+            raise ValueError(
+                "`pos_weight` belongs to the default classification loss, 'bce'; focal and asymmetric losses weigh "
+                "positives themselves, and to a loss of your own you can give weights as it is made"
+            )
         _check_options(penalty, reduction, mask, margin)
         self.alpha = alpha
         self.beta = beta
-        self.classification = classification
+        self.classification = _NAMED[classification]() if isinstance(classification, str) else classification
         self.penalty: Penalty = penalty
         self.reduction: Reduction = reduction
         self.mask: MaskRule = mask

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
-from conceptcam.losses.imbalance import FocalLoss
+from conceptcam.losses.imbalance import AsymmetricLoss, FocalLoss, classification_loss, positive_weight
 
 nan = torch.nan
 PENALTIES, REDUCTIONS, MASKS = ("bce", "hinge", "mse"), ("area", "grid"), ("coverage", "center")
@@ -393,3 +393,34 @@ def test_boxes_of_another_form_are_refused_with_the_form_that_is_expected(boxes)
 def test_pooled_logits_in_place_of_maps_are_refused():
     with pytest.raises(ValueError, match=r"concept maps must be \(B, K, h, w\), before any pooling; got \(2, 3\)"):
         BBoxGuidedConceptLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("name, loss", [("focal", FocalLoss()), ("asymmetric", AsymmetricLoss())])
+def test_a_classification_loss_can_be_named(name, loss):
+    maps, labels, boxes = example()
+    named = BBoxGuidedConceptLoss(classification=name)
+    assert torch.equal(named(maps, labels, boxes), BBoxGuidedConceptLoss(classification=loss)(maps, labels, boxes))
+    assert named(maps, labels, boxes) != BBoxGuidedConceptLoss()(maps, labels, boxes)
+    assert list(named.state_dict()) == []
+
+
+@pytest.mark.parametrize("policy", ["none", "ratio", "sqrt", "effective"])
+def test_a_loss_with_weights_of_its_own_is_the_default_with_these_weights(policy):
+    maps, labels, boxes = example()
+    train = torch.randint(0, 2, (50, 4)).double()
+    own = BBoxGuidedConceptLoss(classification=classification_loss(policy, train))
+    default = BBoxGuidedConceptLoss(pos_weight=positive_weight(train, policy=policy))
+    assert torch.equal(own(maps, labels, boxes), default(maps, labels, boxes))
+
+
+@pytest.mark.parametrize("name", ["focal", "asymmetric"])
+def test_positive_weights_with_a_focused_loss_are_refused(name):
+    with pytest.raises(
+        ValueError, match="`pos_weight` belongs to .* 'bce'; focal and asymmetric losses weigh positives"
+    ):
+        BBoxGuidedConceptLoss(pos_weight=torch.ones(3), classification=name)
+
+
+def test_an_unknown_classification_is_refused():
+    with pytest.raises(ValueError, match=r"unknown `classification` 'mse'; known: \['bce', 'focal', 'asymmetric'\]"):
+        BBoxGuidedConceptLoss(classification="mse")

@@ -1,15 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from conceptcam.losses.imbalance import (
     AsymmetricLoss,
     FocalLoss,
     asymmetric_loss,
+    class_weight,
+    classification_loss,
     focal_loss,
     masked_mean,
     multiclass_loss,
@@ -85,6 +92,13 @@ def test_focal_is_its_published_equation_for_hard_labels(gamma, alpha):
     assert loss.item() == pytest.approx(total / logits.numel())
 
 
+@pytest.mark.parametrize("gamma, alpha", [(2.0, None), (2.0, 0.25), (0.5, 0.8)])
+def test_focal_is_that_of_torchvision_for_hard_labels(gamma, alpha):
+    logits, labels = example(soft=False)
+    expected = sigmoid_focal_loss(logits, labels, alpha=-1 if alpha is None else alpha, gamma=gamma, reduction="mean")
+    torch.testing.assert_close(focal_loss(logits, labels, gamma=gamma, alpha=alpha), expected)
+
+
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize(
     "loss",
@@ -137,6 +151,43 @@ def test_multiclass_is_cross_entropy_of_torch_for_one_hot_and_soft_rows():
     )
     soft = torch.rand(8, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64).softmax(-1)
     torch.testing.assert_close(multiclass_loss(logits, soft), F.cross_entropy(logits, soft))
+
+
+def test_multiclass_weighs_classes_as_torch_does_for_soft_targets():
+    logits, _ = example()
+    weight = torch.tensor([1.0, 4.0, 0.2], dtype=torch.float64)
+    soft = torch.rand(8, 3, dtype=torch.float64).softmax(-1)
+    torch.testing.assert_close(multiclass_loss(logits, soft, weight), F.cross_entropy(logits, soft, weight=weight))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focused_multiclass_is_its_equation_for_one_hot_rows(gamma):
+    logits, _ = example()
+    classes = torch.arange(8) % 3
+    total = 0.0
+    for row, true in zip(logits.tolist(), classes.tolist(), strict=True):
+        p = math.exp(row[true]) / sum(math.exp(logit) for logit in row)
+        total -= (1 - p) ** gamma * math.log(p)
+    loss = multiclass_loss(logits, F.one_hot(classes, 3).double(), gamma=gamma)
+    assert loss.item() == pytest.approx(total / 8)
+
+
+def test_focused_multiclass_of_two_classes_is_the_focal_loss_also_for_soft_targets():
+    logits, labels = example()
+    logit, label = logits[:, :1], labels[:, :1]
+    two = multiclass_loss(torch.cat([torch.zeros_like(logit), logit], 1), torch.cat([1 - label, label], 1), gamma=2.0)
+    torch.testing.assert_close(two, focal_loss(logit, label, gamma=2.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([1.0, 4.0, 0.2])}, {"gamma": 2.0}, {"gamma": 0.5}])
+def test_the_gradient_of_multiclass_is_finite_and_that_of_finite_differences(options):
+    logits, _ = example()
+    targets = torch.rand(8, 3, dtype=torch.float64).softmax(-1)
+    targets[3] = nan
+    assert torch.autograd.gradcheck(lambda values: multiclass_loss(values, targets, **options), logits.requires_grad_())
+    far = torch.tensor([[100.0, -100.0, 0.0]], requires_grad=True)
+    multiclass_loss(far, torch.tensor([[1.0, 0.0, 0.0]]), **options).backward()
+    assert far.grad is not None and far.grad.isfinite().all()
 
 
 def test_multiclass_leaves_out_rows_with_an_unknown():
@@ -281,6 +332,210 @@ def test_positive_weight_balances_the_two_sides_of_the_loss():
     multilabel_loss(logits, labels, weight).backward()
     assert logits.grad is not None
     assert logits.grad.sum().item() == pytest.approx(0, abs=1e-7)
+
+
+POLICIES = ("none", "ratio", "sqrt", "effective")
+each_policy = pytest.mark.parametrize("policy", POLICIES)
+known_or_not = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 1.0]), st.just(nan))
+columns = st.lists(known_or_not, min_size=1, max_size=30)
+
+
+def slow_size(count: float, policy: str, beta: float) -> float:
+    """What a number of samples amounts to, the effective number as the sum it stands for."""
+    if policy == "effective":
+        return (1 - beta**count) / (1 - beta)
+    return {"none": 1.0, "ratio": count, "sqrt": math.sqrt(count)}[policy]
+
+
+@each_policy
+def test_positive_weight_of_each_policy_equals_a_slow_loop(policy):
+    labels = with_unknown((torch.rand(300, 4, dtype=torch.float64) < torch.tensor([0.02, 0.2, 0.5, 0.9])).double())
+    labels[::7] *= 0.75
+    expected = []
+    for column in labels.T.tolist():
+        positives = negatives = 0.0
+        for label in column:
+            if not math.isnan(label):
+                positives, negatives = positives + label, negatives + 1 - label
+        weight = slow_size(negatives, policy, 0.99) / slow_size(positives, policy, 0.99)
+        expected.append(min(max(weight, 1 / 6), 6.0))
+    assert positive_weight(labels, policy=policy, cap=6.0, beta=0.99).tolist() == pytest.approx(expected)
+
+
+@each_policy
+def test_positive_weight_has_no_weight_for_a_balanced_label_and_none_where_nobody_knows(policy):
+    labels = torch.zeros(40, 2)
+    labels[:20, 0] = 1
+    labels[:, 1] = nan
+    assert positive_weight(labels, policy=policy).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("policy", ["ratio", "sqrt", "effective"])
+def test_a_label_never_seen_present_gets_the_cap_and_one_never_seen_absent_its_inverse(policy):
+    labels = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
+    assert positive_weight(labels, policy=policy, cap=4.0, beta=0.9999).tolist() == [4.0, 0.25]
+
+
+def test_policies_differ_in_how_far_they_go():
+    labels = torch.zeros(10_000, 1)
+    labels[:200] = 1
+    ratio, effective, sqrt = (
+        positive_weight(labels, policy=policy, cap=100.0).item() for policy in ("ratio", "effective", "sqrt")
+    )
+    assert (ratio, sqrt) == (pytest.approx(49), pytest.approx(7))
+    assert effective == pytest.approx((1 - 0.999**9800) / (1 - 0.999**200), rel=1e-6)
+    assert ratio > sqrt > effective > 1
+
+
+def test_effective_number_goes_from_no_weight_to_the_ratio_as_beta_goes_to_1():
+    labels = torch.zeros(100, 1)
+    labels[:10] = 1
+    weights = [positive_weight(labels, policy="effective", beta=beta).item() for beta in (1e-9, 0.9, 0.99, 1 - 1e-12)]
+    assert weights[0] == pytest.approx(1) and weights[-1] == pytest.approx(9, rel=1e-3)
+    assert weights == sorted(weights)
+
+
+def test_effective_number_keeps_its_digits_for_a_single_positive_and_a_beta_next_to_1():
+    labels = torch.zeros(101, 1)
+    labels[0] = 1
+    weight = positive_weight(labels, policy="effective", cap=1000.0, beta=1 - 1e-9).item()
+    assert weight == pytest.approx(100, rel=1e-6)
+
+
+@given(columns, st.sampled_from(POLICIES), st.integers(0, 5), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_unknown_labels_and_the_order_of_images_change_no_weight(column, policy, unknown, random):
+    labels = torch.tensor(column, dtype=torch.float64)[:, None]
+    shuffled = [*column, *[nan] * unknown]
+    random.shuffle(shuffled)
+    more = torch.tensor(shuffled, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(positive_weight(more, policy=policy), positive_weight(labels, policy=policy))
+
+
+@given(columns, st.sampled_from(POLICIES))
+@settings(max_examples=60, deadline=None)
+def test_exchanging_present_and_absent_inverts_the_weight(column, policy):
+    labels = torch.tensor(column, dtype=torch.float64)[:, None]
+    # Where one side is missing, the cap answers; where both are, the weight is 1.
+    inverse = 1 / positive_weight(labels, policy=policy)
+    torch.testing.assert_close(positive_weight(1 - labels, policy=policy), inverse)
+
+
+@given(columns, st.sampled_from(["none", "ratio", "sqrt"]), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_weights_depend_on_shares_and_not_on_how_many_images_there_are(column, policy, times):
+    """All but those of the effective number, to which a hundredth image is worth less than the tenth."""
+    labels = torch.tensor(column, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(
+        positive_weight(labels.repeat(times, 1), policy=policy), positive_weight(labels, policy=policy)
+    )
+
+
+@pytest.mark.parametrize("weights", [positive_weight, class_weight])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"policy": "inverse"}, r"unknown `policy` 'inverse'; known: \['none', 'ratio', 'sqrt', 'effective'\]"),
+        ({"cap": 0.5}, "`cap` must be a number from 1 on, got 0.5"),
+        ({"cap": math.inf}, "a label without positives would weigh infinitely much"),
+        ({"beta": 1.0}, "`beta` must lie between 0 and 1, got 1.0; for the limits choose 'none' or 'ratio'"),
+    ],
+)
+def test_impossible_ways_to_weigh_are_refused(weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        weights(torch.eye(3), **options)
+
+
+@pytest.mark.parametrize("weights", [positive_weight, class_weight])
+def test_weights_of_labels_that_still_hold_a_code_are_refused_with_what_to_do(weights):
+    labels = torch.eye(3)
+    labels[1] = -1
+    with pytest.raises(ValueError, match="got -1. If that is a code for uncertain, .*resolve_uncertain"):
+        weights(labels)
+
+
+def rows_of(*counts: int) -> Tensor:
+    """One-hot rows with so many of each class."""
+    return F.one_hot(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), len(counts)).double()
+
+
+def test_class_weight_is_the_balanced_one_of_scikit_learn():
+    targets = rows_of(50, 5, 20)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets.argmax(1).numpy())
+    assert class_weight(targets).tolist() == pytest.approx(expected.tolist())
+
+
+@each_policy
+def test_class_weight_of_each_policy_equals_a_slow_loop_and_rows_weigh_1_on_average(policy):
+    targets = rows_of(400, 3, 30)
+    targets[5] = torch.tensor([0.25, 0.5, 0.25])
+    targets[7] = targets[420, 1] = nan
+    counts = [0.0, 0.0, 0.0]
+    for row in targets.tolist():
+        if not any(math.isnan(share) for share in row):
+            counts = [count + share for count, share in zip(counts, row, strict=True)]
+    sizes = [slow_size(count, policy, 0.99) for count in counts]
+    raw = [min(max(sizes) / size, 12.0) for size in sizes]
+    mean = sum(count * weight for count, weight in zip(counts, raw, strict=True)) / sum(counts)
+    weight = class_weight(targets, policy=policy, cap=12.0, beta=0.99)
+    assert weight.tolist() == pytest.approx([value / mean for value in raw])
+    known = targets[~targets.isnan().any(dim=1)]
+    assert (known @ weight).mean().item() == pytest.approx(1)
+
+
+@each_policy
+def test_classes_without_rows_get_the_cap_and_no_known_rows_no_weights(policy):
+    weight = class_weight(rows_of(30, 0), policy=policy, cap=7.0)
+    assert weight[1].item() == pytest.approx(1.0 if policy == "none" else 7.0)
+    assert class_weight(torch.full((4, 3), nan), policy=policy).tolist() == [1.0, 1.0, 1.0]
+
+
+@each_policy
+def test_two_classes_weigh_against_each_other_as_positives_against_negatives(policy):
+    targets = rows_of(90, 6)
+    absent, present = class_weight(targets, policy=policy).tolist()
+    assert present / absent == pytest.approx(positive_weight(targets[:, 1:], policy=policy).item())
+
+
+def test_class_weight_refuses_rows_that_do_not_sum_to_1():
+    with pytest.raises(ValueError, match="rows that sum to 1, or hold NaN; one sums to 2"):
+        class_weight(torch.ones(1, 2))
+
+
+@each_policy
+def test_a_policy_of_weights_names_cross_entropy_with_these_weights(policy):
+    logits, labels = example(soft=False)
+    weighted = multilabel_loss(logits, labels, positive_weight(labels, policy=policy))
+    assert torch.equal(classification_loss(policy, labels)(logits, labels), weighted)
+    targets = rows_of(5, 1, 2)
+    weighted = multiclass_loss(logits, targets, class_weight(targets, policy=policy))
+    assert torch.equal(classification_loss(policy, targets, kind="multiclass")(logits, targets), weighted)
+
+
+def test_focal_and_asymmetric_can_be_named_and_focal_for_classes_too():
+    logits, labels = example()
+    assert torch.equal(classification_loss("focal", labels)(logits, labels), focal_loss(logits, labels))
+    assert torch.equal(classification_loss("asymmetric", labels)(logits, labels), asymmetric_loss(logits, labels))
+    targets = rows_of(5, 1, 2)
+    loss = classification_loss("focal", targets, kind="multiclass")
+    assert torch.equal(loss(logits, targets), multiclass_loss(logits, targets, gamma=2.0))
+
+
+@pytest.mark.parametrize(
+    "imbalance, kind, message",
+    [
+        (
+            "asymmetric",
+            "multiclass",
+            "the asymmetric loss is for multi-label tasks; for multi-class ones choose 'focal'",
+        ),
+        ("smote", "multilabel", "unknown `imbalance` 'smote'; known: .*'sqrt', 'effective', 'focal', 'asymmetric'"),
+        ("ratio", "ordinal", r"unknown `kind` 'ordinal'; known: \['multilabel', 'multiclass'\]"),
+    ],
+)
+def test_answers_to_imbalance_that_do_not_exist_are_refused(imbalance, kind, message):
+    with pytest.raises(ValueError, match=message):
+        classification_loss(imbalance, torch.eye(3), kind=kind)
 
 
 @pytest.mark.parametrize("gamma, alpha", [(0.0, None), (2.0, 0.7)])
