@@ -64,7 +64,7 @@ CSR_FIELDS: Mapping[str, Any] = {
     "embed_dim": 256,
     "prototypes_per_concept": 100,
 }
-"""CSR's architecture as fields of `ConceptConfig` (Huy et al., CVPR 2025; D is not stated there: 256 is a copy's)."""
+"""CSR's architecture as fields of `ConceptConfig` (Huy et al., CVPR 2025; D, not known to us, is a copy's 256)."""
 
 # The mean of a concept map is a linear layer on globally pooled features: the classic concept predictor.
 CBM_FIELDS: Mapping[str, Any] = {"bottleneck": "concepts", "pooling": "mean"}

@@ -123,6 +123,7 @@ def test_no_text_from_outside_acts_as_markdown_or_html():
         mark: plain.split(GENERATED_MARK)[1].count(mark) for mark in ("```", "\n## ", "\n---", "**", "\\", "$", "](")
     }
     assert {mark: body.count(mark) for mark in ours} == ours
+    assert "_" not in section(card, "Concepts").replace("in_side", ""), "an underscore could begin emphasis"
     for line in body.splitlines():
         assert not line.startswith("|") or line.count("|") in {2, 3, 4, 5}
 

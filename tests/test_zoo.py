@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -232,3 +233,10 @@ def test_zoo_loads_without_torch_timm_or_the_hub_client():
     code = f"import sys, conceptcam.zoo as z; z.models_table(); print(sorted({heavy} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[]\n"
+
+
+@pytest.mark.parametrize("kind", ["backbone", "recipe"])
+def test_page_of_the_zoo_shows_the_table_as_it_is(kind):
+    page = (Path(__file__).parents[1] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    shown = page.split(f"<!-- zoo:{kind}s -->\n")[1].split(f"<!-- /zoo:{kind}s -->")[0]
+    assert shown == models_table(list_models(kind=kind))
