@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class Backbone(nn.Module, ABC):
     """Turns images (B, 3, H, W) into a grid of features (B, out_channels, h, w).
 
-    A backbone of your own is a subclass with these two members; register it under a name with
-    `register_backbone` to make it loadable, or hand it to `ConceptModel` as a part.
+    A backbone of your own is a subclass with `out_channels` and `forward`; register it under a name with
+    `register_backbone` to make it loadable, or hand it to `ConceptModel` as a part. The other methods may stay as
+    they are.
     """
 
     out_channels: int
@@ -18,3 +19,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalized -> features (B, out_channels, h, w), channels first."""
+
+    def layer_numbers(self) -> dict[str, int]:
+        """The layer of each parameter, by the parameter's name: 0 at the image, 1 more for each layer behind.
+
+        A stage's `layer_decay` lets layers near the image learn more slowly. Empty: the layers are not known.
+        """
+        return {}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay would harm, such as position embeddings, biases and norms aside."""
+        return set()

@@ -29,6 +29,10 @@ class SmallCnn(Backbone):
         """Images (B, 3, H, W), normalized -> features (B, width, H / 8, W / 8)."""
         return self.blocks(self.stem(images) + self.position)
 
+    def no_weight_decay(self) -> set[str]:
+        """The map of where a cell is."""
+        return {"position"}
+
 
 class _Residual(nn.Module):
     def __init__(self, width: int, dilation: int) -> None:

@@ -1,5 +1,6 @@
 """Any timm model that can give intermediate features, as a backbone."""
 
+import fnmatch
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, cast
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import group_parameters
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
 from timm.models.vision_transformer import VisionTransformer
@@ -74,6 +76,21 @@ class TimmBackbone(Backbone):
             intermediates_only=True,
         )
         return features
+
+    def layer_numbers(self) -> dict[str, int]:
+        """The layer of each parameter, as timm counts them: of a ViT, 0 is the stem, i + 1 block i, counted from 0."""
+        matcher = self.model.group_matcher(coarse=False)
+        return {f"model.{name}": number for name, number in group_parameters(self.model, matcher, reverse=True).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Position embeddings, class tokens and whatever else timm names."""
+        # Convolutional families have no such method.
+        patterns = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
+        return {
+            f"model.{name}"
+            for name, _ in self.model.named_parameters()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        }
 
 
 def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None:
