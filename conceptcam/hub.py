@@ -1,6 +1,7 @@
 """Files on the Hugging Face Hub: fetched as of one commit, put there as one commit."""
 
 import contextlib
+import json
 import os
 import re
 import tempfile
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from conceptcam.folders import CARD_FILE, is_hand_written
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Address(NamedTuple):
@@ -36,14 +38,16 @@ def parse_source(source: str | os.PathLike[str], revision: str | None = None) ->
     `hf-hub:` before. Anything else is a path, which is not there.
 
     Raises:
-        ValueError: If a revision is given twice, or for a path.
+        ValueError: If a revision is given twice, for a path, or announced by `@` and then left out.
     """
     path = Path(source).expanduser()
     if not isinstance(source, str) or source.startswith((".", "/", "~")) or path.exists():
         if revision is not None:
             raise ValueError(f"{source} is a path, which has no revision {revision!r}")
         return path
-    name, _, inline = source.removeprefix("hf-hub:").partition("@")
+    name, at, inline = source.removeprefix("hf-hub:").partition("@")
+    if at and not inline:
+        raise ValueError(f"{source!r} ends before its revision; write a branch, tag or commit behind the @")
     if inline and revision is not None:
         raise ValueError(f"{source!r} names a revision, and so does revision={revision!r}; give one of them")
     found = _REPOSITORY.match(name)
@@ -79,24 +83,57 @@ def fetch(
         OSError: If the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     from conceptcam import __version__
 
     with told_of(str(address)):
-        # One snapshot: files fetched one by one could be of two commits, if a push lands in between.
-        folder = snapshot_download(
-            address.repository,
-            revision=address.revision,
-            allow_patterns=list(files),
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            library_name="conceptcam",
-            library_version=__version__,
-        )
+        asks = not local_files_only and not _has_commit(address, files, cache_dir)
+        unreachable = _unreachable(address, token) if asks else None
+        try:
+            # One snapshot: files fetched one by one could be of two commits, if a push lands in between.
+            folder = snapshot_download(
+                address.repository,
+                revision=address.revision,
+                allow_patterns=list(files),
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=not asks or unreachable is not None,
+                library_name="conceptcam",
+                library_version=__version__,
+            )
+        except LocalEntryNotFoundError:
+            if unreachable is None:
+                raise
+            raise unreachable from None
     if missing := [name for name in files if not Path(folder, name).is_file()]:
         raise FileNotFoundError(f"{address} holds no {' and no '.join(missing)}, or its copy in the cache does not")
     return Path(folder)
+
+
+def _has_commit(address: Address, files: Sequence[str], cache_dir: str | Path | None) -> bool:
+    """Whether the cache has these files of a commit, which cannot change, so that nobody need be asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_there(name: str) -> bool:
+        found = try_to_load_from_cache(address.repository, name, cache_dir=cache_dir, revision=address.revision)
+        return isinstance(found, str)
+
+    return _COMMIT.fullmatch(address.revision or "") is not None and all(map(is_there, files))
+
+
+def _unreachable(address: Address, token: str | None) -> Exception | None:
+    """Why nothing answers as the Hub would, if so: `snapshot_download` would wait for a silent one for ever."""
+    from huggingface_hub import HfApi, constants, errors
+
+    from conceptcam import __version__
+
+    api = HfApi(token=token, library_name="conceptcam", library_version=__version__)
+    try:
+        api.model_info(address.repository, revision=address.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (errors.HTTPError, OSError, json.JSONDecodeError) as error:
+        return None if _status(error) else error
+    return None
 
 
 def upload(
@@ -147,13 +184,15 @@ def upload(
 def _has_own_card(address: Address, token: str | None) -> bool:
     """Whether the Hub holds a card that was written by hand."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
             card = hf_hub_download(
                 address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token
             )
+        except LocalEntryNotFoundError:
+            raise  # the Hub did not say that there is none
         except EntryNotFoundError:
             return False
         return is_hand_written(Path(card))
@@ -171,7 +210,7 @@ def told_of(source: str) -> Iterator[None]:
         yield
     except errors.HFValidationError as error:
         raise ValueError(f"{source!r} is no folder here and no name on the Hub, organization/name") from error
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, errors.EntryNotFoundError, json.JSONDecodeError, OSError) as error:
         raise _plain(source, error) from error
 
 

@@ -2,11 +2,13 @@
 
 import os
 import re
+import select
 import socket
 import socketserver
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from tests.hub_api import Hub, Refusal, Repo, Request, Response
 
 FaultKind = Literal["truncate", "short", "flip", "reset", "stall", "slow", "status", "html", "no_etag"]
+PATIENCE = 6.0  # seconds that a stall lasts at most, so that a client that waits for ever fails a test and no more
 
 
 @dataclass
@@ -59,6 +62,7 @@ class HubServer(ThreadingHTTPServer):
             self.hub = Hub(self.port)
             self.requests: list[Request] = []
             self.errors: list[BaseException] = []
+            self.outlasted: list[str] = []  # what a client still waited for when the server lost its patience
             self._faults: list[Fault] = []
             self._callbacks: list[tuple[str, Callable[[], object]]] = []
 
@@ -107,7 +111,7 @@ class HubServer(ThreadingHTTPServer):
             kind: What goes wrong.
             times: How often.
             keep: Bytes of the body sent before it breaks off (`truncate`, `reset`, `stall`) or ends (`short`).
-                A stall at 0 sends not even a status line.
+                At 0 not even a status line is sent.
             status: For `status`, with these `headers`.
             ranges: Whether `Range` is honoured meanwhile.
             headers: Further headers of a `status`.
@@ -181,32 +185,40 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, response: Response, fault: Fault | None, over: threading.Event) -> None:
         kind, keep = (fault.kind, fault.keep) if fault else (None, 0)
-        if kind == "stall" and keep == 0:
-            over.wait(60)
-            self.close_connection = True
-            return
+        breaks_off = kind in ("truncate", "reset", "stall")
+        if not breaks_off or keep > 0:
+            self._send_head(response)
+        if self.command != "HEAD":
+            self._send_body(response.body[:keep] if breaks_off else response.body, slowly=kind == "slow")
+        self.close_connection = True
+        if kind == "stall":
+            self._wait_for_the_client_to_leave(over)
+        if kind == "reset":
+            # Lingering for no time turns a close into a reset; the file objects around the socket would delay it.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+
+    def _send_head(self, response: Response) -> None:
         self.send_response(response.status)
         for name, value in {"Content-Type": "application/json", **response.headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(response.body)))
         self.send_header("Connection", "close")  # no state is left in a connection from one request to the next
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        if kind in ("truncate", "reset", "stall"):
-            self.wfile.write(response.body[:keep])
-        elif kind == "slow":
-            for start in range(0, len(response.body), step := len(response.body) // 8 + 1):
-                self.wfile.write(response.body[start : start + step])
-                over.wait(0.05)
-        else:
-            self.wfile.write(response.body)
-        if kind == "stall":
-            over.wait(60)
-        if kind == "reset":
-            # Lingering for no time turns a close into a reset; the file objects around the socket would delay it.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(self.connection.detach())
+
+    def _send_body(self, body: bytes, *, slowly: bool) -> None:
+        step = len(body) // 8 + 1 if slowly else len(body) or 1
+        for start in range(0, len(body), step):
+            self.wfile.write(body[start : start + step])
+            if slowly:
+                time.sleep(0.05)
+
+    def _wait_for_the_client_to_leave(self, over: threading.Event) -> None:
+        for _ in range(int(PATIENCE / 0.05)):
+            left, _, _ = select.select([self.connection], [], [], 0)
+            if left or over.wait(0.05):
+                return
+        self.server.outlasted.append(self.path)
 
 
 def _whole(response: Response, request: Request, fault: Fault | None) -> Response:
