@@ -1,7 +1,6 @@
 """Concept-bottleneck models for (medical) images: named findings, their places, and what they counted for."""
 
 import importlib
-import logging
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -106,9 +105,6 @@ __all__ = [
     "register_backbone",
     "__version__",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
-
 
 def __getattr__(name: str) -> object:
     if name in _PUBLIC:

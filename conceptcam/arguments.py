@@ -21,7 +21,8 @@ def build_parser(commands: Mapping[str, Callable[[argparse.Namespace], None]]) -
     for name, add in _COMMANDS.items():
         command = add(places)
         command.set_defaults(run=commands[name])
-        command.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new one in runs/")
+        if name in _WRITING:
+            command.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new one in runs/")
         command.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show tracebacks")
     return parser
 
@@ -68,7 +69,11 @@ history.csv, metrics.json, metrics.txt and figures/.""",
         "--backbone", default="timm:resnet18", metavar="NAME", help="as create_backbone takes (default: timm:resnet18)"
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file to start the backbone from")
+    start.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint to start the backbone from: a file, or organization/name on the Hub",
+    )
     start.add_argument("--pretrained", action="store_true", help="download the backbone's published weights")
     parser.add_argument("--freeze-backbone", action="store_true", help="train the heads alone")
     parser.add_argument(
@@ -105,7 +110,7 @@ transposed boxes); and the tasks, if they were taught. Writes metrics.json, metr
         """examples:
   conceptcam evaluate runs/train-20260101-120000 smears --split val.json""",
     )  # fmt: skip
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder written by train, demo or save_pretrained")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with the annotations and images/")
     parser.add_argument(
         "--split", default="val.json", metavar="FILE", help="annotations within DATA (default: val.json)"
@@ -133,7 +138,7 @@ concepts it came from. Writes a figure of the maps and a JSON file per image."""
   conceptcam explain runs/demo-20260101-120000 chest.png
   conceptcam explain MODEL chest.png --task Pneumonia --concept Consolidation --concept Infiltration""",
     )  # fmt: skip
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder written by train, demo or save_pretrained")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--task", metavar="NAME", help="explain this task alone")
     parser.add_argument(
@@ -142,6 +147,64 @@ concepts it came from. Writes a figure of the maps and a JSON file per image."""
     parser.add_argument(
         "--top", type=_positive, default=5, metavar="N", help="how many concepts to print and draw (default: 5)"
     )
+    return parser
+
+
+def _models_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands, "models", "list what can be loaded by name",
+        """Lists taught models that come with the package, recipes that become a model once concepts and tasks are
+named, and backbones with published weights: grid, licence, and where the weights come from. A full name
+shows everything that is known of it. Nothing is downloaded.""",
+        """examples:
+  conceptcam models
+  conceptcam models "*vit*" --kind backbone --commercial
+  conceptcam models rad_dino_vit_b14""",
+    )  # fmt: skip
+    parser.add_argument("pattern", nargs="?", default="*", metavar="NAME", help="a name, or a pattern such as '*vit*'")
+    parser.add_argument("--kind", choices=("model", "recipe", "backbone"), help="only these")
+    parser.add_argument("--commercial", action="store_true", help="only what may be used commercially")
+    return parser
+
+
+def _verify_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands, "verify", "check that a model is whole and unchanged",
+        """Loads a model strictly, every tensor of it, and compares its weights with the SHA-256 that was recorded
+when they were saved. A download is otherwise checked for its length only.""",
+        """examples:
+  conceptcam verify runs/demo-20260101-120000
+  conceptcam verify phantom-csr
+  conceptcam verify organization/name --revision v1""",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
+    return parser
+
+
+def _convert_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands, "convert", "turn a published checkpoint into safetensors",
+        """Reads a checkpoint of another project without running code from it. With --backbone alone, OUT is a
+safetensors file of the encoder, for create_backbone(NAME, weights=OUT): facebookresearch/mae (MedMAE, Medical MAE),
+timm, Hugging Face ViT, ViTMAE and DINOv2. With --concepts, IN is a whole concept model of the
+founding document or its predecessor, and OUT a folder for ConceptModel.from_pretrained.
+
+Every tensor must fit: the result says how many did, and less than all of them is an error.""",
+        """examples:
+  conceptcam convert pre_trained_medmae.pth medmae.safetensors --backbone medmae_vit_b16
+  conceptcam convert csr.pth csr --backbone medmae_vit_b16 --concepts Atelectasis Edema --tasks Pneumonia \\
+      --stages concepts prototypes task""",
+    )  # fmt: skip
+    parser.add_argument("source", type=Path, metavar="IN", help="checkpoint file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="what to write")
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="as create_backbone takes")
+    parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="concept names, in the model's order")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="task names, in the model's order")
+    parser.add_argument(
+        "--stages", nargs="+", default=[], metavar="NAME",
+        help="which of concepts, prototypes and task it was taught; the file does not say",
+    )  # fmt: skip
     return parser
 
 
@@ -206,4 +269,14 @@ def _epochs(text: str) -> tuple[str, int]:
     return stage, _positive(number)
 
 
-_COMMANDS = {"demo": _demo_parser, "train": _train_parser, "evaluate": _evaluate_parser, "explain": _explain_parser}
+_MODEL_HELP = "folder written by train, demo or save_pretrained, a name of `conceptcam models`, or organization/name"
+_WRITING = ("demo", "train", "evaluate", "explain")
+_COMMANDS = {
+    "demo": _demo_parser,
+    "train": _train_parser,
+    "evaluate": _evaluate_parser,
+    "explain": _explain_parser,
+    "models": _models_parser,
+    "verify": _verify_parser,
+    "convert": _convert_parser,
+}

@@ -1,4 +1,4 @@
-"""The command line: `conceptcam demo | train | evaluate | explain`."""
+"""The command line: `conceptcam demo | train | evaluate | explain | models | verify | convert`."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptcam.arguments import build_parser
+from conceptcam.config import did_you_mean
 
 if TYPE_CHECKING:
     from conceptcam.data.coco import CocoDataset
@@ -112,7 +113,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from conceptcam.config import did_you_mean
     from conceptcam.draw import save_png
     from conceptcam.explanation import explain, refuse_untaught
     from conceptcam.model import ConceptModel
@@ -148,6 +148,60 @@ def _explain(options: argparse.Namespace) -> None:
         text = json.dumps(explanation.as_dict(), indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     _where(folder)
+
+
+def _models(options: argparse.Namespace) -> None:
+    from conceptcam.zoo import list_models, models_table
+
+    names = list_models(options.pattern, kind=options.kind, commercial_use=True if options.commercial else None)
+    if names == [options.pattern]:
+        _show_record(options.pattern)
+        return
+    if not names:
+        raise ValueError(
+            f"nothing in the zoo is called {options.pattern!r}{did_you_mean(options.pattern, list_models())}"
+        )
+    print(models_table(names), end="")
+
+
+def _show_record(name: str) -> None:
+    from conceptcam.zoo import licence_notice, model_info
+
+    info = model_info(name)
+    for field in dataclasses.fields(info):
+        print(f"{field.name:<16} {getattr(info, field.name)}")
+    if notice := licence_notice(name):
+        print(f"\nNote: {notice}.")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from conceptcam.model import ConceptModel
+
+    model = ConceptModel.from_pretrained(options.model, revision=options.revision, verify=True)
+    tensors = model.state_dict()
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    print(f"{options.model}: whole; all {len(tensors)} tensors ({numbers:,} numbers) fit its config")
+    print(f"SHA-256 as recorded: {model.record.weights_sha256}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from conceptcam.conversion import convert_backbone, convert_concept_model
+
+    if options.concepts:
+        print(
+            convert_concept_model(
+                options.source,
+                options.target,
+                concepts=options.concepts,
+                tasks=options.tasks,
+                backbone=options.backbone,
+                stages=options.stages,
+            )
+        )
+    elif options.tasks or options.stages:
+        raise ValueError("--tasks and --stages are of a whole concept model, which needs --concepts too")
+    else:
+        print(convert_backbone(options.source, options.target, backbone=options.backbone))
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
@@ -226,7 +280,15 @@ def _where(folder: Path) -> None:
     print(f"Written to {folder}")
 
 
-_COMMANDS = {"demo": _demo, "train": _train, "evaluate": _evaluate, "explain": _explain}
+_COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "evaluate": _evaluate,
+    "explain": _explain,
+    "models": _models,
+    "verify": _verify,
+    "convert": _convert,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,7 @@
 """The trainable parts between features and task logits, in the order data meets them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -26,7 +28,7 @@ class ConceptHead(nn.Module):
         self.score = nn.Conv2d(in_channels, num_concepts, kernel_size=1, bias=bias)
         nn.init.normal_(self.score.weight, std=0.01)
         if self.score.bias is not None:
-            nn.init.constant_(self.score.bias, torch.logit(torch.tensor(prior)).item())
+            nn.init.constant_(self.score.bias, math.log(prior / (1 - prior)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, C, h, w) -> concept maps (B, K, h, w), logits."""
