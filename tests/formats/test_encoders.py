@@ -465,6 +465,13 @@ def test_a_fault_in_any_one_tensor_of_a_huggingface_file_is_an_error(transformer
             read_encoder(saved(tmp_path / "faulty.pth", weights), wanted)
 
 
+def test_a_tensor_under_both_spellings_is_left_over(transformers, tmp_path):
+    weights = hf_vit(transformers).state_dict()
+    weights["encoder.layer.1.layernorm_after.bias"] = weights["layers.1.layernorm_after.bias"] + 1
+    with pytest.raises(ValueError, match=r"1 left over \['encoder.layer.1.layernorm_after.bias'\]"):
+        read_encoder(saved(tmp_path / "both.pth", weights), ENCODER)
+
+
 def test_numbers_in_the_decoder_may_be_anything(tmp_path):
     weights = mae_weights()
     weights["decoder_pred.bias"][0] = math.nan
