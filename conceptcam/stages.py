@@ -18,6 +18,7 @@ from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import Compared, Decided, Seen
+from conceptcam.zoo import CSR_FIELDS
 
 Needs = Literal["see", "compare", "decide", "forward"]
 Schedule = Literal["constant", "cosine"]
@@ -293,14 +294,7 @@ _PRESETS: dict[str, Preset] = {
     ),
     # CSR: no boxes, no class weights; its learning rates and epochs are not known, so the seed's are taken.
     "paper": Preset(
-        config={
-            "pooling": "mean",
-            "pooling_value": None,
-            "head_bias": False,
-            "projector": "ibn",
-            "embed_dim": 256,
-            "prototypes_per_concept": 100,
-        },
+        config=CSR_FIELDS,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(beta=0.0),
             PrototypeContrastiveLoss(

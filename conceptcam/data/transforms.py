@@ -43,9 +43,9 @@ class Preprocess:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
         if not all(value > 0 for value in (*self.image_size, *self.std)):
             raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
-        std = torch.tensor(self.std).view(3, 1, 1)
+        std = torch.tensor(self.std, device="cpu").view(3, 1, 1)
         object.__setattr__(self, "_scale", 1 / std)
-        object.__setattr__(self, "_shift", torch.tensor(self.mean).view(3, 1, 1) / std)
+        object.__setattr__(self, "_shift", torch.tensor(self.mean, device="cpu").view(3, 1, 1) / std)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Resize and normalize.
