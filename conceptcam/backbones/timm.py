@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import group_parameters
 from timm.models.hiera import Hiera
@@ -36,7 +37,7 @@ class TimmBackbone(Backbone):
         request: Input size, feature level and weights.
 
     Raises:
-        ValueError: If timm has no such model, or it gives no grid at this level or size.
+        ValueError: If timm has no such model, it gives no grid at this level or size, or the weights do not fit.
     """
 
     model: Any  # timm models share methods but no typed base class
@@ -46,8 +47,7 @@ class TimmBackbone(Backbone):
         _check_name(name)
         # With its own classifier, which is cut off below: asked for another number of classes, timm
         # loads weights without checking that they fit.
-        with told_of(f"timm:{name}"):
-            model: Any = timm.create_model(name, pretrained=request.pretrained)
+        model = _created(name, pretrained=request.pretrained)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm model {name!r} cannot give intermediate features; choose another one")
         levels = len(model.feature_info)
@@ -91,6 +91,18 @@ class TimmBackbone(Backbone):
             for name, _ in self.model.named_parameters()
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         }
+
+
+def _created(name: str, *, pretrained: bool) -> Any:
+    """The timm model; with its published weights, all of them, if asked."""
+    try:
+        with told_of(f"timm:{name}"):
+            return timm.create_model(name, pretrained=pretrained)
+    except (RuntimeError, SafetensorError) as error:
+        if not pretrained:
+            raise
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"timm:{name} cannot start from its published weights: {why}") from error
 
 
 def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None:
