@@ -65,6 +65,8 @@ def read_encoder(path: Path, wanted: Mapping[str, Tensor], *, may_hold: Collecti
 
     A file does not say the number of attention heads nor the epsilon of its norms: those are the backbone's.
     timm's norms have 1e-6, those of a ViT of transformers mostly 1e-12; the features differ by about as little.
+    At other image sizes timm resizes position embeddings with an antialiased cubic filter, as transformers does for
+    DINOv2 with registers; for ViT and DINOv2 transformers has another filter, and features differ a little there.
 
     Args:
         path: A safetensors file or a pickle.

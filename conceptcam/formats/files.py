@@ -33,6 +33,7 @@ _DAMAGED = (
     struct.error,
 )
 
+_DEEPEST = 8
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")
 
 
@@ -76,11 +77,13 @@ def tensors_within(
     Raises:
         ValueError: If there is more than one place to take them from, or there are no tensors.
     """
+    depth = 0
     while found := [name for name in containers if isinstance(content.get(name), Mapping)]:
         if len(found) > 1:
             raise ValueError(f"{source} holds several sets of weights, {found}; save the one you mean alone")
-        content = content[found[0]]
-    tensors = dict(_flat(content, ""))
+        content, depth = content[found[0]], depth + 1
+        _check_depth(depth, source)
+    tensors = dict(_flat(content, source))
     if not tensors:
         raise ValueError(f"{source} holds no tensors, but {[str(name) for name in content][:5]}")
     if odd := [name for name, value in tensors.items() if value.layout != torch.strided or value.is_meta]:
@@ -88,14 +91,21 @@ def tensors_within(
     return tensors
 
 
-def _flat(content: Mapping[Any, Any], prefix: str) -> list[tuple[str, Tensor]]:
+def _flat(content: Mapping[Any, Any], source: str, prefix: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:
+    _check_depth(depth, source)
     found: list[tuple[str, Tensor]] = []
     for name, value in content.items():
         if isinstance(value, Tensor):
             found.append((f"{prefix}{name}", value.detach()))
         elif isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            found += _flat(value, source, f"{prefix}{name}.", depth + 1)
     return found
+
+
+def _check_depth(depth: int, source: str) -> None:
+    """Refuse a dictionary that holds itself, which a pickle may, as well as one nested beyond reason."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{source} holds dictionaries within dictionaries, more than {_DEEPEST} deep")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

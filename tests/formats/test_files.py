@@ -238,6 +238,15 @@ def test_a_file_without_tensors_says_what_it_has():
         tensors_within({"epoch": 3, "lr": 0.1}, "file")
 
 
+@pytest.mark.parametrize("name", ["model", "other"])
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path, name):
+    content: dict[str, Any] = {"a": torch.zeros(1)}
+    content[name] = content
+    torch.save(content, tmp_path / "ring.pth")
+    with pytest.raises(ValueError, match="ring.pth holds dictionaries within dictionaries, more than 8 deep"):
+        tensors_within(read_checkpoint(tmp_path / "ring.pth"), "ring.pth")
+
+
 @pytest.mark.parametrize("odd", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta")])
 def test_tensors_without_plain_values_are_refused(odd):
     with pytest.raises(ValueError, match=r"sparse or have no values: \['a'\]"):
