@@ -7,6 +7,7 @@ same with any number of loader workers and processes, and whatever else is rando
 
 import contextlib
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, NamedTuple, TypeGuard
@@ -197,6 +198,24 @@ def take_rows(batch: ConceptBatch, rows: Sequence[int]) -> ConceptBatch:
         boxes,
         tuple(batch.names[row] for row in rows) if batch.names else (),
     )
+
+
+@contextlib.contextmanager
+def worker_deaths_told() -> Iterator[None]:
+    """Tell in one sentence that a worker of a loader has died, whenever torch notices.
+
+    Raises:
+        RuntimeError: With that sentence.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error), re.DOTALL):
+            raise
+        raise RuntimeError(
+            "a worker of the data loader died, most often because memory ran out; use fewer workers or smaller "
+            f"batches, or find the sample it dies of with workers=0. The loader says: {error}"
+        ) from error
 
 
 class _Items:

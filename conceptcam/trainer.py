@@ -4,59 +4,60 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
-from conceptcam.data.batch import Batches, ConceptBatch, as_batch
+from conceptcam import distributed
+from conceptcam.config import from_json, to_json
+from conceptcam.data.batch import Batches
+from conceptcam.feed import Feed, worker_deaths_told
+from conceptcam.history import EpochRecord
 from conceptcam.model import ConceptModel
+from conceptcam.ranks import Caller, Images, Source, Work
+from conceptcam.resume import Checkpoints, Progress, check_fingerprint, fingerprint, random_states, set_random_states
 from conceptcam.stages import Stage
+from conceptcam.steps import Precision, Stepper, checkpointing, measure
 
 log = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 OVERFITTING_GAP = 0.1
 """Validation minus training loss from which the loop warns of overfitting (the founding document's rule)."""
 
 
-class EpochRecord(NamedTuple):
-    """What happened in one epoch of one stage."""
-
-    stage: str
-    """Name of the stage."""
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    """Mean over the epoch's batches, while the weights moved."""
-    val_loss: float
-    """Mean over the validation batches, after the epoch."""
-    score: float
-    """The stage's metric on validation data, higher is better; NaN if undefined."""
-    lr: float
-    """Highest learning rate at the epoch's start."""
-    best: bool
-    """Whether this is the stage's best epoch so far."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Trains a model through its stages on one device.
+    """Trains a model through its stages, in one process or in those that `torchrun` starts.
+
+    Several processes divide each batch among them and give the weights that one process gives, save that batch norm
+    takes its statistics from each process's own rows, and that dropout is drawn by each. Only the first one writes
+    files, shows a bar, logs and calls `on_epoch`.
 
     Attributes:
-        device: Where to train.
+        device: Where to train; `"cuda"` is the GPU of this process.
         precision: `"bf16"` and `"fp16"` run the forward pass in autocast; `"fp16"` needs a GPU and scales
             the loss.
         clip_norm: Gradients are scaled down to this norm.
         seed: Makes `fit` repeatable, whatever was random before it, and leaves the global random state
             as it was; None uses and advances the global random state.
         progress: Whether to show a bar with loss and score.
-        on_epoch: Called with the model and each record as it is made: log, draw or stop (raise) here.
+        on_epoch: Called with the model and each record as it is made: log, draw or stop (raise) here. An epoch
+            after which a run is killed may be trained, and told, again when it resumes.
+        accumulate: Batches per step. Their losses are averaged by samples: as one batch of all of them, where the
+            loss is a mean over images.
+        checkpoint_dir: Where to keep what a killed run can be resumed from; None keeps nothing.
+        checkpoint_every: Steps after which a checkpoint is written, beside those at the end of each epoch.
+        keep_checkpoints: How many of the newest are kept.
+        compile: Whether to run the training steps through `torch.compile`, or with which of its backends.
+        gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
+            which costs about a third more time and saves most of their memory.
     """
 
     device: torch.device | str = "cpu"
@@ -65,15 +66,33 @@ class Trainer:
     seed: int | None = None
     progress: bool = False
     on_epoch: Callable[[ConceptModel, EpochRecord], None] = lambda model, record: None
+    accumulate: int = 1
+    checkpoint_dir: str | Path | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    compile: bool | str = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"unknown `precision` {self.precision!r}; known: {list(get_args(Precision))}")
         if self.precision == "fp16" and torch.device(self.device).type == "cpu":
             raise ValueError("`precision='fp16'` needs a GPU; use 'bf16' on a CPU")
+        for name in ("accumulate", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if self.checkpoint_every is not None and self.checkpoint_dir is None:
+            raise ValueError("`checkpoint_every` needs a `checkpoint_dir` to write to")
 
     def fit(
-        self, model: ConceptModel, stages: Iterable[Stage], train_batches: Batches, val_batches: Batches
+        self,
+        model: ConceptModel,
+        stages: Iterable[Stage],
+        train_batches: Batches,
+        val_batches: Batches,
+        *,
+        resume: bool = False,
     ) -> list[EpochRecord]:
         """Run the stages in order; each ends with the weights of its own best epoch.
 
@@ -85,184 +104,298 @@ class Trainer:
             model: What to train, in place.
             stages: What learns when; see `preset`.
             train_batches: Iterated once per epoch; a `DataLoader`, say, of `ConceptBatch`es or of dicts as
-                `as_batch` reads.
+                `as_batch` reads. The items of a `DataLoader` are read with random numbers of their own.
             val_batches: The same for validation.
+            resume: Whether to go on from the newest checkpoint in `checkpoint_dir`, to the same weights as if the
+                run had never stopped; without one, or of a run that never wrote one, from the beginning. Of a
+                finished run, its records and weights come back at once.
+
+        Returns:
+            A record of each epoch, those before a resume included.
 
         Raises:
-            ValueError: If a stage does not fit the model, or there are no batches.
+            ValueError: If a stage does not fit the model, there are no batches, or what is to be resumed was begun
+                with another model, other stages or other settings.
+            FileExistsError: If `checkpoint_dir` holds checkpoints and `resume` is off.
+            OSError: If a checkpoint cannot be written; those before are as they were.
             FloatingPointError: If a loss is not finite; the message names the samples.
+            RuntimeError: If a worker of a loader dies.
         """
-        model.to(self.device)
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        records: list[EpochRecord] = []
-        with _seeded(self.seed):
-            try:
-                for stage in stages:
-                    model.record = model.record.without(stage.parts)  # true from the first step on
-                    records += self._fit_stage(model, stage, frozen, train_batches, val_batches)
-                    model.record = model.record.after(stage.name, stage.parts)
-            finally:
-                for name, parameter in model.named_parameters():
-                    parameter.requires_grad_(name not in frozen)
-                model.eval()
-        return records
+        if resume and self.checkpoint_dir is None:
+            raise ValueError("`fit(resume=True)` needs a `checkpoint_dir` to resume from")
+        with distributed.joined(self.device) as device, worker_deaths_told():
+            model.to(device)
+            distributed.share_tensors(model.state_dict().values())
+            train, val = _feed(train_batches, "train_batches"), _feed(val_batches, "val_batches")
+            with _seeded(None if self.seed is None else self.seed + distributed.rank(), device):
+                return _Fit(self, model, tuple(stages), train, val, device).run(resume=resume)
 
-    def _fit_stage(
-        self, model: ConceptModel, stage: Stage, frozen: set[str], train_batches: Batches, val_batches: Batches
-    ) -> list[EpochRecord]:
-        optimizer = torch.optim.AdamW(_learning(model, stage, frozen), weight_decay=stage.weight_decay)
-        scaler = torch.amp.GradScaler(self._device_type, enabled=self.precision == "fp16")
-        scheduler = _scheduler(stage, optimizer, train_batches)
-        records: list[EpochRecord] = []
-        best_rank, best_epoch, best_weights = (-math.inf, -math.inf), 0, _copy_weights(model)
-        for epoch in range(1, stage.epochs + 1):
-            title = f"{stage.name} {epoch}/{stage.epochs}"
-            lr = max(group["lr"] for group in optimizer.param_groups)
-            with self._bar(title, train_batches) as bar:
-                train_loss = self._train_epoch(model, stage, optimizer, scaler, scheduler, bar)
-                val_loss, score = self.evaluate(model, stage, val_batches)
-                bar.set_postfix(loss=f"{train_loss:.3f}", val=f"{val_loss:.3f}", score=f"{score:.3f}")
-            # An undefined or a tied score leaves the choice to the validation loss.
-            rank = (-math.inf if math.isnan(score) else score, -val_loss)
-            best = epoch == 1 or rank > best_rank
-            if best:
-                best_rank, best_epoch, best_weights = rank, epoch, _copy_weights(model)
-            records.append(EpochRecord(stage.name, epoch, train_loss, val_loss, score, lr, best))
-            _tell(records)
-            self.on_epoch(model, records[-1])
-            if stage.patience is not None and epoch - best_epoch >= stage.patience:
-                log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
-                break
-        model.load_state_dict(best_weights)
-        if all(math.isnan(record.score) for record in records):
-            log.warning(
-                "stage %s: its score is undefined on the validation data (does every label occur both ways?), so the "
-                "epoch with the lowest validation loss was kept",
-                stage.name,
-            )
-        return records
-
-    def _train_epoch(
-        self,
-        model: ConceptModel,
-        stage: Stage,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        bar: Any,
-    ) -> float:
-        model.train()
-        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        losses = _Mean()
-        for given in bar:
-            batch = as_batch(given).to(self.device, non_blocking=True)
-            loss = self._loss(model, stage, batch)[0]
-            losses.add(_finite(loss, stage, batch), len(batch.images))
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            clip_grad_norm_(learning, self.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            scheduler.step()
-            bar.set_postfix(loss=f"{losses.value():.3f}", refresh=False)
-        return losses.value()
-
-    @torch.inference_mode()
     def evaluate(self, model: ConceptModel, stage: Stage, batches: Batches) -> tuple[float, float]:
         """The stage's loss and score on batches, in eval mode; a higher score is better.
 
         Raises:
             ValueError: If there are no batches.
         """
+        with distributed.joined(self.device) as device:
+            feed = _feed(batches, "batches")
+            return self._evaluate(model, stage, Images(feed, stage, device).load(feed.draw(seed=0)), device)
+
+    @torch.inference_mode()
+    def _evaluate(
+        self, model: ConceptModel, stage: Stage, works: Iterable[Work], device: torch.device
+    ) -> tuple[float, float]:
+        from torchmetrics import Metric  # slow to import, and loaded by what makes a metric anyway
+
         model.eval()
-        metric = stage.metric().to(self.device)
-        losses = _Mean()
-        for given in batches:
-            batch = as_batch(given).to(self.device, non_blocking=True)
-            loss, output = self._loss(model, stage, batch)
-            losses.add(loss.item(), len(batch.images))
-            metric.update(*stage.metric_inputs(output, batch))
-        score = float(metric.compute()) if losses.count else math.nan
-        return losses.value(), score if metric.higher_is_better else -score
+        metric = stage.metric().to(device)
+        for part in metric.modules():
+            if isinstance(part, Metric):
+                part.sync_on_compute = False  # every process is given the whole batches
+        total, count, caller = 0.0, 0, Caller(model)
+        for work in works:
+            loss, output = measure(caller, stage, work, self.precision)
+            samples = len(work.batch.concepts)
+            total, count = total + loss.item() * samples, count + samples
+            metric.update(*stage.metric_inputs(output, work.batch))
+        if not count:
+            raise _no_batches("val_batches")
+        score = float(metric.compute())
+        return total / count, score if metric.higher_is_better else -score
 
-    def _loss(self, model: ConceptModel, stage: Stage, batch: ConceptBatch) -> tuple[Tensor, Any]:
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        with torch.autocast(self._device_type, dtype, enabled=self.precision != "fp32"):
-            given = (batch.images, stage.present(batch)) if stage.needs == "compare" else (batch.images,)
-            output: Any = getattr(model, stage.needs)(*given)
-        if self.precision != "fp32":  # losses and metrics need full precision, features are in neither
-            fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
-            output = output._replace(**fields)
-        return stage.objective(output, batch), output
 
-    def _bar(self, title: str, batches: Batches) -> Any:
+class _Fit:
+    """One call of `Trainer.fit`: the options, what they are about, and how far it has come."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: ConceptModel,
+        stages: tuple[Stage, ...],
+        train: Feed,
+        val: Feed,
+        device: torch.device,
+    ) -> None:
+        self.trainer, self.model, self.stages, self.train, self.val = trainer, model, stages, train, val
+        self.device = device
+        self.frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self.progress = Progress()
+        self.epoch_random: dict[str, Any] | None = None  # the random states that this epoch started from
+        self.saved: dict[str, Any] = {}  # what is still to be taken from the checkpoint resumed from
+        self.checkpoints: Checkpoints | None = None
+        if trainer.checkpoint_dir is not None:
+            self.checkpoints = Checkpoints(Path(trainer.checkpoint_dir).expanduser(), trainer.keep_checkpoints)
+
+    def run(self, *, resume: bool) -> list[EpochRecord]:
+        self._open(resume=resume)
+        _tell_of_labels_never_seen(self.model, self.train)
+        try:
+            while self.progress.stage < len(self.stages):
+                self._stage(self.stages[self.progress.stage])
+        finally:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in self.frozen)
+            self.model.eval()
+        return self._records()
+
+    def _stage(self, stage: Stage) -> None:
+        progress = self.progress
+        self.model.record = self.model.record.without(stage.parts)  # true from the first step on
+        train, val = (Images(feed, stage, self.device) for feed in (self.train, self.val))
+        stepper = self._stepper(stage)
+        if "stepper" in self.saved:
+            stepper.load_state_dict(self.saved.pop("stepper"))
+        with checkpointing(self.model.backbone, stage, wanted=self.trainer.gradient_checkpointing):
+            while self._goes_on(stage):
+                self._epoch(stage, stepper, train, val)
+                if self._goes_on(stage):
+                    self._save(stepper)  # otherwise what the stage ends with is saved
+        if progress.epoch <= stage.epochs:
+            log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
+        self.model.load_state_dict(progress.best_weights)
+        _tell_if_undefined(stage, self._records()[1 - progress.epoch :])
+        self.model.record = self.model.record.after(stage.name, stage.parts)
+        progress.start_stage(progress.stage + 1)
+        self._save(None)
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Whether there is another epoch of the stage."""
+        waited = self.progress.epoch - 1 - self.progress.best_epoch
+        return self.progress.epoch <= stage.epochs and (stage.patience is None or waited < stage.patience)
+
+    def _epoch(self, stage: Stage, stepper: Stepper, train: Source, val: Source) -> None:
+        progress = self.progress
+        if not progress.batches:
+            progress.rate = stepper.rate
+        started = time.perf_counter() - progress.seconds
+        with self._bar(f"{stage.name} {progress.epoch}/{stage.epochs}") as bar:
+            self._learn(stepper, train, bar, started)
+            distributed.share_tensors(self.model.buffers())  # batch norm has seen each process's own rows
+            works = val.load(self.val.draw(seed=0))
+            val_loss, score = distributed.share(self.trainer._evaluate(self.model, stage, works, self.device))
+            train_loss = progress.mean_loss()
+            bar.set_postfix(loss=f"{train_loss:.3f}", val=f"{val_loss:.3f}", score=f"{score:.3f}")
+        # An undefined or a tied score leaves the choice to the validation loss.
+        rank = (-math.inf if math.isnan(score) else score, -val_loss)
+        best = progress.best_rank is None or rank > progress.best_rank
+        if best:
+            progress.best_rank, progress.best_epoch = rank, progress.epoch
+            progress.best_weights = _copy_weights(self.model)
+        seconds, cached = time.perf_counter() - started, train.cached
+        record = EpochRecord(
+            stage.name, progress.epoch, train_loss, val_loss, score, progress.rate, best, seconds, cached
+        )
+        progress.records.append(record)
+        if distributed.is_first():
+            _tell(self._records()[-progress.epoch :])
+            self.trainer.on_epoch(self.model, record)
+        progress.start_epoch(progress.epoch + 1)
+
+    def _learn(self, stepper: Stepper, train: Source, bar: Any, started: float) -> None:
+        """Learn from what is left of an epoch."""
+        progress, every = self.progress, self.trainer.checkpoint_every
+        resumed = self.saved.pop("epoch_random", None)
+        if resumed is not None:  # the order of this epoch is drawn once more
+            self._set_random(resumed)
+        self.epoch_random = self._random()
+        order = self.train.draw()
+        works = train.load(order, progress.batches)
+        if resumed is not None:
+            set_random_states(self.saved.pop("random")[distributed.rank()], self.device)
+        self.model.train()
+        bar.update(progress.batches)
+        while group := list(islice(works, self.trainer.accumulate)):
+            loss, samples = stepper.step(group)
+            progress.loss_total += loss * samples
+            progress.loss_count += samples
+            progress.batches += len(group)
+            progress.steps += 1
+            bar.set_postfix(loss=f"{progress.mean_loss():.3f}", refresh=False)
+            bar.update(len(group))
+            if every is not None and progress.steps % every == 0:
+                progress.seconds = time.perf_counter() - started
+                self._save(stepper)
+        if not progress.loss_count:
+            raise _no_batches("train_batches")
+
+    def _stepper(self, stage: Stage) -> Stepper:
+        length, trainer = self.train.length, self.trainer
+        return Stepper(
+            self.model,
+            stage,
+            frozen=self.frozen,
+            steps=None if length is None else math.ceil(length / trainer.accumulate) * stage.epochs,
+            precision=trainer.precision,
+            clip_norm=trainer.clip_norm,
+            divided=distributed.world() > 1,
+            backend="inductor" if trainer.compile is True else trainer.compile or None,
+        )
+
+    def _open(self, *, resume: bool) -> None:
+        """Take up what the newest checkpoint says, if there is one."""
+        if self.checkpoints is None:
+            return
+        saved = distributed.share(self.checkpoints.open(resume=resume) if distributed.is_first() else None)
+        if saved is None:
+            return
+        check_fingerprint(saved["fingerprint"], self._fingerprint())
+        self.progress = Progress(**saved["progress"])
+        self.model.load_state_dict(saved["model"])
+        self.model.record = from_json(saved["record"])[1]
+        self.train.set_random_state(saved["loaders"][0])
+        self.val.set_random_state(saved["loaders"][1])
+        set_random_states(saved["random"][distributed.rank()], self.device)
+        # What belongs to a stage and an epoch is taken when they begin.
+        kept = ("stepper", "epoch_random", "random") if self.progress.batches else ("stepper",)
+        self.saved = {name: saved[name] for name in kept if saved[name] is not None}
+        log.info(
+            "resumed at stage %d, epoch %d, batch %d",
+            self.progress.stage + 1,
+            self.progress.epoch,
+            self.progress.batches,
+        )
+
+    def _save(self, stepper: Stepper | None) -> None:
+        if self.checkpoints is None:
+            return
+        random_now = distributed.gather(random_states(self.device))
+        if not distributed.is_first():
+            return
+        content = {
+            "fingerprint": self._fingerprint(),
+            "progress": self.progress.as_dict(),
+            "model": self.model.state_dict(),
+            "record": to_json(self.model.config, self.model.record),
+            "stepper": None if stepper is None else stepper.state_dict(),
+            "random": random_now,
+            "loaders": (self.train.random_state(), self.val.random_state()),
+            "epoch_random": self.epoch_random,
+        }
+        self.checkpoints.save(self.progress.steps, content)
+
+    def _random(self) -> dict[str, Any]:
+        return {"global": random_states(self.device), "loader": self.train.random_state()}
+
+    def _set_random(self, states: dict[str, Any]) -> None:
+        set_random_states(states["global"], self.device)
+        self.train.set_random_state(states["loader"])
+
+    def _fingerprint(self) -> dict[str, str]:
+        trainer = self.trainer
+        return fingerprint(
+            self.model.config,
+            self.stages,
+            batches=self.train.length,
+            processes=distributed.world(),
+            frozen=sorted(self.frozen),
+            **{name: getattr(trainer, name) for name in ("seed", "precision", "clip_norm", "accumulate", "compile")},
+        )
+
+    def _records(self) -> list[EpochRecord]:
+        return [EpochRecord(*record) for record in self.progress.records]
+
+    def _bar(self, title: str) -> Any:
         from tqdm import tqdm
 
-        return tqdm(batches, desc=title, disable=not self.progress, leave=True, mininterval=0.5)
-
-    @property
-    def _device_type(self) -> str:
-        return torch.device(self.device).type
+        shown = self.trainer.progress and distributed.is_first()
+        return tqdm(total=self.train.length, desc=title, disable=not shown, leave=True, mininterval=0.5)
 
 
-def _learning(model: ConceptModel, stage: Stage, frozen: set[str]) -> list[dict[str, Any]]:
-    """The stage's parameter groups, without what the user froze."""
-    groups = stage.prepare(model)
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    model.train()
-    for group in groups:
-        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
-    if not any(group["params"] for group in groups):
-        raise ValueError(f"stage {stage.name!r} has nothing to learn: all of {list(stage.parts)} was frozen beforehand")
-    return [group for group in groups if group["params"]]
-
-
-class _Mean:
-    """A running mean, each value counted as often as it stands for samples."""
-
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def add(self, value: float, count: int) -> None:
-        self.total += value * count
-        self.count += count
-
-    def value(self) -> float:
-        if not self.count:
-            raise ValueError("there are no batches; is the data set smaller than one batch of a `drop_last` loader?")
-        return self.total / self.count
-
-
-def _finite(loss: Tensor, stage: Stage, batch: ConceptBatch) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        names = ", ".join(batch.names[:8]) or "not named"
-        raise FloatingPointError(
-            f"the loss of stage {stage.name!r} is {value}; its batch of {len(batch.images)} samples: {names}. "
-            "Check these samples, or lower the learning rate."
+def _feed(batches: Batches, name: str) -> Feed:
+    if batches is None:
+        raise ValueError(
+            f"`{name}` is None; a stage needs validation data to tell which of its epochs is best. Set some aside"
         )
-    return value
+    feed = Feed(batches, rank=distributed.rank(), world=distributed.world())
+    if feed.length == 0:
+        raise _no_batches(name)
+    return feed
 
 
-def _scheduler(
-    stage: Stage, optimizer: torch.optim.Optimizer, batches: Batches
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if stage.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-    if not isinstance(batches, Sized):
-        raise ValueError(f"stage {stage.name!r} has a cosine schedule, so `train_batches` needs a length")
-    steps = max(1, len(batches) * stage.epochs)
-    warmup = max(1, round(0.05 * steps))
+def _no_batches(name: str) -> ValueError:
+    return ValueError(
+        f"there are no batches in `{name}`; is the data set smaller than one batch of a `drop_last` loader, or an "
+        "iterator used up?"
+    )
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _tell_of_labels_never_seen(model: ConceptModel, train: Feed) -> None:
+    """Warn of labels that no training sample has: nothing can be learned of them."""
+    if train.labels is None or not distributed.is_first():
+        return
+    named = zip(("concepts", "tasks"), (model.config.concepts, model.config.tasks), train.labels, strict=True)
+    for kind, names, labels in named:
+        absent = [name for name, column in zip(names, labels.T, strict=False) if not (column > 0).any()]
+        if absent:
+            log.warning("no training sample shows the %s %s: nothing can be learned of them", kind, absent)
+
+
+def _tell_if_undefined(stage: Stage, records: list[EpochRecord]) -> None:
+    if all(math.isnan(record.score) for record in records) and distributed.is_first():
+        log.warning(
+            "stage %s: its score is undefined on the validation data (does every label occur both ways?), so the "
+            "epoch with the lowest validation loss was kept",
+            stage.name,
+        )
 
 
 def _copy_weights(model: ConceptModel) -> dict[str, Tensor]:
@@ -290,19 +423,16 @@ def _tell(records: list[EpochRecord]) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Seed torch, numpy and random, and put their states back afterwards."""
     if seed is None:
         yield
         return
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
+    before = random_states(device)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)

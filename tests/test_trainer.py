@@ -23,7 +23,7 @@ TRAIN, VAL = batches(Squares(32, 0)), batches(Squares(16, 1))
 def test_three_stages_learn_concepts_places_and_tasks():
     model = tiny_model()
     train, val = batches(Squares(160, 0), 16), batches(Squares(48, 1), 16)
-    names = {"concepts": 6, "prototypes": 3, "task": 20}
+    names = {"concepts": 6, "prototypes": 3, "task": 40}
     records = Trainer(seed=0).fit(model, preset().stages(model.config, Recipe(epochs=names)), train, val)
     best = {record.stage: record.score for record in records if record.best}
     assert best["concepts"] > 0.95
