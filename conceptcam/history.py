@@ -3,10 +3,16 @@
 import csv
 import io
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -92,16 +98,13 @@ def read_history(path: str | Path) -> list[EpochRecord]:
 
 def _record(row: Sequence[str], place: str) -> EpochRecord:
     try:
-        stage, epoch, train_loss, val_loss, score, lr, best, seconds, cached = row
-        return EpochRecord(
-            stage, int(epoch), float(train_loss), float(val_loss), float(score), float(lr), _TRUTH[best],
-            float(seconds), _TRUTH[cached],
-        )  # fmt: skip
+        return EpochRecord(*(read(text) for read, text in zip(_READERS, row, strict=True)))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{place} is not an epoch: {row}") from error
 
 
-_TRUTH = {"True": True, "False": False}
+_truth = {"True": True, "False": False}.__getitem__
+_READERS: tuple[Callable[[str], Any], ...] = (str, int, float, float, float, float, _truth, float, _truth)
 
 
 def _before(records: list[EpochRecord], record: EpochRecord) -> list[EpochRecord]:
@@ -117,3 +120,106 @@ def _write_history(path: Path, records: Sequence[EpochRecord]) -> None:
     with scratch.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([EpochRecord._fields, *records])
     os.replace(scratch, path)
+
+
+class TensorBoardLog:
+    """Writes each epoch to TensorBoard; hand it to a `Trainer` as `on_epoch`, and run `tensorboard --logdir folder`.
+
+    Each stage is a run of its own, a folder named after it, whose steps are epochs. An epoch that is trained again,
+    after a resume or in a second training into the same folder, takes the place of what was there from it on.
+
+    Args:
+        folder: Where to write; made when the first epoch ends.
+
+    Raises:
+        ImportError: If TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "`TensorBoardLog` needs TensorBoard, which is not installed: pip install 'conceptcam[tensorboard]'"
+            ) from error
+        self.folder = Path(folder)
+        self._create = SummaryWriter
+        self._stage: str | None = None
+        self._writer: SummaryWriter | None = None
+
+    def __call__(self, model: object, record: EpochRecord) -> None:
+        """Write an epoch, so that it is on the disk when this returns."""
+        if self._writer is None or record.stage != self._stage:
+            self.close()
+            self._stage = record.stage
+            self._writer = self._create(str(self.folder / record.stage), purge_step=record.epoch)
+        for tag, value in (
+            ("loss/training", record.train_loss),
+            ("loss/validation", record.val_loss),
+            ("score", record.score),
+            ("learning rate", record.lr),
+            ("seconds", record.seconds),
+        ):
+            self._writer.add_scalar(tag, value, record.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the files; an epoch that comes later opens them again."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def learning_curves(records: Iterable[EpochRecord]) -> "Figure":
+    """Curves of every stage, a row each: losses, score and learning rate over epochs; the best epoch is marked.
+
+    Undefined values leave gaps. Save it with `figure.savefig("curves.png")`; it is no part of pyplot's state.
+
+    Args:
+        records: What `Trainer.fit` returns or `read_history` reads.
+
+    Raises:
+        ValueError: If there are no records.
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "`learning_curves` needs matplotlib, which is not installed: pip install 'conceptcam[viz]'"
+        ) from error
+    stages = [(name, list(epochs)) for name, epochs in groupby(records, key=lambda record: record.stage)]
+    if not stages:
+        raise ValueError("there are no records to draw; `Trainer.fit` returns them, `read_history` reads them")
+    figure = Figure(figsize=(12, 2.9 * len(stages)), layout="constrained")
+    for row, (name, epochs) in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):
+        _draw_stage(list(row), name, epochs)
+    return figure
+
+
+def _draw_stage(row: Sequence["Axes"], name: str, records: Sequence[EpochRecord]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    losses, scores, rates = row
+    epochs = [record.epoch for record in records]
+    losses.plot(epochs, [record.train_loss for record in records], ".-", label="training", color=_TRAINING)
+    losses.plot(epochs, [record.val_loss for record in records], ".-", label="validation", color=_VALIDATION)
+    scores.plot(epochs, [record.score for record in records], ".-", label="score", color=_VALIDATION)
+    rates.plot(epochs, [record.lr for record in records], ".-", label="learning rate", color=_RATE)
+    best = max((record.epoch for record in records if record.best), default=None)
+    for axes, title in zip(row, ("loss", "validation score", "highest learning rate"), strict=True):
+        if best is not None:
+            axes.axvline(best, label=f"best epoch: {best}", color=_BEST, linestyle="--", linewidth=1, zorder=0)
+        axes.set_title(f"{name}: {title}")
+        axes.set_xlabel("epoch")
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+    if all(math.isnan(record.score) for record in records):
+        scores.text(0.5, 0.5, "undefined", transform=scores.transAxes, ha="center", va="center")
+    losses.legend()
+    rates.set_ylim(bottom=0)
+
+
+# Told apart with every common colour blindness, and by their lightness in print.
+_TRAINING, _VALIDATION, _RATE, _BEST = "#56B4E9", "#D55E00", "#333333", "#009E73"
