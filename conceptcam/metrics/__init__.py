@@ -10,6 +10,7 @@ from conceptcam.metrics.classification import (
     macro,
     task_scores,
     top_accuracy,
+    typical_probabilities,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores, best_iou_thresholds
 from conceptcam.metrics.pairs import box_iou, drawn_pairs, energy_in_box, find_peaks, pointing_game, random_peaks
@@ -45,4 +46,5 @@ __all__ = [
     "random_peaks",
     "task_scores",
     "top_accuracy",
+    "typical_probabilities",
 ]

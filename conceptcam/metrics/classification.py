@@ -1,34 +1,39 @@
 """How well logits tell labels apart: AUROC, average precision and F1, per label and with support.
 
-One rule for labels holds throughout: above 0.5 is present, up to 0.5 is absent (soft labels, such as the
-share of readers who saw a finding, are rounded, because a ranking needs two sides), NaN is unknown and
-left out of its label alone. A score that cannot be had is NaN, and so is no part of a macro average.
+One rule for labels holds throughout, the one of losses and weights: a label y counts as y of a positive and as
+1 - y of a negative, so that a soft one, such as the share of readers who saw a finding, is never rounded; NaN is
+unknown and left out of its label alone. Where labels are soft, not even the best ranking has an AUROC of 1. A score
+that cannot be had is NaN, and so is no part of a macro average.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from conceptcam.config import TaskKind
 from conceptcam.metrics.gather import RowMetric, ShareMetric
 
+# As in the losses, so that what can be trained on can be measured: shares rounded to two digits, or in bfloat16.
+_SUM_TOLERANCE = 1e-2
+
 
 class LabelScores(NamedTuple):
-    """Scores of L labels, each of shape (L,), float64 on the CPU; support as integers."""
+    """Scores of L labels, each of shape (L,), float64 on the CPU."""
 
     auroc: Tensor
-    """Area under the ROC curve, ties counted half; NaN unless the label occurs both ways."""
+    """Area under the ROC curve, ties counted half; NaN unless the known labels differ."""
     average_precision: Tensor
-    """Sum over ranks of precision times gain in recall; NaN unless the label occurs both ways, because
-    without negatives it is 1 whatever the scores are."""
+    """Sum over ranks of precision times gain in recall; NaN unless the known labels differ, because then it is
+    their mean whatever the scores are: 1 without negatives."""
     f1: Tensor
-    """F1 at the threshold; NaN without positives, or where the threshold is NaN."""
+    """F1 at the threshold, of positives and negatives counted in part; NaN without positives, or where the
+    threshold is NaN."""
     positives: Tensor
-    """How many rows are known to have the label."""
+    """Sum of the known labels: how many rows have the label, a whole number unless some are soft."""
     negatives: Tensor
-    """How many rows are known to lack it."""
+    """How many rows lack it: what the positives leave of the known rows."""
 
 
 def macro(values: Tensor) -> Tensor:
@@ -40,7 +45,8 @@ def label_scores(logits: Tensor, labels: Tensor, *, threshold: float | Tensor = 
     """Scores of each label on its own.
 
     Rows are ranked by logit in float64: a float32 probability is 1 from a logit of 17 on, which would
-    tie the surest rows. Areas are torchmetrics', whose float32 sums agree with exact ones to about 1e-6.
+    tie the surest rows. Scores equal scikit-learn's where each row is given twice, as a positive of weight y and as a
+    negative of weight 1 - y.
 
     Args:
         logits: (N, L); infinite ones are fine.
@@ -70,8 +76,8 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
 
     Args:
         logits: (N, T).
-        targets: (N, T) in [0, 1]; NaN where unknown. For `"multiclass"` rows sum to 1, the true class is
-            the one with the largest share, and a row with a NaN is unknown as a whole.
+        targets: (N, T) in [0, 1]; NaN where unknown. For `"multiclass"` rows sum to 1, and a row with a NaN is
+            unknown as a whole.
         kind: `"multilabel"` or `"multiclass"`.
         threshold: As in `label_scores`; for `"multilabel"` alone.
 
@@ -80,7 +86,7 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
     """
     if kind == "multilabel":
         return label_scores(logits, targets, threshold=threshold)
-    logits, targets = _one_hot_rows(*_checked(logits, targets))
+    logits, targets = _known_rows(*_checked(logits, targets))
     called = _one_hot(logits) > 0
     others = torch.eye(logits.shape[1], dtype=torch.bool)
     rest = logits[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=-1)  # (N, T), over the others
@@ -89,6 +95,8 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
 
 def top_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of known rows whose highest logit is that of the true class; NaN if no row is known.
+
+    A soft row is right by the share of the class called: the chance that it is the true one.
 
     Args:
         logits: (N, T).
@@ -104,37 +112,55 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     """Probability threshold of each label that gives the highest F1; choose it on validation data.
 
     It lies half-way between the probabilities (in float64) it separates. Of equally good ones the highest
-    is given.
+    is given. Soft labels count in part, as in the F1 of `label_scores`.
 
     Args:
         logits: (N, L).
         labels: (N, L) in [0, 1]; NaN where unknown.
 
     Returns:
-        (L,) float64; NaN for a label that does not occur both ways, as there is nothing to weigh up.
+        (L,) float64; NaN for a label whose known rows do not differ, as there is nothing to weigh up.
 
     Raises:
         ValueError: As `label_scores`.
     """
     logits, labels = _checked(logits, labels)
-    known = ~labels.isnan()
     best = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
-    for label in _occurs_both_ways(labels).nonzero()[:, 0].tolist():
-        rows = known[:, label]
-        best[label] = _best_threshold(logits[rows, label].sigmoid(), labels[rows, label] > 0.5)
+    for label, ranked, truth in _rankable(logits, labels):
+        best[label] = _best_threshold(ranked.sigmoid(), truth)
     return best
 
 
+def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Median probability of each label where it is present, and where it is absent.
+
+    Rows are weighted by y and by 1 - y, so a soft label has a say in both. Of two middle values the lower is given.
+
+    Args:
+        logits: (N, L).
+        labels: (N, L) in [0, 1]; NaN where unknown.
+
+    Returns:
+        (L,) and (L,), float64; NaN for a label that is never present, or never absent.
+
+    Raises:
+        ValueError: As `label_scores`.
+    """
+    logits, labels = _checked(logits, labels)
+    present, absent = _sides(labels)
+    return _medians(logits.sigmoid(), present), _medians(logits.sigmoid(), absent)
+
+
 class MacroAUROC(RowMetric):
-    """Mean AUROC over the labels that occur both ways; NaN if none does.
+    """Mean AUROC over the labels whose rows differ; NaN if there is none.
 
     torchmetrics' own macro average counts an absent label as 0, which drags the mean down whenever the
     validation set lacks a rare finding.
 
     Args:
         kind: `"multilabel"`, also for concepts, or `"multiclass"`.
-        min_support: Labels with fewer positives or fewer negatives are left out, unless all have fewer: the
-            AUROC of a label with one negative is that one image's rank.
+        min_support: Labels with fewer positives or fewer negatives (soft ones counted in part) are left out, unless
+            all have fewer: the AUROC of a label with one negative is that one image's rank.
     """
 
     higher_is_better = True
@@ -153,7 +179,7 @@ class MacroAUROC(RowMetric):
         logits, labels = self.kept(0, 2).unbind(-1)
         scores = task_scores(logits, labels, self.kind)
         enough = torch.minimum(scores.positives, scores.negatives) >= self.min_support
-        return macro(scores.auroc[enough] if enough.any() else scores.auroc)
+        return macro(scores.auroc.masked_fill(~enough, torch.nan) if enough.any() else scores.auroc)
 
 
 class LabelMetrics(RowMetric):
@@ -184,7 +210,8 @@ class TopAccuracy(ShareMetric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits (N, T) and multi-class targets (N, T)."""
-        self.count(_top_hits(logits, targets))
+        hits = _top_hits(logits, targets)
+        self.count(hits, torch.ones_like(hits))
 
 
 def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,30 +231,49 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(logits: Tensor, labels: Tensor, called: Tensor) -> LabelScores:
-    known, present = ~labels.isnan(), labels > 0.5
-    positives = present.sum(dim=0)
-    # F1 in place of torchmetrics': one line for all labels, in float64, and NaN without positives.
-    f1 = 2 * (called & present).sum(dim=0).double() / ((called & known).sum(dim=0) + positives)
+    present, absent = _sides(labels)
+    positives, negatives = present.sum(dim=0), absent.sum(dim=0)
+    f1 = 2 * (called * present).sum(dim=0) / ((called * (present + absent)).sum(dim=0) + positives)
     auroc = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
     precision = auroc.clone()
-    for label in _occurs_both_ways(labels).nonzero()[:, 0].tolist():
-        rows = known[:, label]
-        # Ranks in [0, 1) stand for the logits: torchmetrics takes a sigmoid of anything outside [0, 1].
-        rank = torch.unique(logits[rows, label], return_inverse=True)[1].double() / len(logits)
-        truth = present[rows, label].long()
-        auroc[label] = binary_auroc(rank, truth, validate_args=False)
-        precision[label] = binary_average_precision(rank, truth, validate_args=False)
-    negatives = (known & ~present).sum(dim=0)
+    for label, ranked, truth in _rankable(logits, labels):
+        auroc[label], precision[label] = _areas(ranked, truth)
     return LabelScores(auroc, precision, f1.masked_fill(positives == 0, torch.nan), positives, negatives)
 
 
-def _occurs_both_ways(labels: Tensor) -> Tensor:
-    return (labels > 0.5).any(dim=0) & (labels <= 0.5).any(dim=0)
+def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How much each row counts as present, and as absent; unknown ones as neither."""
+    known = ~labels.isnan()
+    return torch.where(known, labels, 0), torch.where(known, 1 - labels, 0)
 
 
-def _best_threshold(probability: Tensor, present: Tensor) -> Tensor:
+def _rankable(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Index, logits and labels of the known rows of each label, unless they are all alike, hard or soft.
+
+    No order of such rows is better than another: they would have an AUROC of .5 whatever the logits.
+    """
+    for label in range(labels.shape[1]):
+        known = ~labels[:, label].isnan()
+        truth = labels[known, label]
+        if len(truth) and truth.min() < truth.max():
+            yield label, logits[known, label], truth
+
+
+def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """AUROC and average precision of one label, of which each row is `truth` of a positive, the rest a negative."""
+    values, group = logits.unique(return_inverse=True)  # ascending; what ties is one group
+    nothing = truth.new_zeros(len(values))
+    positives, negatives = nothing.index_add(0, group, truth), nothing.index_add(0, group, 1 - truth)
+    below = negatives.cumsum(0) - negatives / 2
+    auroc = (positives * below).sum() / (positives.sum() * negatives.sum())
+    positives, negatives = positives.flip(0), negatives.flip(0)
+    right, wrong = positives.cumsum(0), negatives.cumsum(0)
+    return auroc, (positives * right / (right + wrong)).sum() / positives.sum()
+
+
+def _best_threshold(probability: Tensor, truth: Tensor) -> Tensor:
     values, order = probability.sort(descending=True)
-    f1 = 2 * present[order].cumsum(0).double() / (torch.arange(1, len(values) + 1) + present.sum())
+    f1 = 2 * truth[order].cumsum(0) / (torch.arange(1, len(values) + 1) + truth.sum())
     below = torch.cat([values[1:], values.new_zeros(1)])
     f1[values == below] = -1  # no threshold lies between equal values
     best = f1.argmax()
@@ -236,14 +282,24 @@ def _best_threshold(probability: Tensor, present: Tensor) -> Tensor:
     return torch.where(middle < values[best], middle, below[best])
 
 
-def _one_hot_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The known rows of a multi-class task, the true class as 1 and the others as 0."""
+def _medians(values: Tensor, weights: Tensor) -> Tensor:
+    """(L,) median of each column of (N, L) values by weights; NaN where nothing weighs."""
+    if not len(values):
+        return values.new_full(values.shape[1:], torch.nan)
+    values, order = values.sort(dim=0)
+    weights = weights.gather(0, order).cumsum(dim=0)
+    half = (weights >= weights[-1] / 2).int().argmax(dim=0)  # the first row that reaches it
+    return values.gather(0, half[None])[0].masked_fill(weights[-1] == 0, torch.nan)
+
+
+def _known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The known rows of a multi-class task."""
     rows = ~targets.isnan().any(dim=1)
     logits, targets = logits[rows], targets[rows]
-    wrong = (targets.sum(dim=1) - 1).abs() > 1e-3
+    wrong = (targets.sum(dim=1) - 1).abs() > _SUM_TOLERANCE
     if targets.shape[1] and wrong.any():
         raise ValueError(f"multi-class targets must sum to 1 in each row, or be NaN; got {targets[wrong][0].tolist()}")
-    return logits, _one_hot(targets)
+    return logits, targets
 
 
 def _one_hot(scores: Tensor) -> Tensor:
@@ -254,7 +310,7 @@ def _one_hot(scores: Tensor) -> Tensor:
 
 
 def _top_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    logits, targets = _one_hot_rows(*_checked(logits, targets))
+    logits, targets = _known_rows(*_checked(logits, targets))
     return (_one_hot(logits) * targets).sum(dim=1)
 
 

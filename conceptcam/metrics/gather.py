@@ -50,7 +50,7 @@ class RowMetric(Metric):
 
 
 class ShareMetric(Metric):
-    """Base of metrics that are a share: how many were right, of how many."""
+    """Base of metrics that are a share: how many were right, of how many, soft cases counted in part."""
 
     higher_is_better = True
     is_differentiable = False
@@ -61,14 +61,14 @@ class ShareMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        for name in ("right", "total"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def count(self, right: Tensor) -> None:
-        """Add cases (N,), each true or 1 where it is right, from within `update`."""
-        self.right += int(right.sum())
-        self.total += len(right)
+    def count(self, right: Tensor, weight: Tensor) -> None:
+        """Add cases (N,), from within `update`: how far each is right, in [0, 1], and how much it counts."""
+        self.right += (right.double() * weight.double()).sum()
+        self.total += weight.double().sum()
 
     def compute(self) -> Tensor:
         """The share, a float64 scalar; NaN if there was no case."""
-        return self.right.double() / self.total
+        return self.right / self.total

@@ -1,4 +1,8 @@
-"""Whether prototypes tell concepts apart, and whether all of them are put to use."""
+"""Whether prototypes tell concepts apart, and whether all of them are put to use.
+
+As in the prototype losses, the vector of a concept counts as much as its label: a soft one in part, an absent or
+unknown one not at all.
+"""
 
 from typing import NamedTuple
 
@@ -28,7 +32,7 @@ def prototype_accuracy(vector_similarity: Tensor, labels: Tensor) -> Tensor:
     Args:
         vector_similarity: (B, K, K, M), similarity of concept k's vector with prototype m of concept j,
             indexed [b, k, j, m].
-        labels: (B, K) in [0, 1]; above 0.5 is present, NaN is unknown.
+        labels: (B, K) in [0, 1], by which concepts are weighted; NaN is unknown.
 
     Returns:
         A float64 scalar; NaN if no concept is present.
@@ -36,20 +40,21 @@ def prototype_accuracy(vector_similarity: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    return _assigned_right(vector_similarity, labels).double().mean()
+    right, weight = _assigned_right(vector_similarity, labels)
+    return (right * weight).sum() / weight.sum()
 
 
 def prototype_usage(vector_similarity: Tensor, labels: Tensor) -> Tensor:
     """How often each prototype is the nearest of its concept, where the concept is present.
 
-    Counts of several batches add up.
+    Counts of several batches add up. They are whole numbers unless labels are soft.
 
     Args:
         vector_similarity: (B, K, K, M), as in `prototype_accuracy`.
         labels: (B, K), as in `prototype_accuracy`.
 
     Returns:
-        (K, M) integers.
+        (K, M) float64.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -57,7 +62,7 @@ def prototype_usage(vector_similarity: Tensor, labels: Tensor) -> Tensor:
     _check(vector_similarity, labels)
     own = vector_similarity.detach().diagonal(dim1=1, dim2=2)  # (B, M, K)
     nearest = F.one_hot(own.argmax(dim=1), own.shape[1])  # (B, K, M)
-    return (nearest * (labels > 0.5)[..., None]).sum(dim=0)
+    return (nearest * torch.where(labels > 0, labels, 0).double()[..., None]).sum(dim=0)
 
 
 def prototype_health(prototypes: Tensor, usage: Tensor) -> PrototypeHealth:
@@ -85,16 +90,17 @@ class PrototypeAccuracy(ShareMetric):
 
     def update(self, vector_similarity: Tensor, labels: Tensor) -> None:
         """Add similarities (B, K, K, M) and labels (B, K) in [0, 1], NaN where unknown."""
-        self.count(_assigned_right(vector_similarity, labels))
+        self.count(*_assigned_right(vector_similarity, labels))
 
 
-def _assigned_right(vector_similarity: Tensor, labels: Tensor) -> Tensor:
-    """(P,) bool, for each image and concept that is present."""
+def _assigned_right(vector_similarity: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(P,) bool and (P,) float64 weight, for each image and concept that is present at all."""
     _check(vector_similarity, labels)
     nearest = vector_similarity.detach().amax(dim=-1)  # (B, K, K)
     own = torch.eye(nearest.shape[1], dtype=torch.bool, device=nearest.device)
     of_others = nearest.masked_fill(own, -torch.inf).amax(dim=-1)
-    return (nearest.diagonal(dim1=1, dim2=2) > of_others)[labels > 0.5]
+    present = labels > 0  # not of unknown ones
+    return (nearest.diagonal(dim1=1, dim2=2) > of_others)[present], labels[present].double()
 
 
 def _check(vector_similarity: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,6 @@
+import contextlib
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 from torch import Tensor
 
+from conceptcam.labels import Uncertain, resolve_uncertain
+from conceptcam.losses import multiclass_loss, positive_weight
 from conceptcam.metrics.classification import (
     LabelMetrics,
     LabelScores,
@@ -19,6 +23,7 @@ from conceptcam.metrics.classification import (
     macro,
     task_scores,
     top_accuracy,
+    typical_probabilities,
 )
 
 nan = torch.nan
@@ -67,10 +72,10 @@ def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_label
     assert [label for label, _, _ in compared] == [0, 4, 5]
     for label, ranked, truth in compared:
         called = [int(score > 0) for score in ranked]
-        assert float(scores.auroc[label]) == pytest.approx(naive_auroc(ranked, truth), abs=1e-6)
-        assert float(scores.auroc[label]) == pytest.approx(roc_auc_score(truth, ranked), abs=1e-6)
+        assert float(scores.auroc[label]) == pytest.approx(naive_auroc(ranked, truth), abs=1e-12)
+        assert float(scores.auroc[label]) == pytest.approx(roc_auc_score(truth, ranked), abs=1e-12)
         expected = average_precision_score(truth, ranked)
-        assert float(scores.average_precision[label]) == pytest.approx(expected, abs=1e-6)
+        assert float(scores.average_precision[label]) == pytest.approx(expected, abs=1e-12)
         assert float(scores.f1[label]) == pytest.approx(f1_score(truth, called), abs=1e-12)
         assert (int(scores.positives[label]), int(scores.negatives[label])) == (
             sum(truth),
@@ -79,7 +84,7 @@ def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_label
 
 
 def test_scores_are_float64_on_the_cpu():
-    assert all(part.dtype == torch.float64 for part in label_scores(*examples())[:3])
+    assert all(part.dtype == torch.float64 for part in label_scores(*examples()))
 
 
 def test_label_never_present_or_never_absent_is_undefined_and_its_support_says_why():
@@ -107,9 +112,66 @@ def test_unknown_label_weighs_on_nothing():
     assert same(label_scores(logits[:, :1], labels[:, :1]), kept)
 
 
-def test_soft_labels_are_rounded_with_the_middle_counted_absent():
-    logits, labels = torch.randn(4, 1), torch.tensor([[0.51], [0.5], [0.2], [1.0]])
-    assert same(label_scores(logits, labels), label_scores(logits, torch.tensor([[1.0], [0], [0], [1]])))
+def soft_examples(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """As `examples`, but that a part of the known labels is soft."""
+    logits, labels = examples(seed=seed)
+    random = torch.Generator().manual_seed(seed + 10)
+    share = torch.rand(labels.shape, generator=random)
+    soft = torch.rand(labels.shape, generator=random) < 0.5
+    return logits, torch.where(soft & ~labels.isnan(), share, labels)
+
+
+def doubled(logits: Tensor, labels: Tensor, label: int) -> tuple[list[float], list[int], list[float]]:
+    """Each known row of a label twice, as a positive and as a negative: logits, truths and weights."""
+    known = [row for row in range(len(labels)) if not labels[row, label].isnan()]
+    ranked = [float(logits[row, label]) for row in known]
+    shares = [float(labels[row, label]) for row in known]
+    return ranked * 2, [1] * len(known) + [0] * len(known), shares + [1 - share for share in shares]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_labels_score_as_scikit_learns_rows_given_twice_with_weights(seed: int):
+    logits, labels = soft_examples(seed)
+    scores = label_scores(logits, labels)
+    for label in (0, 1, 2, 4, 5):
+        ranked, truth, weight = doubled(logits, labels, label)
+        auroc = roc_auc_score(truth, ranked, sample_weight=weight)
+        precision = average_precision_score(truth, ranked, sample_weight=weight)
+        f1 = f1_score(truth, [int(score > 0) for score in ranked], sample_weight=weight)
+        assert float(scores.auroc[label]) == pytest.approx(auroc, abs=1e-9)
+        assert float(scores.average_precision[label]) == pytest.approx(precision, abs=1e-9)
+        assert float(scores.f1[label]) == pytest.approx(f1, abs=1e-9)
+        positives = sum(weight[: len(weight) // 2])
+        assert float(scores.positives[label]) == pytest.approx(positives)
+        assert float(scores.negatives[label]) == pytest.approx(len(weight) // 2 - positives)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "zeros", "ones", "soft"])
+def test_an_uncertain_label_counts_in_scores_as_it_does_in_the_weights_of_the_loss(policy: Uncertain):
+    logits, stored = examples()
+    stored = stored[:, [0, 4, 5]].nan_to_num(-1.0)
+    labels = resolve_uncertain(stored, policy)
+    scores = label_scores(logits[:, [0, 4, 5]], labels)
+    ratio = (scores.negatives / scores.positives).float()
+    torch.testing.assert_close(positive_weight(labels), ratio)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_labels_that_are_all_alike_have_no_ranking_to_score(share: float):
+    logits, labels = torch.randn(5, 1), torch.full((5, 1), share)
+    scores = label_scores(logits, labels)
+    assert scores.auroc.isnan() and scores.average_precision.isnan()
+    assert best_thresholds(logits, labels).isnan()
+    assert float(scores.positives + scores.negatives) == 5
+    assert MacroAUROC()(logits, labels).isnan()
+
+
+def test_the_best_ranking_of_soft_labels_is_below_1():
+    labels = torch.tensor([[0.0], [0.0], [0.7], [1.0]])
+    best = float(label_scores(labels * 4, labels).auroc)
+    orders = [torch.tensor(order).float()[:, None] for order in itertools.permutations(range(4))]
+    assert best == max(float(label_scores(logits, labels).auroc) for logits in orders)
+    assert best == pytest.approx(1 - 0.5 * 0.3 * 0.7 / (1.7 * 2.3))  # the soft row ties with itself
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30))
@@ -125,7 +187,7 @@ def test_rank_scores_do_not_change_under_a_monotone_transformation(rows: list[tu
 def test_reversed_logits_reverse_the_auroc():
     logits, labels = examples()
     assert torch.allclose(
-        label_scores(-logits, labels).auroc, 1 - label_scores(logits, labels).auroc, equal_nan=True, atol=1e-6
+        label_scores(-logits, labels).auroc, 1 - label_scores(logits, labels).auroc, equal_nan=True, atol=1e-12
     )
 
 
@@ -189,6 +251,52 @@ def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
         assert float(reached[label]) == pytest.approx(highest, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_best_threshold_of_soft_labels_reaches_their_highest_f1(seed: int):
+    logits, labels = soft_examples(seed)
+    reached = label_scores(logits, labels, threshold=best_thresholds(logits, labels)).f1
+    for label in (0, 1, 2, 4, 5):
+        ranked, truth, weight = doubled(logits, labels, label)
+        highest = max(
+            f1_score(truth, [int(score > cut) for score in ranked], sample_weight=weight)
+            for cut in [-torch.inf, *set(ranked)]
+            if cut < max(ranked)
+        )
+        assert float(reached[label]) == pytest.approx(highest, abs=1e-9)
+
+
+def naive_median(values: list[float], weights: list[float]) -> float:
+    """The lowest value that, with those below, has half of the weight."""
+    for value in sorted(values):
+        if sum(w for v, w in zip(values, weights, strict=True) if v <= value) >= sum(weights) / 2:
+            return value
+    raise AssertionError
+
+
+def test_typical_probabilities_are_medians_of_present_and_of_absent_rows():
+    logits, labels = examples()
+    present, absent = typical_probabilities(logits, labels)
+    for label, ranked, truth in columns(logits, labels):
+        for typical, side in ((present, 1), (absent, 0)):
+            own = [score for score, one in zip(ranked, truth, strict=True) if one == side]
+            expected = torch.tensor(own, dtype=torch.float64).sigmoid().median()
+            assert float(typical[label]) == float(expected)
+    assert present.isnan().tolist() == [False, True, False, True, False, False]
+    assert absent.isnan().tolist() == [False, False, True, True, False, False]
+    assert all(part.isnan().all() and part.shape == (2,) for part in typical_probabilities(*torch.zeros(2, 0, 2)))
+
+
+def test_soft_labels_have_a_say_in_both_typical_probabilities():
+    logits, labels = soft_examples()
+    present, absent = typical_probabilities(logits, labels)
+    for label in (0, 1, 2, 4, 5):
+        ranked, _, weight = doubled(logits, labels, label)
+        half = len(ranked) // 2
+        for typical, weights in ((present, weight[:half]), (absent, weight[half:])):
+            expected = torch.tensor(naive_median(ranked[:half], weights), dtype=torch.float64).sigmoid()
+            assert float(typical[label]) == pytest.approx(float(expected), abs=1e-12)
+
+
 def test_best_threshold_lies_between_the_sides_it_separates():
     logits = torch.tensor([[-3.0], [-1], [1], [2]])
     best = float(best_thresholds(logits, torch.tensor([[0.0], [0], [1], [1]])))
@@ -219,9 +327,9 @@ def test_multiclass_scores_equal_scikit_learn_one_against_the_rest():
     scores = task_scores(logits, targets, "multiclass")
     probability = logits[known].double().softmax(dim=1).numpy()
     expected = roc_auc_score(truth[known].numpy(), probability, multi_class="ovr", average=None)
-    assert scores.auroc.tolist() == pytest.approx(list(expected), abs=1e-6)
+    assert scores.auroc.tolist() == pytest.approx(list(expected), abs=1e-12)
     expected = average_precision_score(targets[known].numpy(), probability, average=None)
-    assert scores.average_precision.tolist() == pytest.approx(list(expected), abs=1e-6)
+    assert scores.average_precision.tolist() == pytest.approx(list(expected), abs=1e-12)
     called = logits[known].argmax(dim=1)
     expected = f1_score(truth[known].numpy(), called.numpy(), average=None)
     assert scores.f1.tolist() == pytest.approx(list(expected), abs=1e-12)
@@ -234,10 +342,47 @@ def test_sure_multiclass_rows_do_not_tie():
     assert task_scores(logits, targets, "multiclass").auroc.tolist() == [1, 1]
 
 
-def test_soft_multiclass_targets_stand_for_their_largest_share():
+def soft_multiclass() -> tuple[Tensor, Tensor]:
+    """Rows of which some are unknown, some certain and some divided among the classes."""
     logits, targets, _ = multiclass()
-    soft = targets * 0.4 + 0.15
-    assert same(task_scores(logits, soft, "multiclass"), task_scores(logits, targets, "multiclass"))
+    shares = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2))
+    divided = torch.arange(len(targets))[:, None] % 2 == 0
+    return logits, torch.where(divided & ~targets.isnan(), shares / shares.sum(dim=1, keepdim=True), targets)
+
+
+def test_soft_multiclass_targets_count_by_their_share_of_each_class():
+    logits, targets = soft_multiclass()
+    scores = task_scores(logits, targets, "multiclass")
+    known = ~targets.isnan().any(dim=1)
+    probability = logits.double().softmax(dim=1)
+    called = torch.nn.functional.one_hot(logits.argmax(dim=1), 4)
+    for label in range(4):
+        ranked, truth, weight = doubled(probability, targets, label)
+        assert float(scores.auroc[label]) == pytest.approx(roc_auc_score(truth, ranked, sample_weight=weight))
+        expected = average_precision_score(truth, ranked, sample_weight=weight)
+        assert float(scores.average_precision[label]) == pytest.approx(expected)
+        expected = f1_score(truth, called[known, label].tolist() * 2, sample_weight=weight)
+        assert float(scores.f1[label]) == pytest.approx(expected)
+
+
+def test_accuracy_of_a_soft_row_is_the_share_of_the_class_called():
+    logits, targets = soft_multiclass()
+    shares = [
+        float(row[int(logit.argmax())]) for logit, row in zip(logits, targets, strict=True) if not row.isnan().any()
+    ]
+    metric = TopAccuracy()
+    for rows in torch.arange(len(logits)).split(37):
+        metric.update(logits[rows], targets[rows])
+    assert float(top_accuracy(logits, targets)) == pytest.approx(sum(shares) / len(shares))
+    assert float(metric.compute()) == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize(("total", "fits"), [(0.991, True), (1.009, True), (0.989, False), (1.011, False)])
+def test_rows_that_sum_to_nearly_1_are_measured_if_and_only_if_they_can_be_trained_on(total: float, fits: bool):
+    logits, targets = torch.randn(1, 4), torch.full((1, 4), total / 4)
+    for use in (multiclass_loss, top_accuracy, lambda *both: task_scores(*both, "multiclass")):
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="sum to 1"):
+            use(logits, targets)
 
 
 def test_multilabel_tasks_are_scored_as_labels():
@@ -318,8 +463,8 @@ def test_labels_with_too_little_support_have_no_say_in_the_macro_unless_all_have
     for metric in (strict, lenient):
         metric.update(logits, labels)
     both = (alone + roc_auc_score(labels[:, 1], logits[:, 1])) / 2
-    assert float(strict.compute()) == pytest.approx(alone, abs=1e-6)
-    assert float(lenient.compute()) == pytest.approx(both, abs=1e-6)
+    assert float(strict.compute()) == pytest.approx(alone, abs=1e-12)
+    assert float(lenient.compute()) == pytest.approx(both, abs=1e-12)
     rare = MacroAUROC(min_support=2)
     rare.update(logits[:, 1:], labels[:, 1:])
-    assert float(rare.compute()) == pytest.approx(roc_auc_score(labels[:, 1], logits[:, 1]), abs=1e-6)
+    assert float(rare.compute()) == pytest.approx(roc_auc_score(labels[:, 1], logits[:, 1]), abs=1e-12)

@@ -23,23 +23,34 @@ def examples(images: int = 40, concepts: int = 4, prototypes: int = 3) -> tuple[
     return similarity, labels
 
 
-def present(labels: Tensor) -> list[tuple[int, int]]:
+def present(labels: Tensor) -> list[tuple[int, int, float]]:
+    """Image, concept and label, where it is known to be above 0."""
     return [
-        (image, concept)
+        (image, concept, label)
         for image, row in enumerate(labels.tolist())
         for concept, label in enumerate(row)
-        if label == label and label > 0.5
+        if label > 0
     ]
 
 
-def test_accuracy_equals_a_naive_loop_over_present_concepts():
+def test_accuracy_equals_a_naive_loop_over_present_concepts_each_counted_by_its_label():
     similarity, labels = examples()
-    right = []
-    for image, concept in present(labels):
+    right, total = 0.0, 0.0
+    for image, concept, label in present(labels):
         flat = similarity[image, concept].flatten().tolist()
-        right.append(flat.index(max(flat)) // similarity.shape[3] == concept)
-    assert 0 < sum(right) < len(right)
-    assert float(prototype_accuracy(similarity, labels)) == pytest.approx(sum(right) / len(right))
+        right += label * (flat.index(max(flat)) // similarity.shape[3] == concept)
+        total += label
+    assert 0 < right < total
+    assert total % 1  # some labels are soft
+    assert float(prototype_accuracy(similarity, labels)) == pytest.approx(right / total)
+
+
+def test_vectors_of_absent_and_unknown_concepts_weigh_nothing_whatever_they_are():
+    similarity, labels = examples()
+    expected = prototype_accuracy(similarity, labels), prototype_usage(similarity, labels)
+    similarity[~(labels > 0)] = nan
+    assert torch.equal(prototype_accuracy(similarity, labels), expected[0])
+    assert torch.equal(prototype_usage(similarity, labels), expected[1])
 
 
 def test_prototypes_collapsed_into_one_are_never_right():
@@ -64,13 +75,14 @@ def test_batches_of_any_size_on_any_rank_score_as_one():
 
 def test_usage_equals_a_naive_count_and_adds_up_over_batches():
     similarity, labels = examples()
-    counts = torch.zeros(4, 3, dtype=torch.long)
-    for image, concept in present(labels):
+    counts = torch.zeros(4, 3, dtype=torch.float64)
+    for image, concept, label in present(labels):
         own = similarity[image, concept, concept].tolist()
-        counts[concept, own.index(max(own))] += 1
-    assert torch.equal(prototype_usage(similarity, labels), counts)
+        counts[concept, own.index(max(own))] += label
+    torch.testing.assert_close(prototype_usage(similarity, labels), counts)
     halves = prototype_usage(similarity[:9], labels[:9]) + prototype_usage(similarity[9:], labels[9:])
-    assert torch.equal(halves, counts)
+    torch.testing.assert_close(halves, counts)
+    assert torch.equal(prototype_usage(similarity, labels.round()) % 1, torch.zeros(4, 3))
 
 
 def test_health_finds_dead_and_duplicate_prototypes():
