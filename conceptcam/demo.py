@@ -64,12 +64,14 @@ def phantom_data(count: int, *, size: int = 112, seed: int = 0, progress: bool =
     return DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
 
 
-def demo_config(size: int, bottleneck: Bottleneck = "prototypes") -> ConceptConfig:
+def demo_config(
+    size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8"
+) -> ConceptConfig:
     """The model of the demonstration: the small backbone, from scratch, on the phantom's concepts and diseases."""
     return ConceptConfig(
         concepts=PHANTOM_CONCEPTS,
         tasks=PHANTOM_DISEASES,
-        backbone="small_cnn_s8",
+        backbone=backbone,
         image_size=(size, size),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
@@ -83,6 +85,7 @@ def run_demo(
     options: RunOptions,
     *,
     bottleneck: Bottleneck = "prototypes",
+    backbone: str = "small_cnn_s8",
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, measure and draw, and write everything into a folder.
@@ -92,6 +95,7 @@ def run_demo(
         data: What to train and test on.
         options: How to train.
         bottleneck: What the task head reads.
+        backbone: Name of the backbone, which learns from scratch.
         say: Takes lines for the reader.
 
     Returns:
@@ -102,7 +106,7 @@ def run_demo(
     watch = next(i for i in range(len(data.val)) if _has(data.val, i, FOLLOWED, at_least=2))
     say("Training ...")
     model = train_run(
-        demo_config(data.knobs.size, bottleneck),
+        demo_config(data.knobs.size, bottleneck, backbone=backbone),
         data.train,
         data.val,
         folder,
