@@ -110,6 +110,12 @@ def test_layer_decay_of_a_backbone_without_known_layers_is_refused():
         parameter_groups(tiny_model(), stage(layer_decay=0.5))
 
 
+def test_layer_decay_of_a_timm_model_that_does_not_know_its_layers_is_refused():
+    model = tiny_model(backbone="timm:pit_ti_224", image_size=(224, 224))
+    with pytest.raises(ValueError, match=r"a TimmBackbone, does not say in `layer_numbers\(\)` which layer 'model\."):
+        parameter_groups(model, stage(layer_decay=0.5))
+
+
 def test_layers_that_the_user_froze_still_count():
     model, row = vit_model(), stage(layer_decay=0.5)
     last = f"backbone.model.blocks.{VIT_BLOCKS - 1}."

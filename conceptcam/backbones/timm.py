@@ -79,6 +79,8 @@ class TimmBackbone(Backbone):
 
     def layer_numbers(self) -> dict[str, int]:
         """The layer of each parameter, as timm counts them: of a ViT, 0 is the stem, i + 1 block i, counted from 0."""
+        if not hasattr(self.model, "group_matcher"):  # CAFormer, PiT and CSATv2 do not say
+            return {}
         matcher = self.model.group_matcher(coarse=False)
         return {f"model.{name}": number for name, number in group_parameters(self.model, matcher, reverse=True).items()}
 
