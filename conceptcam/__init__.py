@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from conceptcam.backbones import Backbone, BackboneRequest, create_backbone, list_backbones, register_backbone
     from conceptcam.boxes import ConceptBoxes
+    from conceptcam.card import model_card
     from conceptcam.config import ConceptConfig, ModelRecord
     from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
     from conceptcam.data.coco import CocoDataset
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from conceptcam.pooling import create_pooling, list_poolings
     from conceptcam.stages import Preset, Recipe, Stage, list_presets, preset
     from conceptcam.trainer import Trainer
+    from conceptcam.zoo import list_models, model_info
 
 # Public name -> module that defines it. Resolved on first use (PEP 562), so that importing the package is
 # instant and whoever only wants a loss does not wait for timm.
@@ -59,8 +61,11 @@ _PUBLIC: dict[str, str] = {
     "evaluate": "conceptcam.evaluation",
     "explain": "conceptcam.explanation",
     "list_backbones": "conceptcam.backbones",
+    "list_models": "conceptcam.zoo",
     "list_poolings": "conceptcam.pooling",
     "list_presets": "conceptcam.stages",
+    "model_card": "conceptcam.card",
+    "model_info": "conceptcam.zoo",
     "positive_weight": "conceptcam.losses",
     "preset": "conceptcam.stages",
     "prototype_contrastive_loss": "conceptcam.losses",
@@ -97,8 +102,11 @@ __all__ = [
     "evaluate",
     "explain",
     "list_backbones",
+    "list_models",
     "list_poolings",
     "list_presets",
+    "model_card",
+    "model_info",
     "positive_weight",
     "preset",
     "prototype_contrastive_loss",

@@ -77,7 +77,7 @@ def test_train_writes_a_folder_that_loads_and_tells_all(run):
     assert json.loads((run / "run.json").read_text())["precision"] == "fp32"
     assert model.record.metrics["images"] == 12
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt", "figures",
+        "README.md", "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt", "figures",
     }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def test_code_of_a_page_runs(name, workshop):
         example.evaluate()
 
 
+COMMAND_NAMES = ("demo", "train", "evaluate", "explain", "models", "verify", "convert")
 COMMANDS = [
     (name, line) for name, text in PAGES.items() for line in shell_lines(text) if line.startswith("conceptcam ")
 ]
@@ -62,13 +63,13 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("name", "line"), COMMANDS)
 def test_a_command_on_a_page_is_one_that_the_command_line_takes(name, line):
-    parser = build_parser(dict.fromkeys(("demo", "train", "evaluate", "explain"), print))
+    parser = build_parser(dict.fromkeys(COMMAND_NAMES, print))
     assert parser.parse_args(shlex.split(line, comments=True)[1:]).run
 
 
 def test_every_command_has_its_section():
     text = PAGES["docs/cli.md"]
-    for command in ("demo", "train", "evaluate", "explain"):
+    for command in COMMAND_NAMES:
         assert f"\n## {command}\n" in text
 
 
