@@ -31,12 +31,21 @@ def joined(device: torch.device | str) -> Iterator[torch.device]:
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
     joins = started and dist.is_available() and not dist.is_initialized()
     if joins:
-        dist.init_process_group()  # without a name it serves tensors on the CPU and on GPUs
+        _join()
     try:
         yield device
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+def _join() -> None:
+    """Make the group of all processes, which may have been made and left before."""
+    store, rank, world, *_ = next(dist.rendezvous("env://"))
+    # What the group before left in the store would lead this one to sockets that are closed.
+    number = store.add(f"conceptcam/{rank}", 1)
+    store = dist.PrefixStore(f"conceptcam/{number}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=world)  # of no backend: serves the CPU and GPUs
 
 
 def world() -> int:

@@ -19,12 +19,13 @@ from conceptcam import distributed
 from conceptcam.config import from_json, to_json
 from conceptcam.data.batch import Batches
 from conceptcam.feed import Feed, worker_deaths_told
+from conceptcam.frozen import LIMIT, FrozenOutputs, Storage
 from conceptcam.history import EpochRecord
 from conceptcam.model import ConceptModel
 from conceptcam.ranks import Caller, Images, Source, Work
 from conceptcam.resume import Checkpoints, Progress, check_fingerprint, fingerprint, random_states, set_random_states
 from conceptcam.stages import Stage
-from conceptcam.steps import Precision, Stepper, checkpointing, measure
+from conceptcam.steps import AUTOCAST, Precision, Stepper, checkpointing, measure
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,12 @@ class Trainer:
         compile: Whether to run the training steps through `torch.compile`, or with which of its backends.
         gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
             which costs about a third more time and saves most of their memory.
+        cache: Where stages keep what their frozen parts say of each sample, so that its image is read once and not in
+            each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it is large, where
+            data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say that they are,
+            where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
+        cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
+        cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds nothing.
     """
 
     device: torch.device | str = "cpu"
@@ -72,6 +79,9 @@ class Trainer:
     keep_checkpoints: int = 2
     compile: bool | str = False
     gradient_checkpointing: bool = False
+    cache: Storage = "auto"
+    cache_limit: float = LIMIT / 1e9
+    cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -84,6 +94,10 @@ class Trainer:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         if self.checkpoint_every is not None and self.checkpoint_dir is None:
             raise ValueError("`checkpoint_every` needs a `checkpoint_dir` to write to")
+        self._frozen_outputs().close()  # refuses unknown options
+
+    def _frozen_outputs(self) -> FrozenOutputs:
+        return FrozenOutputs(self.cache, dtype=self.cache_dtype, limit=round(self.cache_limit * 1e9))
 
     def fit(
         self,
@@ -150,7 +164,7 @@ class Trainer:
         metric = stage.metric().to(device)
         for part in metric.modules():
             if isinstance(part, Metric):
-                part.sync_on_compute = False  # every process is given the whole batches
+                part.distributed_available_fn = lambda: False  # every process is given the whole batches
         total, count, caller = 0.0, 0, Caller(model)
         for work in works:
             loss, output = measure(caller, stage, work, self.precision)
@@ -161,6 +175,10 @@ class Trainer:
             raise _no_batches("val_batches")
         score = float(metric.compute())
         return total / count, score if metric.higher_is_better else -score
+
+
+# Options that what is learned follows from.
+_FIXED = ("seed", "precision", "clip_norm", "accumulate", "compile", "cache_dtype")
 
 
 class _Fit:
@@ -189,19 +207,24 @@ class _Fit:
         self._open(resume=resume)
         _tell_of_labels_never_seen(self.model, self.train)
         try:
-            while self.progress.stage < len(self.stages):
-                self._stage(self.stages[self.progress.stage])
+            with self.trainer._frozen_outputs() as kept:
+                while self.progress.stage < len(self.stages):
+                    self._stage(self.stages[self.progress.stage], kept)
         finally:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name not in self.frozen)
             self.model.eval()
         return self._records()
 
-    def _stage(self, stage: Stage) -> None:
+    def _stage(self, stage: Stage, kept: FrozenOutputs) -> None:
         progress = self.progress
         self.model.record = self.model.record.without(stage.parts)  # true from the first step on
-        train, val = (Images(feed, stage, self.device) for feed in (self.train, self.val))
-        stepper = self._stepper(stage)
+        later, autocast = self.stages[progress.stage + 1 :], AUTOCAST[self.trainer.precision]
+        train, val = (
+            kept.source(self.model, stage, feed, device=self.device, autocast=autocast, later=later)
+            for feed in (self.train, self.val)
+        )
+        stepper = self._stepper(stage, divided=train.divided)
         if "stepper" in self.saved:
             stepper.load_state_dict(self.saved.pop("stepper"))
         with checkpointing(self.model.backbone, stage, wanted=self.trainer.gradient_checkpointing):
@@ -277,7 +300,7 @@ class _Fit:
         if not progress.loss_count:
             raise _no_batches("train_batches")
 
-    def _stepper(self, stage: Stage) -> Stepper:
+    def _stepper(self, stage: Stage, *, divided: bool) -> Stepper:
         length, trainer = self.train.length, self.trainer
         return Stepper(
             self.model,
@@ -286,7 +309,7 @@ class _Fit:
             steps=None if length is None else math.ceil(length / trainer.accumulate) * stage.epochs,
             precision=trainer.precision,
             clip_norm=trainer.clip_norm,
-            divided=distributed.world() > 1,
+            divided=divided,
             backend="inductor" if trainer.compile is True else trainer.compile or None,
         )
 
@@ -347,7 +370,7 @@ class _Fit:
             batches=self.train.length,
             processes=distributed.world(),
             frozen=sorted(self.frozen),
-            **{name: getattr(trainer, name) for name in ("seed", "precision", "clip_norm", "accumulate", "compile")},
+            **{name: getattr(trainer, name) for name in _FIXED},
         )
 
     def _records(self) -> list[EpochRecord]:
