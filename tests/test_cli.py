@@ -161,7 +161,7 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "{data}", "--backbone", "small_cnn_s9"], "did you mean ['small_cnn_s8']"),
+        (["train", "{data}", "--backbone", "small_cnn_s9"], "did you mean ['small_cnn_s8'"),
         (["train", "{data}", "--backbone", "timm:resnet19"], "timm has no model 'resnet19'"),
         (["train", "{data}/nowhere"], "train.json"),
         (["train", "{data}", "--val", "train.json"], "24 images are in both training and validation data"),
