@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from conceptcam.folders import CARD_FILE, is_hand_written
+from conceptcam.config import did_you_mean
+from conceptcam.folders import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written
+from conceptcam.zoo import bundled_models
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,6 +59,45 @@ def parse_source(source: str | os.PathLike[str], revision: str | None = None) ->
     if rest and not rest.startswith("/"):
         return path
     return Address(found[0], inline or revision, rest.strip("/") or None)
+
+
+def find_model(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The model folder that a source stands for: a path, a model of the package, or on the Hub and downloaded.
+
+    Arguments and errors are those of `ConceptModel.from_pretrained`.
+    """
+    place = parse_source(source, revision)
+    if isinstance(place, Path):
+        return _bundled(source, revision) if isinstance(source, str) and not place.exists() else place
+    if place.file is not None:
+        raise ValueError(f"{source!r} names a file; a model is a whole repository: {place.repository!r}")
+    return fetch(
+        place,
+        (CONFIG_FILE, WEIGHTS_FILE),
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+
+
+def _bundled(name: str, revision: str | None) -> Path:
+    """The folder of a model of the package."""
+    models = bundled_models()
+    if name not in models:
+        raise FileNotFoundError(
+            f"no model folder {name} is here, and the package has no such model{did_you_mean(name, models)}; it has "
+            f"{list(models)}"
+        )
+    if revision is not None:
+        raise ValueError(f"{name} comes with the package and has no revision {revision!r}")
+    return models[name]
 
 
 def fetch(

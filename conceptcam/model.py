@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, ModelRecord
 from conceptcam.data.transforms import Preprocess
-from conceptcam.folders import CONFIG_FILE, WEIGHTS_FILE, read_folder, save_folder
+from conceptcam.folders import read_folder, save_folder
 from conceptcam.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
-from conceptcam.hub import fetch, parse_source, upload
+from conceptcam.hub import find_model, upload
 from conceptcam.outputs import Compared, ConceptOutput, Decided, Seen
 from conceptcam.pooling import create_pooling
 from conceptcam.weights import build_filled, sha256
-from conceptcam.zoo import bundled_models, recipe_config
+from conceptcam.zoo import recipe_config
 
 
 class ConceptModel(nn.Module):
@@ -168,7 +168,9 @@ class ConceptModel(nn.Module):
             ConnectionError: If the Hub cannot be reached, or breaks off.
             ValueError: If the config or the weights do not fit this version of conceptcam, or each other.
         """
-        folder = _folder_of(source, revision, token, cache_dir, local_files_only)
+        folder = find_model(
+            source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         config, record, weights = read_folder(folder)
         if verify and sha256(weights) != record.weights_sha256:
             raise ValueError(f"{weights} is not the file that its config was saved with: the SHA-256 differs")
@@ -340,31 +342,6 @@ class ConceptModel(nn.Module):
                 f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
                 f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
             )
-
-
-def _folder_of(
-    source: str | os.PathLike[str],
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Path:
-    """The folder that a source stands for, on this disk at the end."""
-    place = parse_source(source, revision)
-    if isinstance(place, Path):
-        bundled = bundled_models()
-        if place.exists() or not isinstance(source, str) or source not in bundled:
-            return place
-        return bundled[source]
-    if place.file is not None:
-        raise ValueError(f"{source!r} names a file; a model is a whole repository: {place.repository!r}")
-    return fetch(
-        place,
-        (CONFIG_FILE, WEIGHTS_FILE),
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
 
 
 def _prior(pooling: str) -> float:

@@ -46,5 +46,10 @@ def test_figures_of_the_card_hold_on_images_never_seen(name, fresh):
 
 
 def test_a_misspelt_name_says_what_there_is():
-    with pytest.raises(FileNotFoundError, match="phantom-crs"):
+    with pytest.raises(FileNotFoundError, match=r"no model folder phantom-crs .* did you mean \['phantom-csr'"):
         ConceptModel.from_pretrained("phantom-crs")
+
+
+def test_a_model_of_the_package_has_no_revisions():
+    with pytest.raises(ValueError, match="phantom-csr comes with the package and has no revision 'v2'"):
+        ConceptModel.from_pretrained("phantom-csr", revision="v2")
