@@ -7,6 +7,7 @@ more than .05, from the correct one of the same seed. Finished trainings are kep
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -25,10 +26,11 @@ from torch import Tensor
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Seen, Stage, Trainer, evaluate
 from conceptcam.data.phantom import CANARIES, ONE_SIDED, SMALL_FINDINGS, UPRIGHT
 from conceptcam.demo import phantom_data
-from conceptcam.losses import box_localization_loss, multilabel_loss
+from conceptcam.losses import box_localization_loss, multilabel_loss, positive_weight
 from conceptcam.metrics.classification import macro
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.runs import RunOptions, loader
+from conceptcam.stages import Loss
 
 BETA = 0.5  # weight of localization, as in the recommended preset
 LEAST = 0.05  # a smaller move catches nothing, however small the standard deviation of a few seeds happens to be
@@ -116,16 +118,17 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
     bug, start = BUGS[name], time.perf_counter()
     data = phantom_data(scale.images, size=scale.size, seed=seed)
     data.train.augment = bug.item
-    recipe = recipe_for(data, scale)
+    weight = positive_weight(data.train.concept_labels)
     if bug.pos_weight is not None:
-        assert recipe.pos_weight is not None
-        recipe = dataclasses.replace(recipe, pos_weight=bug.pos_weight(recipe.pos_weight))
+        weight = bug.pos_weight(weight)
+    concept_loss = functools.partial(multilabel_loss, pos_weight=weight)
+    recipe = dataclasses.replace(recipe_for(data, scale), concept_loss=concept_loss)
     row = ROWS["recommended"]
     model = build(row, scale, seed, "prototypes")
     train, val = prepare(data, model, scale, seed)
     stage = row.stages(model, recipe)[0]
     if bug.localization is not None:
-        stage = with_localization(stage, bug.localization, recipe.pos_weight)
+        stage = with_localization(stage, bug.localization, concept_loss)
     trainer = Trainer(seed=seed, precision=scale.precision)
     first_loss, _ = trainer.evaluate(model, stage, val)
     trainer.fit(model, [stage], train if bug.batches is None else bug.batches(train), val)
@@ -138,11 +141,11 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
     }
 
 
-def with_localization(stage: Stage, localization: Localization, pos_weight: Tensor | None) -> Stage:
+def with_localization(stage: Stage, localization: Localization, concept_loss: Loss) -> Stage:
     """The stage with another localization loss."""
 
     def objective(seen: Seen, batch: ConceptBatch) -> Tensor:
-        loss = multilabel_loss(seen.concept_logits, batch.concepts, pos_weight)
+        loss = concept_loss(seen.concept_logits, batch.concepts)
         if batch.boxes is None or not len(batch.boxes):
             return loss
         return loss + BETA * localization(seen.concept_maps, batch.boxes, batch.concepts)

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from measuring import machine, machine_line, table
 
-from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, positive_weight, preset
+from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, preset
 from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
 from conceptcam.demo import DemoData, demo_config, headline, phantom_data
+from conceptcam.losses import classification_loss
 from conceptcam.runs import RunOptions, loader
 from conceptcam.trainer import Precision
 
@@ -126,8 +127,8 @@ def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptM
 
 def recipe_for(data: DemoData, scale: Scale) -> Recipe:
     return Recipe(
-        pos_weight=positive_weight(data.train.concept_labels),
-        task_pos_weight=positive_weight(data.train.task_labels),
+        concept_loss=classification_loss("ratio", data.train.concept_labels),
+        task_loss=classification_loss("ratio", data.train.task_labels),
         epochs=scale.epochs_by_stage,
     )
 

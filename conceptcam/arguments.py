@@ -94,6 +94,13 @@ history.csv, metrics.json, metrics.txt and figures/.""",
         "--task-kind", choices=("multilabel", "multiclass"), default="multilabel", help="default: multilabel"
     )
     parser.add_argument(
+        "--imbalance",
+        type=_one_of("answer to imbalance", ("none", "ratio", "sqrt", "effective", "focal", "asymmetric")),
+        metavar="NAME",
+        help="what to do about rare labels: none, ratio, sqrt, effective, focal or asymmetric "
+        "(default: ratio; none for multi-class tasks and --preset paper)",
+    )
+    parser.add_argument(
         "--no-augment", action="store_true", help="do not jitter place, size and exposure of training images"
     )
     parser.add_argument("--figures", type=int, default=12, metavar="N", help="validation images to draw (default: 12)")

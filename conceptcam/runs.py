@@ -22,9 +22,9 @@ from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem
 from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
 from conceptcam.explanation import MapHistory, explain
-from conceptcam.losses.imbalance import positive_weight
+from conceptcam.losses.imbalance import Imbalance, classification_loss
 from conceptcam.model import ConceptModel
-from conceptcam.stages import Recipe, Stage, preset
+from conceptcam.stages import Preset, Recipe, Stage, preset
 from conceptcam.trainer import EpochRecord, Precision, Trainer
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,9 @@ class RunOptions:
         weights: A safetensors file to start the backbone from; see `create_backbone`. A backbone that starts from
             trained weights moves slowly.
         freeze_backbone: Whether it should not move at all.
+        imbalance: What to do about rare labels, of concepts and tasks; see `classification_loss`. None is what the
+            preset was made with: "ratio", save that multi-class tasks are not weighted, and nothing at all for
+            `paper`, which takes no other choice.
         workers: Processes that load data.
         progress: Whether to show progress bars.
     """
@@ -65,6 +68,7 @@ class RunOptions:
     pretrained: bool = False
     weights: Path | None = None
     freeze_backbone: bool = False
+    imbalance: Imbalance | None = None
     workers: int = 0
     progress: bool = False
 
@@ -104,6 +108,7 @@ def train_run(
         augment: Changes training images of the first stage in place of `train.augment`.
     """
     chosen = preset(options.preset)
+    recipe = _recipe(config, train, options, chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = ConceptModel.from_config(
@@ -111,7 +116,7 @@ def train_run(
         )
     train.preprocess = val.preprocess = model.preprocess
     maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
-    stages = chosen.stages(model.config, _recipe(train, options))
+    stages = chosen.stages(model.config, recipe)
     options = dataclasses.replace(options, precision=_precision(model, stages[0], val, options))
     _write_json(folder / RUN_FILE, {**dataclasses.asdict(options), "conceptcam": __version__})
     trainer = Trainer(
@@ -138,10 +143,17 @@ def train_run(
     return model
 
 
-def _recipe(train: ConceptDataset, options: RunOptions) -> Recipe:
+def _recipe(config: ConceptConfig, train: ConceptDataset, options: RunOptions, chosen: Preset) -> Recipe:
+    asked, kind = options.imbalance, config.task_kind
+    if asked not in (None, "none") and not chosen.weighs:
+        raise ValueError(
+            f"the preset {options.preset!r} leaves rare labels as they are, so imbalance {asked!r} would do nothing; "
+            "leave it out or choose another preset"
+        )
+    for_tasks = asked or ("ratio" if kind == "multilabel" else "none")
     return Recipe(
-        pos_weight=positive_weight(train.concept_labels),
-        task_pos_weight=positive_weight(train.task_labels) if train.tasks else None,
+        concept_loss=classification_loss(asked or "ratio", train.concept_labels),
+        task_loss=classification_loss(for_tasks, train.task_labels, kind=kind) if train.tasks else None,
         epochs=options.epochs,
         backbone_pretrained=options.pretrained or options.weights is not None,
         freeze_backbone=options.freeze_backbone,

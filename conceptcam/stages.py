@@ -20,6 +20,9 @@ from conceptcam.model import ConceptModel
 from conceptcam.outputs import Compared, Decided, Seen
 from conceptcam.zoo import CSR_FIELDS
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of logits and labels, both (B, L), to a scalar."""
+
 Needs = Literal["see", "compare", "decide", "forward"]
 Schedule = Literal["constant", "cosine"]
 
@@ -111,10 +114,12 @@ class Preset:
     Attributes:
         config: Fields of `ConceptConfig` that this preset sets.
         stages: Makes the stages for a config.
+        weighs: Whether it uses the losses of a recipe; one that does not has plain ones.
     """
 
     config: Mapping[str, Any]
     stages: Callable[[ConceptConfig, "Recipe"], tuple[Stage, ...]]
+    weighs: bool = True
 
     def configure(self, config: ConceptConfig) -> ConceptConfig:
         """The config with this preset's fields."""
@@ -126,15 +131,18 @@ class Recipe:
     """What a preset must be told about the data and the time there is.
 
     Attributes:
-        pos_weight: (K,) weight of positive concept labels; see `losses.positive_weight`.
-        task_pos_weight: (T,) the same for tasks; not used for multi-class tasks.
+        concept_loss: Of concept logits and labels, such as
+            `classification_loss("ratio", train.concept_labels)`; None is plain binary cross-entropy.
+        task_loss: Of task logits and targets, such as
+            `classification_loss("ratio", train.task_labels, kind=config.task_kind)`; None is plain cross-entropy,
+            of each task or, for multi-class tasks, of all of them. The `paper` preset uses neither.
         epochs: Epochs of each stage, by its name; stages not named keep the preset's.
         backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
         freeze_backbone: Whether it should not move at all.
     """
 
-    pos_weight: Tensor | None = None
-    task_pos_weight: Tensor | None = None
+    concept_loss: Loss | None = None
+    task_loss: Loss | None = None
     epochs: Mapping[str, int] = field(default_factory=dict)
     backbone_pretrained: bool = False
     freeze_backbone: bool = False
@@ -193,15 +201,12 @@ def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any)
     )
 
 
-def task_stage(
-    config: ConceptConfig, pos_weight: Tensor | None = None, *, lr: Mapping[str, float], **options: Any
-) -> Stage:
-    """Stage 3: the task head learns to read tasks off the evidence."""
+def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[str, float], **options: Any) -> Stage:
+    """Stage 3: the task head learns to read tasks off the evidence, by default from plain cross-entropy."""
+    chosen = loss or (multiclass_loss if config.task_kind == "multiclass" else multilabel_loss)
 
     def objective(output: Decided, batch: ConceptBatch) -> Tensor:
-        if config.task_kind == "multiclass":
-            return multiclass_loss(output.task_logits, batch.targets)
-        return multilabel_loss(output.task_logits, batch.targets, pos_weight)
+        return chosen(output.task_logits, batch.targets)
 
     return Stage(
         name="task",
@@ -234,7 +239,7 @@ def _standard(
     prototype_loss: nn.Module,
     lr: _Rates,
     *,
-    class_weights: bool = True,
+    weighs: bool = True,
     **options: Any,
 ) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
     """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
@@ -254,8 +259,8 @@ def _standard(
             rates = {"projector": lr.prototypes, "prototypes": lr.prototypes}
             rows.append(prototype_stage(prototype_loss, lr=rates, epochs=times["prototypes"], **options))
         if config.tasks:
-            weight = recipe.task_pos_weight if class_weights else None
-            rows.append(task_stage(config, weight, lr={"task_head": lr.task}, epochs=times["task"], **options))
+            task_loss = recipe.task_loss if weighs else None
+            rows.append(task_stage(config, task_loss, lr={"task_head": lr.task}, epochs=times["task"], **options))
         return tuple(rows)
 
     return stages
@@ -275,7 +280,7 @@ _PRESETS: dict[str, Preset] = {
     "recommended": Preset(
         config=_SEED_MODEL,
         stages=_standard(
-            lambda recipe: BBoxGuidedConceptLoss(pos_weight=recipe.pos_weight),
+            lambda recipe: BBoxGuidedConceptLoss(classification=recipe.concept_loss or "bce"),
             PrototypeContrastiveLoss("nearest", temperature=0.1),
             _Rates(scratch=3e-3, tuning=1e-4, head=3e-3, prototypes=1e-3, task=3e-2),
             schedule="cosine",
@@ -286,7 +291,7 @@ _PRESETS: dict[str, Preset] = {
         config=_SEED_MODEL,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(
-                pos_weight=recipe.pos_weight, penalty="hinge", reduction="grid", mask="center"
+                classification=recipe.concept_loss or "bce", penalty="hinge", reduction="grid", mask="center"
             ),
             PrototypeContrastiveLoss("infonce", temperature=0.1),
             _SEED_RATES,
@@ -301,7 +306,8 @@ _PRESETS: dict[str, Preset] = {
                 "softtriple", temperature=1 / 20, sharpness=1000.0, margin=0.1, margin_sign="paper"
             ),
             _SEED_RATES,
-            class_weights=False,
+            weighs=False,
         ),
+        weighs=False,
     ),
 }

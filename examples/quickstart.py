@@ -19,9 +19,9 @@ from conceptcam import (
     choose_thresholds,
     evaluate,
     explain,
-    positive_weight,
     preset,
 )
+from conceptcam.losses import classification_loss
 
 EPOCHS = {"concepts": 5, "prototypes": 2, "task": 4}
 
@@ -46,8 +46,8 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
 
     # Three stages: concepts and where they are, then prototypes, then the task head.
     recipe = Recipe(
-        pos_weight=positive_weight(train.concept_labels),
-        task_pos_weight=positive_weight(train.task_labels),
+        concept_loss=classification_loss("ratio", train.concept_labels),
+        task_loss=classification_loss("ratio", train.task_labels),
         epochs=epochs,
     )
     for record in Trainer(seed=0).fit(model, chosen.stages(config, recipe), train_batches, val_batches):

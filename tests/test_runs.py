@@ -165,3 +165,55 @@ def test_history_has_a_row_for_each_epoch(tmp_path):
     with (tmp_path / "history.csv").open() as file:
         stages = [row["stage"] for row in csv.DictReader(file)]
     assert stages == ["concepts"] * 3 + ["prototypes"] + ["task"] * 2
+
+
+class OneOfTwo(Squares):
+    """Squares whose tasks exclude each other, one of them rare."""
+
+    def __init__(self, count, seed):
+        super().__init__(count, seed)
+        both = self.task_labels[:, 1]
+        self.task_labels = torch.stack([both, 1 - both], dim=1)
+
+
+def differing(first, second):
+    """The parts of two models that differ."""
+    other = second.state_dict()
+    return {name.split(".")[0] for name, value in first.state_dict().items() if not torch.equal(value, other[name])}
+
+
+def test_rare_labels_of_concepts_and_tasks_are_weighted_by_ratio_unless_told_otherwise(tmp_path):
+    default, ratio, none = (
+        run(tmp_path / str(choice), imbalance=choice, freeze_backbone=True) for choice in (None, "ratio", "none")
+    )
+    assert not differing(default, ratio)
+    assert {"concept_head", "task_head"} <= differing(default, none)
+
+
+def test_multiclass_tasks_are_weighted_only_if_told_to(tmp_path):
+    def taught(choice):
+        config = tiny_config(task_kind="multiclass")
+        train, val = OneOfTwo(16, 0), OneOfTwo(8, 1)
+        return run(tmp_path / str(choice), config=config, train=train, val=val, imbalance=choice)
+
+    default, ratio = taught(None), taught("ratio")
+    assert differing(default, ratio) == {"task_head"}
+    assert "task_head" in differing(default, tiny_model(task_kind="multiclass"))
+
+
+@pytest.mark.parametrize("choice", ["sqrt", "effective", "focal", "asymmetric"])
+def test_each_answer_to_imbalance_teaches_something_else_and_is_written_down(choice, tmp_path):
+    told = run(tmp_path / choice, imbalance=choice)
+    assert {"concept_head", "task_head"} <= differing(told, run(tmp_path / "default"))
+    assert json.loads((tmp_path / choice / "run.json").read_text())["imbalance"] == choice
+
+
+def test_an_answer_to_imbalance_that_would_do_nothing_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="preset 'paper' leaves rare labels as they are, so imbalance 'focal'"):
+        run(tmp_path / "a", preset="paper", imbalance="focal")
+    with pytest.raises(ValueError, match="asymmetric loss is for multi-label tasks; for multi-class ones"):
+        config = tiny_config(task_kind="multiclass")
+        run(tmp_path / "a", config=config, train=OneOfTwo(16, 0), val=OneOfTwo(8, 1), imbalance="asymmetric")
+    with pytest.raises(ValueError, match="unknown `imbalance` 'focus'; known:"):
+        run(tmp_path / "a", imbalance="focus")
+    assert not (tmp_path / "a").exists()

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from conceptcam.losses import positive_weight
+from conceptcam.losses import classification_loss, positive_weight
 from conceptcam.stages import Recipe, Stage, list_presets, preset
 from tests.worlds import Squares, batches, tiny_config, tiny_model
 
@@ -32,7 +32,8 @@ def seed_loss(maps, labels, boxes, pos_weight, beta=0.5):
 def test_seed_preset_minimizes_the_founding_documents_loss():
     data = Squares(6)
     weight = positive_weight(data.concept_labels)
-    stage = preset("seed").stages(tiny_config(), Recipe(pos_weight=weight))[0]
+    recipe = Recipe(concept_loss=classification_loss("ratio", data.concept_labels))
+    stage = preset("seed").stages(tiny_config(), recipe)[0]
     (batch,) = batches(data, 6)
     with torch.no_grad():
         seen = tiny_model().see(batch.images)
@@ -122,3 +123,51 @@ def test_multiclass_task_learns_by_cross_entropy():
     known = [0, 1, 3]
     expected = torch.nn.functional.cross_entropy(output.task_logits[known], batch.targets[known])
     torch.testing.assert_close(stage.objective(output, batch), expected)
+
+
+class Spy:
+    """A loss that remembers what it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, logits, labels):
+        self.given.append((logits, labels))
+        return logits.square().mean()
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+@pytest.mark.parametrize("name", ["recommended", "seed"])
+def test_stages_of_concepts_and_task_learn_from_the_recipes_losses(name, kind):
+    recipe = Recipe(concept_loss=Spy(), task_loss=Spy())
+    model = tiny_model(task_kind=kind)
+    concepts, _, task = preset(name).stages(model.config, recipe)
+    (batch,) = batches(Squares(4), 4)
+    output = model(batch.images)
+    concepts.objective(output, batch)
+    assert torch.equal(task.objective(output, batch), output.task_logits.square().mean())
+    assert recipe.concept_loss.given == [(output.concept_logits, batch.concepts)]
+    assert recipe.task_loss.given == [(output.task_logits, batch.targets)]
+
+
+def test_paper_preset_leaves_rare_labels_as_they_are():
+    spy = Spy()
+    model = tiny_model()
+    (batch,) = batches(Squares(4), 4)
+    output = model(batch.images)
+    told, plain = (
+        preset("paper").stages(model.config, recipe) for recipe in (Recipe(concept_loss=spy, task_loss=spy), Recipe())
+    )
+    assert all(torch.equal(told[i].objective(output, batch), plain[i].objective(output, batch)) for i in (0, 2))
+    assert not spy.given and not preset("paper").weighs
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_without_a_loss_in_the_recipe_stages_learn_from_plain_cross_entropy(name):
+    model = tiny_model()
+    concepts, _, task = preset(name).stages(model.config, Recipe())
+    batch = batches(Squares(4), 4)[0]._replace(boxes=None)
+    output = model(batch.images)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(concepts.objective(output, batch), plain(output.concept_logits, batch.concepts))
+    torch.testing.assert_close(task.objective(output, batch), plain(output.task_logits, batch.targets))
