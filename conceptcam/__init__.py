@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conceptcam.data.phantom.dataset import PhantomDataset
     from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
     from conceptcam.explanation import Explanation, explain
+    from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
     from conceptcam.losses import (
         BBoxGuidedConceptLoss,
         PrototypeContrastiveLoss,
@@ -43,8 +44,10 @@ _PUBLIC: dict[str, str] = {
     "ConceptItem": "conceptcam.data.batch",
     "ConceptModel": "conceptcam.model",
     "ConceptOutput": "conceptcam.outputs",
+    "EpochRecord": "conceptcam.history",
     "Evaluation": "conceptcam.evaluation",
     "Explanation": "conceptcam.explanation",
+    "HistoryFile": "conceptcam.history",
     "ModelRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
     "Preset": "conceptcam.stages",
@@ -52,6 +55,7 @@ _PUBLIC: dict[str, str] = {
     "Recipe": "conceptcam.stages",
     "Seen": "conceptcam.outputs",
     "Stage": "conceptcam.stages",
+    "TensorBoardLog": "conceptcam.history",
     "Trainer": "conceptcam.trainer",
     "box_localization_loss": "conceptcam.losses",
     "choose_thresholds": "conceptcam.evaluation",
@@ -60,6 +64,7 @@ _PUBLIC: dict[str, str] = {
     "create_pooling": "conceptcam.pooling",
     "evaluate": "conceptcam.evaluation",
     "explain": "conceptcam.explanation",
+    "learning_curves": "conceptcam.history",
     "list_backbones": "conceptcam.backbones",
     "list_models": "conceptcam.zoo",
     "list_poolings": "conceptcam.pooling",
@@ -69,6 +74,7 @@ _PUBLIC: dict[str, str] = {
     "positive_weight": "conceptcam.losses",
     "preset": "conceptcam.stages",
     "prototype_contrastive_loss": "conceptcam.losses",
+    "read_history": "conceptcam.history",
     "register_backbone": "conceptcam.backbones",
 }
 
@@ -84,8 +90,10 @@ __all__ = [
     "ConceptItem",
     "ConceptModel",
     "ConceptOutput",
+    "EpochRecord",
     "Evaluation",
     "Explanation",
+    "HistoryFile",
     "ModelRecord",
     "PhantomDataset",
     "Preset",
@@ -93,6 +101,7 @@ __all__ = [
     "Recipe",
     "Seen",
     "Stage",
+    "TensorBoardLog",
     "Trainer",
     "box_localization_loss",
     "choose_thresholds",
@@ -101,6 +110,7 @@ __all__ = [
     "create_pooling",
     "evaluate",
     "explain",
+    "learning_curves",
     "list_backbones",
     "list_models",
     "list_poolings",
@@ -110,6 +120,7 @@ __all__ = [
     "positive_weight",
     "preset",
     "prototype_contrastive_loss",
+    "read_history",
     "register_backbone",
     "__version__",
 ]
