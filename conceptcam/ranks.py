@@ -40,6 +40,8 @@ class Source(Protocol):
 
     cached: bool
     """Whether frozen parts have done theirs before."""
+    divided: bool
+    """Whether each process is given its own rows, so that gradients must be added up."""
 
     def load(self, order: Order, start: int = 0) -> Iterator[Work]:
         """The work of each batch of an order, in several processes this one's, from the batch numbered `start` on."""
@@ -52,6 +54,7 @@ class Images:
 
     def __init__(self, feed: Feed, stage: Stage, device: torch.device) -> None:
         self._feed, self._stage, self._device = feed, stage, device
+        self.divided = distributed.world() > 1
 
     def load(self, order: Order, start: int = 0) -> Iterator[Work]:
         """The work of each batch of an order, in several processes this one's, from the batch numbered `start` on."""

@@ -18,6 +18,9 @@ from conceptcam.stages import Stage
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision runs forward passes in; None: the type of the weights."""
+
 
 class Stepper:
     """What moves the weights of one stage, step by step.
@@ -99,10 +102,10 @@ class Stepper:
 
 def measure(caller: nn.Module, stage: Stage, work: Work, precision: Precision) -> tuple[Tensor, Any]:
     """A stage's loss of a whole batch, and what the model said about it."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(work.batch.concepts.device.type, dtype, enabled=precision != "fp32"):
+    dtype = AUTOCAST[precision]
+    with torch.autocast(work.batch.concepts.device.type, dtype, enabled=dtype is not None):
         output: Any = caller(work.method, *work.inputs)
-    if precision != "fp32":  # losses and metrics need full precision, features are in neither
+    if dtype is not None:  # losses and metrics need full precision, features are in neither
         fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
         output = output._replace(**fields)
     output = whole_output(output, work)

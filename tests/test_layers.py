@@ -10,7 +10,7 @@ import conceptcam
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
     {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
-    | {"distributed"},
+    | {"distributed", "storage"},
     {"backbones", "heads", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},
