@@ -173,7 +173,10 @@ class ConceptModel(nn.Module):
         )
         config, record, weights = read_folder(folder)
         if verify and sha256(weights) != record.weights_sha256:
-            raise ValueError(f"{weights} is not the file that its config was saved with: the SHA-256 differs")
+            raise ValueError(
+                f"{weights} is not the file that its config was saved with: the SHA-256 differs; if it was downloaded, "
+                f"remove {weights.resolve()} and load again"
+            )
         model = build_filled(lambda: cls.from_config(config), weights)
         model.record = record
         return model.to(device=device, dtype=dtype).eval()
