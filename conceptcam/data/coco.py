@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import check_names
+from conceptcam.config import TaskKind, check_names
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.images import read_image
+from conceptcam.labels import Uncertain, resolve_uncertain
 
 BadBoxes = Literal["refuse", "skip"]
 
+_UNCERTAIN = -1.0
 # Annotation tools round box corners; a box this little beyond the image, in pixels, is cut at the border.
 _OVERSHOOT = 2.0
 _ID, _NUMBER = (int, str), (int, float)
@@ -46,8 +48,8 @@ class CocoDataset(ConceptDataset):
     Three optional fields, which other readers of COCO ignore, say what boxes cannot. All belong to an
     entry of `images`:
 
-    - `"concepts": {"Edema": 1, "Nodule": null}` replaces labels taken from boxes: 0, 1 or a probability;
-      null or -1 is unknown.
+    - `"concepts": {"Edema": 1, "Nodule": null}` replaces labels taken from boxes: 0, 1, a probability, or -1
+      where somebody looked and left it open; null, where nobody said, is unknown.
     - `"tasks": {"Pneumonia": 1}` gives task labels in the same way; a task not named is unknown.
     - `"annotated": false` says that nobody drew boxes in the image: its boxes are None, and its labels
       are unknown where `"concepts"` does not give them.
@@ -61,6 +63,11 @@ class CocoDataset(ConceptDataset):
         bad_boxes: What to do with boxes that cannot be: without area, not numbers, or more than two
             pixels beyond the image. `"refuse"` raises; `"skip"` leaves them out with a warning, and the
             label of a concept that had no other box in the image becomes unknown.
+        uncertain: What a label of -1 counts as; see `resolve_uncertain`. By default it is unknown, which is best for
+            data that figures are reported on. The box of an uncertain concept is drawn whatever it counts as, and
+            the loss weighs it by its label.
+        task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, of which an uncertain one
+            has no share that could be named: it can only be ignored.
         augment: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -68,7 +75,8 @@ class CocoDataset(ConceptDataset):
         FileNotFoundError: If there is no such JSON file or folder.
         ValueError: Naming the first few offenders and their number, if the file is not COCO detection
             JSON, an id, category or file name is repeated, an image file is missing, an annotation is of
-            an unknown image or category, a label is impossible or denied by a box, or a box cannot be.
+            an unknown image or category, a label is impossible or denied by a box, or a box cannot be;
+            if an option is unknown, or does not fit uncertain labels of a multi-class task.
     """
 
     def __init__(
@@ -79,11 +87,15 @@ class CocoDataset(ConceptDataset):
         concepts: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         bad_boxes: BadBoxes = "refuse",
+        uncertain: Uncertain = "ignore",
+        task_kind: TaskKind = "multilabel",
         augment: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if bad_boxes not in ("refuse", "skip"):
             raise ValueError(f"unknown `bad_boxes` {bad_boxes!r}; known: ['refuse', 'skip']")
+        if task_kind not in get_args(TaskKind):
+            raise ValueError(f"unknown `task_kind` {task_kind!r}; known: {list(get_args(TaskKind))}")
         self.augment, self.preprocess = augment, preprocess
         self.folder = Path(images)
         content = _load(Path(annotations))
@@ -101,10 +113,15 @@ class CocoDataset(ConceptDataset):
         labels[[not _annotated(image) for image in self._images]] = torch.nan
         labels[drawn.skipped[:, 0], drawn.skipped[:, 1]] = torch.nan
         labels[drawn.image, drawn.concept] = 1
-        self.concept_labels = _given(self._images, "concepts", self.concepts, labels, known=by_id)
-        self._check_denied()
+        # Labels with the code first: a box denies a 0 that somebody wrote, not one that stands for "uncertain".
+        labels = _given(self._images, "concepts", self.concepts, labels, known=by_id)
+        self._check_denied(labels)
+        self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
         unknown = torch.full((len(self._images), len(self.tasks)), torch.nan)
-        self.task_labels = _given(self._images, "tasks", self.tasks, unknown, known=list(known_tasks))
+        targets = _given(self._images, "tasks", self.tasks, unknown, known=list(known_tasks))
+        if task_kind == "multiclass" and uncertain != "ignore":
+            self._refuse_uncertain(targets)
+        self.task_labels = resolve_uncertain(targets, uncertain, uncertain=_UNCERTAIN)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,12 +152,21 @@ class CocoDataset(ConceptDataset):
             boxes = ConceptBoxes(self._drawn.xyxy[rows], concept, torch.zeros_like(concept))
         return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, entry["file_name"])
 
-    def _check_denied(self) -> None:
+    def _check_denied(self, labels: Tensor) -> None:
         """Refuse boxes of a concept whose label says that it is absent."""
-        denied = self.concept_labels[self._drawn.image, self._drawn.concept] == 0
+        denied = labels[self._drawn.image, self._drawn.concept] == 0
         pairs = zip(self._drawn.image[denied].tolist(), self._drawn.concept[denied].tolist(), strict=True)
         if found := [f"{self._images[i]['file_name']!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
             raise ValueError(f"'concepts' says 0 where boxes are drawn, in {_some(found)}; correct one of the two")
+
+    def _refuse_uncertain(self, targets: Tensor) -> None:
+        """Refuse uncertain labels of tasks that exclude each other."""
+        rows = (targets == _UNCERTAIN).any(dim=1).nonzero()[:, 0].tolist()
+        if found := [repr(self._images[i]["file_name"]) for i in rows]:
+            raise ValueError(
+                f"'tasks' says -1 (uncertain) in {_some(found)}; in a multi-class task that can only be ignored: "
+                "write null there, or pass uncertain='ignore'"
+            )
 
 
 class _Drawn(NamedTuple):
@@ -277,7 +303,7 @@ def _describe(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
 def _given(
     images: list[dict[str, Any]], field: str, names: tuple[str, ...], labels: Tensor, *, known: Sequence[str]
 ) -> Tensor:
-    """`labels` (N, len(names)), replaced where the field `field` of an image says otherwise."""
+    """`labels` (N, len(names)), replaced where the field `field` of an image says otherwise; uncertain ones coded."""
     for index, image in enumerate(images):
         given = image.get(field) or {}
         if unknown := [name for name in given if name not in known]:
@@ -289,10 +315,12 @@ def _given(
 
 
 def _label(value: Any, where: str) -> float:
-    if value is None or value == -1:
+    if value is None:
         return torch.nan
-    if not isinstance(value, _NUMBER) or not 0 <= value <= 1:
-        raise ValueError(f"the label of {where} is {value!r}; expected 0 to 1, or null or -1 for unknown")
+    if not isinstance(value, _NUMBER) or not (0 <= value <= 1 or value == _UNCERTAIN):
+        raise ValueError(
+            f"the label of {where} is {value!r}; expected 0 to 1, -1 for uncertain, or null where nobody said"
+        )
     return float(value)
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import collate
 from conceptcam.data.coco import CocoDataset
 from conceptcam.data.transforms import Preprocess, light_augmentation
+from conceptcam.labels import SOFT_LABEL, Uncertain
 
 CONTENT: dict[str, Any] = {
     "images": [
@@ -91,6 +93,57 @@ def test_image_level_labels_replace_those_from_boxes(tmp_path: Path, content: di
     content["images"][2]["concepts"] = {"Effusion": 1, "Edema": -1}
     labels = CocoDataset(*write(tmp_path, content)).concept_labels
     assert torch.equal(labels.nan_to_num(-1), torch.tensor([[1, 0.5, -1], [1, 0, 0], [-1, 1, 0]], dtype=torch.float32))
+
+
+MEANING = {"ignore": torch.nan, "zeros": 0.0, "ones": 1.0, "soft": SOFT_LABEL}
+each_policy = pytest.mark.parametrize(("policy", "meaning"), MEANING.items())
+
+
+def same(labels: Tensor, expected: list[list[float]]) -> bool:
+    return torch.equal(labels.nan_to_num(9), torch.tensor(expected, dtype=torch.float32).nan_to_num(9))
+
+
+@each_policy
+def test_an_uncertain_label_counts_as_the_policy_says_and_null_is_unknown_under_each(
+    tmp_path: Path, content: dict[str, Any], policy: Uncertain, meaning: float
+):
+    content["images"][0] |= {"concepts": {"Effusion": -1}, "tasks": {"Pneumonia": -1, "COPD": 0.2}}
+    content["images"][2] |= {"concepts": {"Effusion": None, "Edema": -1.0}, "tasks": {"COPD": None}}
+    data = CocoDataset(*write(tmp_path, content), uncertain=policy)
+    unknown = torch.nan
+    assert same(data.concept_labels, [[1, meaning, 1], [1, 0, 0], [meaning, unknown, 0]])
+    assert same(data.task_labels, [[meaning, 0.2], [unknown, unknown], [unknown, unknown]])
+    assert same(torch.stack([item.concepts for item in data]), data.concept_labels.tolist())
+    assert same(torch.stack([item.targets for item in data]), data.task_labels.tolist())
+
+
+@each_policy
+def test_a_box_of_an_uncertain_concept_is_kept_and_denied_by_no_policy(
+    tmp_path: Path, content: dict[str, Any], policy: Uncertain, meaning: float
+):
+    content["images"][1]["concepts"] = {"Edema": -1}
+    data = CocoDataset(*write(tmp_path, content), uncertain=policy)
+    assert same(data[1].concepts[None], [[meaning, 0, 0]])
+    assert data[1].boxes.concept.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("policy", [policy for policy in MEANING if policy != "ignore"])
+def test_uncertain_labels_of_a_multiclass_task_can_only_be_ignored(
+    tmp_path: Path, content: dict[str, Any], policy: Uncertain
+):
+    content["images"][0]["tasks"] = {"Normal": 1, "COPD": 0}
+    content["images"][1] |= {"tasks": {"Normal": -1, "COPD": -1}, "concepts": {"Nodule": -1}}
+    message = refused(tmp_path, content, uncertain=policy, task_kind="multiclass")
+    assert message == (
+        "'tasks' says -1 (uncertain) in 'b.png'; in a multi-class task that can only be ignored: write null there, "
+        "or pass uncertain='ignore'"
+    )
+    ignored = CocoDataset(*write(tmp_path, content), task_kind="multiclass")
+    assert same(ignored.task_labels, [[1, 0], [torch.nan] * 2, [torch.nan] * 2])
+    content["images"][1]["tasks"] = {"Normal": None, "COPD": None}
+    data = CocoDataset(*write(tmp_path, content), uncertain=policy, task_kind="multiclass")
+    assert same(data.task_labels, ignored.task_labels.tolist())
+    assert data.concept_labels[1, 2].item() == pytest.approx(MEANING[policy])  # concepts are not tasks
 
 
 def test_task_labels_are_unknown_where_an_image_does_not_give_them(tmp_path: Path, content: dict[str, Any]):
@@ -213,13 +266,16 @@ def test_repeated_and_empty_choices_are_refused(tmp_path: Path, content: dict[st
     assert "repeated: ['Edema']" in refused(tmp_path, content, concepts=["Edema", "Edema"])
     assert "at least 1 name(s)" in refused(tmp_path, content, concepts=[])
     assert "unknown `bad_boxes` 'drop'; known:" in refused(tmp_path, content, bad_boxes="drop")
+    assert "unknown policy 'one' for uncertain labels; known:" in refused(tmp_path, content, uncertain="one")
+    assert "unknown `task_kind` 'binary'; known:" in refused(tmp_path, content, task_kind="binary")
 
 
 @pytest.mark.parametrize("value", [2, -0.5, "yes", float("nan")])
 def test_impossible_labels_are_refused(tmp_path: Path, content: dict[str, Any], value: Any):
     content["images"][2]["concepts"] = {"Edema": value}
     assert refused(tmp_path, content) == (
-        f"the label of 'Edema' of image 'c.png' is {value!r}; expected 0 to 1, or null or -1 for unknown"
+        f"the label of 'Edema' of image 'c.png' is {value!r}; "
+        "expected 0 to 1, -1 for uncertain, or null where nobody said"
     )
 
 
