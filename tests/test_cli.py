@@ -81,6 +81,15 @@ def test_train_writes_a_folder_that_loads_and_tells_all(run):
     }  # fmt: skip
 
 
+def test_train_answers_imbalance_as_told(run, data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["train", str(data), *TINY, "--imbalance", "focal", "--out", str(out)]) == 0
+    told, plain = (json.loads((folder / "run.json").read_text())["imbalance"] for folder in (out, run))
+    assert (told, plain) == ("focal", None)
+    first, second = (ConceptModel.from_pretrained(folder).concept_head.state_dict() for folder in (out, run))
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_train_says_that_tasks_are_absent_and_goes_on(tmp_path, capsys):
     write_coco(tmp_path / "data", "train", 8, 0, tasks=False)
     write_coco(tmp_path / "data", "val", 8, 1, tasks=False)
@@ -165,6 +174,14 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["train", "{data}", "--backbone", "timm:resnet19"], "timm has no model 'resnet19'"),
         (["train", "{data}/nowhere"], "train.json"),
         (["train", "{data}", "--val", "train.json"], "24 images are in both training and validation data"),
+        (
+            ["train", "{data}", *TINY, "--preset", "paper", "--imbalance", "sqrt"],
+            "so imbalance 'sqrt' would do nothing",
+        ),
+        (
+            ["train", "{data}", *TINY, "--task-kind", "multiclass", "--imbalance", "asymmetric"],
+            "for multi-class ones choose 'focal'",
+        ),
         (["train", "{data}", "--device", "cuda:x"], "cannot use --device cuda:x"),
         (["train", "{data}", "--backbone", "timm:resnet18.nonsense"], "nonsense"),
         (["demo", "--size", "100"], "--size must be a multiple of 8"),
@@ -207,6 +224,7 @@ def test_help_reads_like_a_manual_page(command, capsys):
     [
         (["demo", "--epochs", "concept=3"], "expected concepts=N, prototypes=N or task=N, got 'concept=3'"),
         (["demo", "--images", "0"], "expected a whole number above 0, got '0'"),
+        (["train", "x", "--imbalance", "focl"], "unknown answer to imbalance 'focl'; did you mean ['focal']"),
         (["demo", "--preset", "papers"], "unknown preset 'papers'; did you mean ['paper']"),
         (["dmeo"], "invalid choice: 'dmeo'"),
     ],
