@@ -181,7 +181,7 @@ class FrozenSource:
             self._size = -(-max(map(len, order.batches)) // distributed.world())
         said = self._shelf.said
         if said is None or order.batches is None:
-            return self._compute(order, start)
+            return self._compute(self._feed.load(order, start))
         try:
             self._complete(order, said)
         except NoRoom as error:
@@ -189,15 +189,15 @@ class FrozenSource:
             self.cached = False
             self._shelf.drop_said()
             self._shelf.drop_features()
-            return self._compute(order, start)
+            return self._compute(self._feed.load(order, start))
         return self._read(order.batches[start:], said)
 
     def _read(self, batches: Sequence[Sequence[int]], said: Table) -> Iterator[Work]:
         for batch in batches:
             yield self._work([self._shelf.truths[sample] for sample in batch], said.read(batch))
 
-    def _compute(self, order: Order, start: int) -> Iterator[Work]:
-        for share in self._feed.load(order, start):
+    def _compute(self, shares: Iterator[Share]) -> Iterator[Work]:
+        for share in shares:
             self._size = self._size or share.size
             parts = distributed.gather(self._look(share))
             rows = [parts[place % len(parts)][place // len(parts)] for place in range(share.size)]

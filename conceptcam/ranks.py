@@ -44,7 +44,10 @@ class Source(Protocol):
     """Whether each process is given its own rows, so that gradients must be added up."""
 
     def load(self, order: Order, start: int = 0) -> Iterator[Work]:
-        """The work of each batch of an order, in several processes this one's, from the batch numbered `start` on."""
+        """The work of each batch of an order, in several processes this one's, from the batch numbered `start` on.
+
+        What a feed reads and throws away for it is read before this returns: a resumed epoch sets random states next.
+        """
 
 
 class Images:

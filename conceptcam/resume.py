@@ -104,7 +104,8 @@ class Checkpoints:
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"the checkpoint {paths[-1]} cannot be read ({error}); remove it to resume from the one before"
+                f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain values; "
+                "remove it to resume from the one before"
             ) from error
 
     def paths(self) -> list[Path]:
