@@ -15,10 +15,12 @@ from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptBatch, collate
 from conceptcam.feed import Feed
 from conceptcam.frozen import FrozenOutputs, FrozenSource
+from conceptcam.history import EpochRecord
 from conceptcam.outputs import Compared
 from conceptcam.ranks import Images
 from conceptcam.stages import Recipe, preset
 from conceptcam.trainer import Trainer
+from tests.test_distributed import torchrun
 from tests.worlds import Squares, batches, tiny_model, weights
 
 
@@ -415,3 +417,45 @@ def test_nothing_is_left_on_disk_by_a_training_that_is_killed(tmp_path):
     )
     assert done.stdout == "4 True\n", done.stderr  # rows and features, of training and validation
     assert os.listdir(tmp_path) == []
+
+
+TWO = """
+import logging, os, sys, torch
+torch.set_num_threads(1)
+from tests.test_frozen import fit
+results = {cache: fit(cache) for cache in ("off", "memory", "disk")}
+results["no features"] = fit("memory", trainer={"cache_limit": 0.0001})
+results["no room"] = fit("memory", trainer={"cache_limit": 1e-7})
+torch.save({name: ([tuple(record) for record in records], values) for name, (records, values) in results.items()},
+           f"{sys.argv[1]}/{os.environ['RANK']}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What each of two processes came to, with and without the cache."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun(TWO, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def of_process(results, name):
+    records, values = results[name]
+    return [EpochRecord(*record) for record in records], values
+
+
+@pytest.mark.parametrize("name", ["memory", "disk", "no features", "no room"])
+def test_two_processes_are_equal_to_the_bit_with_and_without_the_cache(of_two, name):
+    for results in of_two:
+        assert same(of_process(results, name), of_process(results, "off"))
+        assert {record.cached for record in of_process(results, name)[0]} == {name != "no room"}
+
+
+def test_two_processes_go_on_from_frozen_outputs_as_one_does(of_two):
+    records, values = of_process(of_two[1], "memory")
+    expected, alone = fit("memory")
+    for name, value in alone.items():
+        torch.testing.assert_close(values[name], value, rtol=0, atol=1e-5)
+    for one, other in zip(records, expected, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=1e-5)
+        assert one.score == pytest.approx(other.score, abs=1e-5, nan_ok=True)
