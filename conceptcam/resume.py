@@ -104,8 +104,8 @@ class Checkpoints:
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain values; "
-                "remove it to resume from the one before"
+                f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain "
+                "values; remove it to resume from the one before"
             ) from error
 
     def paths(self) -> list[Path]:
@@ -162,7 +162,12 @@ def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> 
     found["stages"] = [stage.name for stage in stages]
     for stage in stages:
         for one in dataclasses.fields(stage):
-            if one.name not in ("objective", "metric", "metric_inputs"):  # functions; they have no lasting name
+            if one.name not in (
+                "objective",
+                "metric",
+                "metric_inputs",
+                "begin",
+            ):  # functions; they have no lasting name
                 value = getattr(stage, one.name)
                 found[f"stage {stage.name!r}: {one.name}"] = dict(value) if isinstance(value, Mapping) else value
     return {name: str(value) for name, value in {**found, **more}.items()}

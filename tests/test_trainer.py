@@ -1,10 +1,12 @@
 import dataclasses
 import logging
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import as_batch, collate
 from conceptcam.stages import Recipe, preset
@@ -324,3 +326,155 @@ def test_concepts_bottleneck_trains_two_stages():
     stages = preset().stages(tiny_config(bottleneck="concepts"), Recipe(epochs={"concepts": 2, "task": 2}))
     records = Trainer(seed=0).fit(model, stages, TRAIN, VAL)
     assert {record.stage for record in records} == {"concepts", "task"}
+
+
+def mean_over_images(output, batch):
+    """An objective that is a mean over images, whatever is known of each."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(output.concept_logits, batch.concepts)
+
+
+def vit_model():
+    return tiny_model(backbone="timm:test_vit").double()
+
+
+def doubled(given):
+    return [batch._replace(images=batch.images.double(), concepts=batch.concepts.double()) for batch in given]
+
+
+@pytest.mark.parametrize("sizes", [(8, 16), (5, 15)], ids=["even", "uneven at the end"])
+def test_accumulating_batches_learns_as_one_batch_of_all_of_them(sizes):
+    small, large = (doubled(batches(Squares(32, 0), size)) for size in sizes)
+    results = []
+    for given, accumulate in ((small, sizes[1] // sizes[0]), (large, 1)):
+        model = vit_model()
+        stage = stages_of(model, epochs=2, objective=mean_over_images, schedule="cosine")[0]
+        records = Trainer(seed=0, accumulate=accumulate).fit(model, [stage], given, doubled(VAL))
+        results.append((weights(model), [record[2:6] for record in records]))
+    (first, told), (second, expected) = results
+    assert max((first[name] - second[name]).abs().max() for name in first) < 1e-6
+    assert np.allclose(told, expected, atol=1e-9)
+
+
+class Sudden(Squares):
+    """A data set that takes the process it is read in down with it."""
+
+    def read(self, index):
+        if index == 5:
+            os._exit(3)
+        return super().read(index)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence():
+    model = tiny_model()
+    with pytest.raises(RuntimeError, match="a worker of the data loader died, .* with workers=0. The loader says: Dat"):
+        Trainer(seed=0).fit(model, stages_of(model)[:1], Sudden(8).batches(4, workers=1), VAL)
+
+
+def test_an_empty_loader_is_told_before_anything_is_trained():
+    model = tiny_model()
+    empty = DataLoader(Squares(3), 4, drop_last=True, collate_fn=collate)
+    for given, name in (((empty, VAL), "train_batches"), ((TRAIN, empty), "val_batches")):
+        with pytest.raises(ValueError, match=f"there are no batches in `{name}`; is the data set smaller than one"):
+            Trainer(seed=0).fit(model, stages_of(model)[:1], *given)
+
+
+def test_an_iterator_that_is_used_up_is_told_in_a_sentence():
+    model = tiny_model()
+    stage = stages_of(model, schedule="constant")[0]
+    with pytest.raises(ValueError, match="there are no batches in `train_batches`; .* or an iterator used up"):
+        Trainer(seed=0).fit(model, [stage], iter(TRAIN), VAL)
+
+
+def test_no_validation_data_is_told_in_a_sentence():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="`val_batches` is None; a stage needs validation data to tell which of its"):
+        Trainer(seed=0).fit(model, stages_of(model)[:1], TRAIN, None)
+
+
+@pytest.mark.parametrize("given", ["list", "loader"])
+def test_labels_that_no_training_sample_has_are_named(caplog, given):
+    data = Squares(16)
+    data.concept_labels[:, 2] = 0
+    data.concept_labels[3, 2] = torch.nan
+    data.task_labels[:, 1] = 0
+    model = tiny_model()
+    with caplog.at_level(logging.WARNING):
+        train = batches(data) if given == "list" else data.batches(8)
+        Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], train, VAL)
+    assert "no training sample shows the concepts ['striped']: nothing can be learned of them" in caplog.text
+    assert "no training sample shows the tasks ['bright and dark']" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_compiled_training_comes_to_the_same_losses():
+    losses = []
+    for backend in (False, "aot_eager"):
+        model = tiny_model()
+        records = Trainer(seed=0, compile=backend).fit(model, stages_of(model, epochs=1), TRAIN[:2], VAL[:1])
+        losses.append([(record.train_loss, record.val_loss) for record in records])
+        assert type(model) is type(tiny_model())
+        assert set(weights(model)) == set(weights(tiny_model()))
+    assert np.allclose(*losses, atol=1e-4)
+
+
+def gradients_of(trainer, model):
+    """Gradients of the first step of stage 1, before they are clipped."""
+    found = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        found.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        return step(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = spy
+    try:
+        trainer.fit(model, stages_of(model, epochs=1)[:1], doubled(TRAIN[:1]), doubled(VAL[:1]))
+    finally:
+        torch.optim.AdamW.step = step
+    return found[0]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_is_switched_off_again(monkeypatch):
+    import timm.models.vision_transformer as vit
+
+    calls = []
+    checkpoint = vit.checkpoint
+    monkeypatch.setattr(vit, "checkpoint", lambda *given, **more: calls.append(1) or checkpoint(*given, **more))
+    model = vit_model()
+    plain = gradients_of(Trainer(seed=0), vit_model())
+    assert not calls
+    saving = gradients_of(Trainer(seed=0, gradient_checkpointing=True), model)
+    assert calls
+    assert all(torch.allclose(a, b, atol=1e-12, rtol=0) for a, b in zip(plain, saving, strict=True))
+    assert model.backbone.model.grad_checkpointing is False
+
+
+def test_gradient_checkpointing_leaves_what_the_user_switched_on():
+    model = vit_model()
+    model.backbone.model.set_grad_checkpointing(True)
+    gradients_of(Trainer(seed=0, gradient_checkpointing=True), model)
+    assert model.backbone.model.grad_checkpointing is True
+
+
+def test_gradient_checkpointing_of_a_backbone_that_cannot_is_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="`gradient_checkpointing` is on, but a SmallCnn cannot do it"):
+        Trainer(seed=0, gradient_checkpointing=True).fit(model, stages_of(model), TRAIN, VAL)
+
+
+def test_accumulating_nothing_is_refused():
+    with pytest.raises(ValueError, match="`accumulate` must be at least 1, got 0"):
+        Trainer(accumulate=0)
+
+
+def test_loaders_may_be_told_apart_by_neither_workers_nor_what_is_random_meanwhile():
+    """Augmentation is drawn from the order alone, so two ways of loading train the same model."""
+    results = []
+    for workers in (0, 2):
+        data = Squares(16)
+        data.augment = lambda item: item._replace(image=(item.image.float() / 255 * torch.rand(())).clamp(0, 1))
+        model = tiny_model()
+        loader = data.batches(4, shuffle=True, workers=workers)
+        Trainer(seed=0).fit(model, stages_of(model, epochs=2)[:1], loader, VAL[:1])
+        results.append(weights(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
