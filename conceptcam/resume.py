@@ -162,13 +162,8 @@ def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> 
     found["stages"] = [stage.name for stage in stages]
     for stage in stages:
         for one in dataclasses.fields(stage):
-            if one.name not in (
-                "objective",
-                "metric",
-                "metric_inputs",
-                "begin",
-            ):  # functions; they have no lasting name
-                value = getattr(stage, one.name)
+            value = getattr(stage, one.name)
+            if not callable(value):  # functions have no lasting name
                 found[f"stage {stage.name!r}: {one.name}"] = dict(value) if isinstance(value, Mapping) else value
     return {name: str(value) for name, value in {**found, **more}.items()}
 

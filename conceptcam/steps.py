@@ -55,7 +55,8 @@ class Stepper:
         caller = Caller(model)
         if backend is not None:
             caller.compile(backend=backend)
-        self._caller: nn.Module = replicate(caller) if divided else caller
+        self._caller: nn.Module = caller
+        self._divided = divided
         self.optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
         self.scaler = torch.amp.GradScaler(self._learning[0].device.type, enabled=precision == "fp16")
         self.scheduler = schedule(stage, self.optimizer, steps)
@@ -73,6 +74,9 @@ class Stepper:
         Raises:
             FloatingPointError: If a loss is not finite, before any weight has moved.
         """
+        if self._divided and isinstance(self._caller, Caller):
+            self._freeze_unreached(works[0])
+            self._caller = replicate(self._caller)
         self.optimizer.zero_grad()
         samples = sum(len(work.batch.concepts) for work in works)
         total = 0.0
@@ -89,6 +93,22 @@ class Stepper:
         self.scaler.update()
         self.scheduler.step()
         return total, samples
+
+    def _freeze_unreached(self, work: Work) -> None:
+        """Freeze parameters that the loss does not depend on, for whose gradients replicas would wait forever.
+
+        In one process they stay as they are too, because they have no gradient.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self._caller.buffers()]
+        devices = {parameter.device for parameter in self._learning if parameter.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
+            loss, _ = measure(self._caller, self._stage, work, self._precision)
+            loss.backward()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        reached = distributed.gather([parameter.grad is not None for parameter in self._learning])
+        for parameter, anywhere in zip(self._learning, map(any, zip(*reached, strict=True)), strict=True):
+            parameter.requires_grad_(anywhere)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep of it."""

@@ -77,7 +77,8 @@ def everything() -> tuple[Any, ...]:
 
     parts = ("backbone", "concept_head", "projector", "prototypes", "task_head")
     rates = dict.fromkeys(parts, 1e-4)
-    (stage,) = stages_of(model, 4, lr=rates, needs="forward", objective=objective, patience=1)[:1]
+    stage = stages_of(model, 4)[0]
+    stage = dataclasses.replace(stage, lr=rates, needs="forward", objective=objective, patience=1)
     train = [b._replace(images=b.images.double(), boxes=None, names=()) for b in batches(squares(8), 4)]
     return Trainer(seed=0), model, [stage], train, train
 
