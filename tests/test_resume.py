@@ -273,6 +273,13 @@ def fickle(count=9):
     return DataLoader(augmented(count), 3, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(7))
 
 
+def dropping():
+    """A model that draws random numbers in each training step."""
+    model = tiny_model()
+    model.concept_head = torch.nn.Sequential(torch.nn.Dropout(0.2), model.concept_head)
+    return model
+
+
 class Cut(Exception):
     pass
 
@@ -280,9 +287,9 @@ class Cut(Exception):
 @pytest.mark.parametrize("train", [stream, fickle, lambda: fickle().dataset.batches(3, shuffle=True)])
 @pytest.mark.parametrize("step", [1, 3, 5, 10])
 def test_any_kind_of_batches_resumes_within_an_epoch(tmp_path, monkeypatch, train, step):
-    model = tiny_model()
-    options = {"stages": [dataclasses.replace(s, schedule="constant") for s in stages_of(model)], "checkpoint_every": 1}
-    whole, records = trained(tmp_path / "whole", train=train(), **options)
+    stages = [dataclasses.replace(stage, schedule="constant") for stage in stages_of(tiny_model())]
+    options = {"stages": stages, "checkpoint_every": 1}
+    whole, records = trained(tmp_path / "whole", model=dropping(), train=train(), **options)
     save = Checkpoints.save
 
     def save_and_die(self, number, content):
@@ -292,10 +299,10 @@ def test_any_kind_of_batches_resumes_within_an_epoch(tmp_path, monkeypatch, trai
 
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     with pytest.raises(Cut):
-        trained(tmp_path / "cut", train=train(), **options)
+        trained(tmp_path / "cut", model=dropping(), train=train(), **options)
     monkeypatch.undo()
     torch.rand(3)
-    resumed, again = trained(tmp_path / "cut", train=train(), resume=True, **options)
+    resumed, again = trained(tmp_path / "cut", model=dropping(), train=train(), resume=True, **options)
     assert str(again) == str(records)
     assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(resumed).items())
 
