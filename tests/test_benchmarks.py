@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, PhantomDataset
+from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, PhantomDataset
 from conceptcam.data.phantom import PhantomKnobs
 from conceptcam.demo import DemoData
 from conceptcam.losses import box_localization_loss
+from conceptcam.optimization import parameter_groups
+from conceptcam.stages import Recipe, preset
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -28,6 +30,7 @@ def script(name: str) -> ModuleType:
 
 
 measuring, heads, losses, phantom, bugs = map(script, ("measuring", "heads", "losses", "phantom", "bugs"))
+training, training_steps = map(script, ("training", "training_steps"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
 
@@ -174,3 +177,103 @@ def test_a_figure_catches_a_bug_only_if_it_moves_beyond_the_noise_of_seeds():
     caught, still = bugs.verdicts({**correct, ("integer masks", 0): trained(0.2)})
     missed, _ = bugs.verdicts({**correct, ("integer masks", 0): trained(0.45)})
     assert (caught["caught"], missed["caught"], still["caught"]) == (True, False, False)
+
+
+SMALL = training_steps.Size(backbone="small_cnn_s8", side=64, batch=4)
+
+
+def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against():
+    model = ConceptModel.from_config(SMALL.config)
+    groups = parameter_groups(model, preset("recommended").stages(SMALL.config, Recipe())[0])
+    learning = sum(parameter.numel() for group in groups for parameter in group["params"])
+    assert learning == sum(parameter.numel() for parameter in training_steps.PlainModel(SMALL).parameters())
+
+
+@pytest.mark.parametrize(("options", "evaluations"), [({}, 1), ({"accumulate": 4}, 4)])
+def test_a_step_of_the_library_moves_weights_once_however_many_batches_it_reads(options, evaluations, monkeypatch):
+    calls = []
+    for owner, name in ((torch.optim.AdamW, "step"), (ConceptModel, "see")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, _name=name, _to=original: calls.append(_name) or _to(*given))
+    training_steps.library_step(SMALL, **options)()
+    assert calls == ["see"] * evaluations + ["step"]
+
+
+def test_every_box_of_a_random_batch_marks_a_concept_that_is_present():
+    batch = training_steps.random_batch(training_steps.Size(side=8, batch=3, boxes=5))
+    assert batch.boxes.image.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert batch.concepts[batch.boxes.image, batch.boxes.concept].eq(1).all()
+
+
+@pytest.mark.parametrize("name", ["step", "precision", "accumulation"])
+def test_ways_of_training_are_compared_with_the_first_of_them(name):
+    rows = getattr(training, name)(SMALL, 1)
+    assert len(rows) >= 2 and rows[0]["over first"] == 1 and all(row["median"] > 0 for row in rows)
+
+
+def test_a_ratio_above_its_target_is_not_met():
+    measured = measuring.Timings({"bare": [0.1], "good": [0.104], "bad": [0.106]})
+    _, good, bad = training.compare("x", SMALL, measured, target={"good": 1.05, "bad": 1.05})
+    assert (good["met"], bad["met"]) == (True, False) and (good["median"], bad["median"]) == (104.0, 106.0)
+
+
+def test_every_count_of_concepts_prototypes_and_boxes_has_a_step_of_its_own(monkeypatch):
+    monkeypatch.setattr(training, "GROWTH", {"concepts": (2, 3), "prototypes": (1, 2), "boxes": (0, 1)})
+    rows = training.growth(SMALL, 1)
+    assert [row["what"] for row in rows if row["section"] == "growth of prototypes"] == [
+        "stage 2 step, 1 prototypes",
+        "stage 2 step, 2 prototypes",
+        "the same without the backbone, 1 prototypes",
+        "the same without the backbone, 2 prototypes",
+    ]
+    assert len(rows) == 12
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch):
+    def fails(size: training_steps.Size, backend: str | None = None):
+        def step() -> None:
+            if backend is not None:
+                raise RuntimeError("no C++ compiler\nand a long story")
+
+        return step
+
+    monkeypatch.setattr(training, "library_step", fails)
+    (row,) = training.compiled(SMALL, 1)
+    assert row["what"] == "does not run: no C++ compiler"
+
+
+def test_files_hold_the_images_and_boxes_they_were_written_from(tmp_path):
+    source = PhantomDataset(6, seed=0, knobs=PhantomKnobs(size=64), cache_dir=False)
+    files = training.coco_of(source, tmp_path, 64)
+    assert len(files) == 6 and files.concepts == tuple(source.concepts)
+    for index in range(6):
+        read, drawn = files[index], source[index]
+        assert torch.equal(read.image, drawn.image)
+        torch.testing.assert_close(read.boxes.xyxy, drawn.boxes.xyxy, atol=1e-4, rtol=0)
+        assert torch.equal(read.boxes.concept, drawn.boxes.concept)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_data_sets_are_read_with_no_one_and_two_workers():
+    rows = training.loading(SMALL, 1, images=4, file_side=64)
+    assert len(rows) == 7 and {row["unit"] for row in rows} == {"images/s"}
+    assert [row["what"] for row in rows[4:]] == [f"COCO, PNG of 64, {count} workers" for count in range(3)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's table of this process is needed")
+def test_peak_memory_is_what_a_way_takes_at_its_highest_and_not_what_it_keeps(monkeypatch):
+    def build(size: training_steps.Size):
+        return lambda: torch.ones(50_000_000)  # 200 MB, freed at once
+
+    monkeypatch.setitem(training_steps.WAYS, "plain head", build)
+    assert 195 < training_steps.peak_memory(SMALL, "plain head") < 230
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's table of this process is needed")
+def test_a_child_process_measures_memory():
+    assert training.child("memory", SMALL, "--way", "stage 1", "--threads", "1") > 0
+
+
+def test_two_processes_are_timed_in_turns_with_one():
+    rows = training.processes(SMALL, 1)
+    assert [row["what"] for row in rows] == ["1 process", "1 process, 2 threads", "2 processes"]
