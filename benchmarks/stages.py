@@ -16,7 +16,8 @@ from torch import Tensor
 from conceptcam import ConceptConfig, ConceptModel, Trainer
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.frozen import Storage
-from conceptcam.stages import Recipe, preset
+from conceptcam.losses.prototypes import PrototypeContrastiveLoss
+from conceptcam.stages import prototype_stage, task_stage
 
 VIT = "timm:vit_base_patch16_224"
 TARGETS = {"kept": 1.3, "gain": 12.0}
@@ -48,7 +49,7 @@ class Race:
             image_size=(size, size),
         )
         torch.manual_seed(0)
-        self.model = ConceptModel.from_config(preset().configure(config))
+        self.model = ConceptModel.from_config(config)
         self.untaught = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.train, self.val = random_batches(images, batch, size, 0), random_batches(images // 4, batch, size, 1)
         self.epochs = epochs
@@ -63,10 +64,12 @@ class Race:
     def fit(self, cache: Storage, epochs: int) -> dict[str, Tensor]:
         """Stages 2 and 3 from the start; gives the weights they end with."""
         self.model.load_state_dict(self.untaught)
-        recipe = Recipe(epochs=dict.fromkeys(("prototypes", "task"), epochs))
-        Trainer(seed=0, cache=cache).fit(
-            self.model, preset().stages(self.model.config, recipe)[1:], self.train, self.val
-        )
+        loss, rates = PrototypeContrastiveLoss(), {"projector": 1e-3, "prototypes": 1e-3}
+        stages = [
+            prototype_stage(loss, lr=rates, epochs=epochs),
+            task_stage(self.model.config, lr={"task_head": 3e-2}, epochs=epochs),
+        ]
+        Trainer(seed=0, cache=cache).fit(self.model, stages, self.train, self.val)
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 
