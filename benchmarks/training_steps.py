@@ -195,7 +195,8 @@ def peak_memory(size: Size, way: Way, steps: int = 2) -> float:
     """MB that training takes at its highest beyond what this process had before the model was built.
 
     Weights, gradients, the optimizer's moments, activations and the scratch space of kernels, as the system counts
-    what is resident. The second step has all of them at once. Not by `ru_maxrss`, which a process takes over from the one that started it.
+    what is resident. The second step has all of them at once. Not by
+    `ru_maxrss`, which a process takes over from the one that started it.
     """
     import conceptcam.backbones.timm  # noqa: F401  so that it is not counted as part of a model
 
