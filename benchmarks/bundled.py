@@ -22,7 +22,7 @@ MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
     "phantom-csr": ("prototypes", "small_cnn_s8"),
     "phantom-cbm": ("concepts", "small_cnn_s8_w64"),
 }
-EPOCHS = {"concepts": 8, "prototypes": 4, "task": 8}
+EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}
 DESCRIPTION = (
     "Trained on drawn chest radiographs (the phantom of conceptcam), to try the library on at once. It has "
     "seen no patient and says nothing about one."

@@ -52,6 +52,8 @@ class Row:
         if not self.borrowed_rates:
             return own
         lenders = {stage.name: stage for stage in preset("recommended").stages(model.config, recipe)}
+        if "embedding" in lenders:  # the row of stage 2 in which prototypes learn too
+            lenders["prototypes"] = lenders["embedding"]
         return tuple(
             dataclasses.replace(stage, lr=lenders[stage.name].lr, schedule=lenders[stage.name].schedule)
             for stage in own

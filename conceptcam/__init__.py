@@ -125,6 +125,7 @@ __all__ = [
     "__version__",
 ]
 
+
 def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -43,7 +43,7 @@ maps epoch by epoch, images/ what the model sees in test images.""",
     )  # fmt: skip
     parser.add_argument("--images", type=_positive, default=8000, metavar="N", help="training images (default: 8000)")
     parser.add_argument("--size", type=_positive, default=112, metavar="PX", help="side of the images (default: 112)")
-    _training_options(parser, epochs=("concepts=8", "prototypes=4", "task=8"), batch_size=64)
+    _training_options(parser, epochs=("concepts=8", "prototypes=10", "task=10"), batch_size=64)
     return parser
 
 
@@ -100,6 +100,10 @@ history.csv, metrics.json, metrics.txt and figures/.""",
         help="what to do about rare labels: none, ratio, sqrt, effective, focal or asymmetric "
         "(default: ratio; none for multi-class tasks and --preset paper)",
     )
+    parser.add_argument(
+        "--uncertain", choices=("ignore", "zeros", "ones", "soft"), default="ignore",
+        help="what a training label of -1 counts as (default: ignore, as in validation data always)",
+    )  # fmt: skip
     parser.add_argument(
         "--no-augment", action="store_true", help="do not jitter place, size and exposure of training images"
     )
@@ -245,6 +249,25 @@ def _training_options(parser: argparse.ArgumentParser, *, epochs: Sequence[str],
         help="auto (default): bf16 where a trial step is faster in it than in fp32",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)")
+    parser.add_argument(
+        "--accumulate", type=_positive, default=1, metavar="N", help="batches per step, to save memory (default: 1)"
+    )
+    parser.add_argument(
+        "--layer-decay", type=float, default=1.0, metavar="F",
+        help="each layer of the backbone learns at F times the rate of the one behind it (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="save memory by computing activations twice"
+    )
+    parser.add_argument("--compile", action="store_true", help="run training steps through torch.compile")
+    parser.add_argument(
+        "--cache", choices=("auto", "off", "memory", "disk"), default="auto",
+        help="where the later stages keep what frozen parts say of each image (default: auto)",
+    )  # fmt: skip
+    parser.add_argument("--tensorboard", action="store_true", help="log epochs for TensorBoard too")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that was killed: the same command, --out its folder"
+    )
 
 
 def _command(commands: Any, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:

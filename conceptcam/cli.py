@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from conceptcam.arguments import build_parser
 from conceptcam.config import did_you_mean
 
 if TYPE_CHECKING:
+    from conceptcam.config import ConceptConfig
     from conceptcam.data.coco import CocoDataset
     from conceptcam.runs import RunOptions
 
@@ -56,17 +57,55 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from conceptcam.backbones import expected_normalization
-    from conceptcam.config import ConceptConfig
+    from conceptcam import distributed
+
+    run = _run_options(options)
+    with distributed.joined(run.device):  # of `torchrun`'s processes the first one writes and talks
+        first = distributed.is_first()
+        folder = distributed.share(_folder(options, "train") if first else None)
+        assert folder is not None
+        _train_in(folder, options, run, say=print if first else _nothing)
+
+
+def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", *, say: Callable[[str], None]) -> None:
+    from conceptcam import distributed
     from conceptcam.data.transforms import light_augmentation
     from conceptcam.runs import EXPLANATIONS, measure, save_explanations, train_run
 
-    folder, run = _folder(options, "train"), _run_options(options)
-    train = _read(options, options.train)
+    train = _read(options, options.train, uncertain=options.uncertain, task_kind=options.task_kind)
     val = _read(options, options.val, concepts=train.concepts, tasks=train.tasks)
     _refuse_shared(train, val)
+    config = _config(options, train)
+    if not config.tasks:
+        say("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
+    say(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
+    model = train_run(
+        config, train, val, folder, run,
+        training_data=f"{len(train)} images of {options.data.name}/{options.train}",
+        watch=val.read(_fullest(val)), follow=config.concepts[:6],
+        augment=None if options.no_augment else light_augmentation(config.image_size),
+    )  # fmt: skip
+    if not distributed.is_first():
+        return
+    result = measure(model, val, folder, run)
+    model.record = dataclasses.replace(model.record, metrics=result.summary())
+    model.save_pretrained(folder)
+    save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    say(result.table())
+    say("These figures are of the validation images, which also chose the epoch and the thresholds.")
+    _where(folder)
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def _config(options: argparse.Namespace, train: "CocoDataset") -> "ConceptConfig":
+    from conceptcam.backbones import expected_normalization
+    from conceptcam.config import ConceptConfig
+
     mean, std = expected_normalization(options.backbone)
-    config = ConceptConfig(
+    return ConceptConfig(
         concepts=train.concepts,
         tasks=train.tasks,
         task_kind=options.task_kind,
@@ -77,22 +116,6 @@ def _train(options: argparse.Namespace) -> None:
         std=tuple(options.std or std),
         bottleneck=options.bottleneck,
     )
-    if not config.tasks:
-        print("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
-    print(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
-    model = train_run(
-        config, train, val, folder, run,
-        training_data=f"{len(train)} images of {options.data.name}/{options.train}",
-        watch=val.read(_fullest(val)), follow=config.concepts[:6],
-        augment=None if options.no_augment else light_augmentation(config.image_size),
-    )  # fmt: skip
-    result = measure(model, val, folder, run)
-    model.record = dataclasses.replace(model.record, metrics=result.summary())
-    model.save_pretrained(folder)
-    save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
-    print(result.table())
-    print("These figures are of the validation images, which also chose the epoch and the thresholds.")
-    _where(folder)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -221,6 +244,7 @@ def _read(options: argparse.Namespace, annotations: str, **names: Any) -> "CocoD
         return CocoDataset(options.data / annotations, images, bad_boxes=options.bad_boxes, **names)
     except ValueError as error:
         said = str(error).replace("pass bad_boxes='skip'", "add --bad-boxes skip")
+        said = said.replace("pass uncertain='ignore'", "leave --uncertain out")
         raise ValueError(f"{options.data / annotations}: {said}") from error
 
 
@@ -270,7 +294,11 @@ def _terminal() -> bool:
 
 
 def _folder(options: argparse.Namespace, command: str) -> Path:
-    folder = options.out or Path("runs", f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder: Path = options.out or Path("runs", f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if getattr(options, "resume", False):
+        if options.out is None:
+            raise ValueError("--resume needs --out with the folder of the run to go on with")
+        return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not an empty folder; choose another --out")
     return folder

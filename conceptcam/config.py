@@ -168,7 +168,7 @@ class ModelRecord:
         sees = bool({"backbone", "concept_head", "pool"} & set(parts))
         compares = sees or bool({"projector", "prototypes"} & set(parts))
         stale = {"task"} if parts else set()
-        stale |= {"prototypes"} if compares else set()
+        stale |= {"embedding", "prototypes"} if compares else set()
         stale |= {"concepts"} if sees else set()
         stages = tuple(name for name in self.stages if name not in stale)
         record = dataclasses.replace(self, stages=stages, metrics={}, weights_sha256="")

@@ -64,9 +64,7 @@ def phantom_data(count: int, *, size: int = 112, seed: int = 0, progress: bool =
     return DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
 
 
-def demo_config(
-    size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8"
-) -> ConceptConfig:
+def demo_config(size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8") -> ConceptConfig:
     """The model of the demonstration: the small backbone, from scratch, on the phantom's concepts and diseases."""
     return ConceptConfig(
         concepts=PHANTOM_CONCEPTS,

@@ -19,6 +19,7 @@ from conceptcam.metrics.classification import (
     macro,
     task_scores,
     top_accuracy,
+    typical_probabilities,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model import ConceptModel, evaluating
@@ -205,17 +206,17 @@ def choose_thresholds(model: ConceptModel, batches: Batches, *, provenance: str)
     """
     refuse_untaught(model)
     answers = _ask(model, batches, None)
-    probability, labels = answers.concept_logits.double().sigmoid(), answers.concepts
-    names = model.config.concepts
+    logits, labels = answers.concept_logits, answers.concepts
+    present, absent = typical_probabilities(logits, labels)
 
-    def medians(rows: Tensor) -> dict[str, float]:
-        return dict(zip(names, torch.where(rows, probability, torch.nan).nanmedian(dim=0).values.tolist(), strict=True))
+    def by_name(values: Tensor) -> dict[str, float]:
+        return dict(zip(model.config.concepts, values.tolist(), strict=True))
 
     model.record = dataclasses.replace(
         model.record,
-        thresholds=dict(zip(names, best_thresholds(answers.concept_logits, labels).tolist(), strict=True)),
-        typical_present=medians(labels > 0.5),
-        typical_absent=medians(labels <= 0.5),
+        thresholds=by_name(best_thresholds(logits, labels)),
+        typical_present=by_name(present),
+        typical_absent=by_name(absent),
         provenance=provenance,
     )
 
@@ -271,14 +272,19 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequenc
         ]
     width = max(len(name) for name, _ in [(title, ()), *rows])
     lines = [f"{title:<{width}}" + "".join(f"{column:>8}" for column in columns)]
-    lines += [f"{name:<{width}}" + "".join(f"{_number(value):>8}" for value in row) for name, row in rows]
+    lines += [
+        f"{name:<{width}}"
+        + "".join(f"{_number(value, count=column in _COUNTS):>8}" for column, value in zip(columns, row, strict=True))
+        for name, row in rows
+    ]
     return "\n".join(lines)
 
 
 _COUNTS = ("pos", "neg", "boxes")
 
 
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _number(value: float, *, count: bool) -> str:
+    if math.isnan(value):
+        return "-"
+    # Soft labels are counted in part, and counts of them have a fraction.
+    return f"{value:.1f}".removesuffix(".0") if count else f"{value:.3f}"

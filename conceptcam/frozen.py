@@ -106,7 +106,8 @@ class FrozenOutputs:
             later: The stages to come.
         """
         shelf = self._shelves.setdefault(feed, _Shelf())
-        shelf.drop_said()
+        if shelf.told != (stage.needs, stage.asks) or not _can_go_on(model, stage):
+            shelf.drop_said()
         if "backbone" in stage.parts:
             shelf.drop_features()
         if not _can_go_on(model, stage):
@@ -115,7 +116,9 @@ class FrozenOutputs:
         if reason:
             log.info("stage %s reads its images in each epoch: %s", stage.name, reason)
         elif self.storage != "off":
-            shelf.said = self._table()
+            # What the last stage was told still holds if this one asks for the same: what it rests on did not learn.
+            shelf.said = self._table() if shelf.said is None else shelf.said
+            shelf.told = stage.needs, stage.asks
             if shelf.features is None and _features_wanted(model, later):
                 shelf.features = self._table()
         return FrozenSource(model, stage, feed, torch.device(device), autocast, shelf)
@@ -206,7 +209,7 @@ class FrozenSource:
     def _work(self, truths: Sequence[ConceptBatch], said: Tensor) -> Work:
         batch = _stack(truths).to(self._device, non_blocking=True)
         said = said.to(self._device, non_blocking=True)
-        inputs = (said, self._stage.present(batch)) if self._compares else (said,)
+        inputs = (said, self._stage.asked(batch)) if self._compares else (said,)
         return Work(_FROZEN[self._stage.needs][1], inputs, batch, None)
 
     def _complete(self, order: Order, said: Table) -> None:
@@ -311,7 +314,7 @@ class FrozenSource:
             said = self._model.gather(seen) if self._compares else self._model.find_evidence(seen)
         rows = []
         for number, truth, one in zip(numbers, truths, said.cpu().split(1), strict=False):
-            one = one[self._stage.present(truth)] if self._compares else one.clone()  # a part would keep the whole
+            one = one[self._stage.asked(truth)] if self._compares else one.clone()  # a part would keep the whole
             rows.append(_Row(int(number), truth, one))
         return rows
 
@@ -357,7 +360,7 @@ class _Row(NamedTuple):
     truth: ConceptBatch
     """Itself, a batch of one without image."""
     said: Tensor
-    """(p, C) vectors of its p present concepts, or (1, K, M) evidence."""
+    """(p, C) vectors of the p concepts asked for, or (1, K, M) evidence."""
 
 
 class _Shelf:
@@ -366,6 +369,7 @@ class _Shelf:
     def __init__(self) -> None:
         self.truths: dict[int, ConceptBatch] = {}
         self.said: Table | None = None  # of the stage that runs
+        self.told: tuple[str, str] | None = None  # what that stage asks for
         self.features: Table | None = None  # of this process's share
         self.awaited = 0  # samples whose features are to come
         self.checked = False  # whether samples have been seen to be the same each time
@@ -373,7 +377,7 @@ class _Shelf:
     def drop_said(self) -> None:
         if self.said is not None:
             self.said.close()
-            self.said = None
+        self.said = self.told = None
 
     def drop_features(self) -> None:
         if self.features is not None:

@@ -245,22 +245,27 @@ class ConceptModel(nn.Module):
         concept_maps = self.concept_head(features)
         return Seen(features, concept_maps, self.pool(concept_maps))
 
-    def compare(self, images: Tensor, present: Tensor) -> Compared:
-        """Images, and which concepts they show (B, K) -> the vectors of those beside the prototypes.
+    def compare(self, images: Tensor, asked: Tensor) -> Compared:
+        """Images, and whose vectors are asked for (B, K) bool -> those vectors beside the prototypes.
 
-        Stage 2 learns from this alone, so its projector sees vectors of present concepts and nothing else.
+        Stage 2 learns from this alone, so its projector sees these vectors and nothing else.
         """
+        return self._beside_prototypes(self.embed(images, asked), asked)
+
+    def compare_vectors(self, vectors: Tensor, asked: Tensor) -> Compared:
+        """Vectors (P, C) of the P concepts asked for, image by image, and which those are (B, K) -> the comparison."""
+        return self._beside_prototypes(self.embed_vectors(vectors, asked), asked)
+
+    def embed(self, images: Tensor, asked: Tensor) -> Tensor:
+        """Images, and whose vectors are asked for (B, K) bool -> those P vectors in the prototypes' space, (P, D)."""
         seen = self.see(images)
         if self.config.pooling_order == "project_then_pool":
-            similarity = self._similarity(seen)
-            return Compared(similarity * present[:, :, None, None])
-        return self.compare_vectors(self.gather(seen)[present], present)
+            return self._embeddings(seen)[asked]
+        return self.embed_vectors(self.gather(seen)[asked], asked)
 
-    def compare_vectors(self, vectors: Tensor, present: Tensor) -> Compared:
-        """Vectors (P, C) of the P present concepts, image by image, and which those are (B, K) -> the comparison."""
-        projector, prototypes = self._prototype_parts()
-        similarity = prototypes(projector(vectors[None]))[0]
-        return Compared(similarity.new_zeros(*present.shape, *similarity.shape[1:]).index_put((present,), similarity))
+    def embed_vectors(self, vectors: Tensor, asked: Tensor) -> Tensor:
+        """Vectors (P, C) of concepts -> the same in the prototypes' space, (P, D)."""
+        return self._prototype_parts()[0](vectors[None])[0]
 
     def decide(self, images: Tensor) -> Decided:
         """Images (B, 3, H, W), normalized -> evidence and task logits. Stage 3 learns from this alone."""
@@ -282,7 +287,7 @@ class ConceptModel(nn.Module):
             vector_similarity, similarity_maps = _without_prototypes(seen)
             evidence = self.find_evidence(seen)
         else:
-            vector_similarity = self._similarity(seen)
+            vector_similarity = self._prototype_parts()[1](self._embeddings(seen))
             similarity_maps = self.compare_places(seen)
             evidence = similarity_maps.amax(dim=(-2, -1))
         return ConceptOutput(*seen, vector_similarity, similarity_maps, evidence, self.task_head(evidence))
@@ -307,13 +312,16 @@ class ConceptModel(nn.Module):
         cosines = prototypes(project_grid(projector, seen.features))
         return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=height)
 
-    def _similarity(self, seen: Seen) -> Tensor:
-        """(B, K, K, M) cosine of each concept's vector with each prototype (CSR, Eq. 2 and 3)."""
-        projector, prototypes = self._prototype_parts()
+    def _embeddings(self, seen: Seen) -> Tensor:
+        """(B, K, D) each concept's vector in the prototypes' space (CSR, Eq. 2 and 3)."""
+        projector, _ = self._prototype_parts()
         if self.config.pooling_order == "project_then_pool":
-            projected = project_grid(projector, seen.features)
-            return prototypes(einsum(self._place_weights(seen), projected, "b k p, b p d -> b k d"))
-        return prototypes(projector(self.gather(seen)))
+            return einsum(self._place_weights(seen), project_grid(projector, seen.features), "b k p, b p d -> b k d")
+        return projector(self.gather(seen))
+
+    def _beside_prototypes(self, embeddings: Tensor, asked: Tensor) -> Compared:
+        similarity = self._prototype_parts()[1](embeddings[None])[0]
+        return Compared(similarity.new_zeros(*asked.shape, *similarity.shape[1:]).index_put((asked,), similarity))
 
     def _place_weights(self, seen: Seen) -> Tensor:
         """(B, K, h * w) how much each place counts in each concept's vector; sums to 1."""

@@ -20,7 +20,7 @@ class Seen(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What stage 2 learns from: each present concept's vector beside the prototypes."""
+    """What stage 2 learns from: the vectors of concepts beside the prototypes."""
 
     vector_similarity: Tensor
     """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]; 0 where

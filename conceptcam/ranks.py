@@ -73,7 +73,7 @@ class Images:
 
     def _inputs(self, batch: ConceptBatch) -> tuple[Tensor, ...]:
         if self._stage.needs == "compare":
-            return batch.images, self._stage.present(batch)
+            return batch.images, self._stage.asked(batch)
         return (batch.images,)
 
 

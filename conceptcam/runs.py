@@ -1,11 +1,12 @@
 """One training run as a folder: model, history, metrics and figures, all of which the command line writes."""
 
 import copy
-import csv
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +16,20 @@ from typing import Any, Literal, cast
 import torch
 from torch.utils.data import DataLoader
 
-from conceptcam import __version__
+from conceptcam import __version__, distributed
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig, nan_to_null
 from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem
 from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
 from conceptcam.explanation import MapHistory, explain
+from conceptcam.frozen import Storage
+from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
 from conceptcam.losses.imbalance import Imbalance, classification_loss
 from conceptcam.model import ConceptModel
 from conceptcam.stages import Preset, Recipe, Stage, preset
-from conceptcam.trainer import EpochRecord, Precision, Trainer
+from conceptcam.steps import Precision
+from conceptcam.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ TABLE_FILE = "metrics.txt"
 FIGURES = "figures"
 EXPLANATIONS = "figures/images"
 RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +55,17 @@ class RunOptions:
         device: Where to train.
         precision: As `Trainer`'s, or `"auto"`: bf16 where a trial step shows it to be faster than fp32.
         pretrained: Whether to download the backbone's published weights.
-        weights: A safetensors file to start the backbone from; see `create_backbone`. A backbone that starts from
+        weights: A file or a place on the Hub to start the backbone from; see `create_backbone`. One that starts from
             trained weights moves slowly.
         freeze_backbone: Whether it should not move at all.
+        layer_decay: Each layer of a backbone that starts from trained weights learns at this times the rate of the
+            layer behind it; see `Stage`.
+        accumulate: Batches per step.
+        gradient_checkpointing: Whether to save memory by computing activations twice.
+        compile: Whether to run training steps through `torch.compile`.
+        cache: Where stages keep what frozen parts say of each image; see `Trainer`.
+        tensorboard: Whether to log epochs for TensorBoard too, into the run's folder.
+        resume: Whether to go on with a run that was killed, in the same folder and with the same options.
         imbalance: What to do about rare labels, of concepts and tasks; see `classification_loss`. None is what the
             preset was made with: "ratio", save that multi-class tasks are not weighted, and nothing at all for
             `paper`, which takes no other choice.
@@ -66,8 +80,15 @@ class RunOptions:
     device: str = "cpu"
     precision: Precision | Literal["auto"] = "auto"
     pretrained: bool = False
-    weights: Path | None = None
+    weights: str | Path | None = None
     freeze_backbone: bool = False
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    cache: Storage = "auto"
+    tensorboard: bool = False
+    resume: bool = False
     imbalance: Imbalance | None = None
     workers: int = 0
     progress: bool = False
@@ -93,8 +114,11 @@ def train_run(
 ) -> ConceptModel:
     """Train a model through the stages of a preset and write it into a folder.
 
-    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), `config.json` and
-    `model.safetensors` (as each stage ends) and, if an image is watched, `figures/learning.png`.
+    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), checkpoints (removed at the end),
+    `config.json` and `model.safetensors` (after the first stage and after the last), `figures/curves.png` if matplotlib
+    is there and, if an image is watched, `figures/learning.png`.
+
+    Under `torchrun` every process calls this alike, and the first one writes.
 
     Args:
         config: What the model is; the preset's own fields are set on it.
@@ -115,32 +139,88 @@ def train_run(
             chosen.configure(config), pretrained_backbone=options.pretrained, backbone_weights=options.weights
         )
     train.preprocess = val.preprocess = model.preprocess
-    maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
     stages = chosen.stages(model.config, recipe)
-    options = dataclasses.replace(options, precision=_precision(model, stages[0], val, options))
-    _write_json(folder / RUN_FILE, {**dataclasses.asdict(options), "conceptcam": __version__})
-    trainer = Trainer(
+    with distributed.joined(options.device):
+        precision = distributed.share(_precision(model, stages[0], val, options))
+        options = _settled(folder, dataclasses.replace(options, precision=precision))
+        maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
+        own = train.augment
+        try:
+            # Only stage 1 learns what images look like and sees them changed. The others are run together: they read
+            # what it made of the images, which is computed once for all of them.
+            for name, part in _phases(stages):
+                train.augment = (augment or own) if name == "concepts" else None
+                trainer = _trainer(folder, name, options, maps)
+                trainer.fit(
+                    model, part, loader(train, options, shuffle=True), loader(val, options), resume=options.resume
+                )
+                if name == "concepts":
+                    why = f"highest F1 on {len(val)} validation images"
+                    choose_thresholds(model, loader(val, options), provenance=why)
+                model.record = dataclasses.replace(model.record, training_data=training_data)
+                if distributed.is_first():
+                    model.save_pretrained(folder)
+        finally:
+            train.augment = own
+        if distributed.is_first():
+            shutil.rmtree(folder / CHECKPOINTS)
+            _draw_learning(folder, model, maps, watch)
+    return model
+
+
+def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
+    """The stages that look at images as they are read, and those that read what frozen parts made of them."""
+    seeing = [stage for stage in stages if stage.needs == "see"]
+    rest = [stage for stage in stages if stage.needs != "see"]
+    return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
+
+
+def _settled(folder: Path, options: RunOptions) -> RunOptions:
+    """The options, written down; of a run that is resumed, the precision that it began with."""
+    path = folder / RUN_FILE
+    if options.resume and not (folder / CHECKPOINTS).is_dir():
+        raise ValueError(f"{folder} holds no unfinished run to resume; it is finished, or was never begun")
+    if options.resume:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        return dataclasses.replace(options, precision=begun["precision"])
+    if distributed.is_first():
+        _write_json(path, {**dataclasses.asdict(options), "conceptcam": __version__})
+        (folder / CHECKPOINTS).mkdir()
+    return options
+
+
+def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | None) -> Trainer:
+    hooks: list[Callable[[ConceptModel, EpochRecord], None]] = [
+        HistoryFile(folder / HISTORY_FILE, resume=options.resume or phase != "concepts")
+    ]
+    hooks += [maps] if maps is not None else []
+    hooks += [TensorBoardLog(folder / TENSORBOARD)] if options.tensorboard else []
+
+    def on_epoch(model: ConceptModel, record: EpochRecord) -> None:
+        for hook in hooks:
+            hook(model, record)
+
+    return Trainer(
         device=options.device,
         precision=cast(Precision, options.precision),
         seed=options.seed,
         progress=options.progress,
-        on_epoch=_HistoryWriter(folder / HISTORY_FILE, maps),
+        on_epoch=on_epoch,
+        accumulate=options.accumulate,
+        checkpoint_dir=folder / CHECKPOINTS / phase,
+        compile=options.compile,
+        gradient_checkpointing=options.gradient_checkpointing,
+        cache=options.cache,
     )
-    own = train.augment
-    try:
-        for stage in stages:
-            # Only stage 1 learns what images look like and sees them changed; the others read what it made of them.
-            train.augment = (augment or own) if stage.needs == "see" else None
-            trainer.fit(model, [stage], loader(train, options, shuffle=True), loader(val, options))
-            if stage.needs == "see":
-                choose_thresholds(model, loader(val, options), provenance=f"highest F1 on {len(val)} validation images")
-            model.record = dataclasses.replace(model.record, training_data=training_data)
-            model.save_pretrained(folder)
-    finally:
-        train.augment = own
-    if watch is not None and maps is not None:
+
+
+def _draw_learning(folder: Path, model: ConceptModel, maps: MapHistory | None, watch: ConceptItem | None) -> None:
+    """Draw what was learned epoch by epoch: the watched image's maps, and the curves if matplotlib is there."""
+    if watch is not None and maps is not None and maps.epochs:
         save_learning(maps, watch, model, folder / FIGURES / "learning.png")
-    return model
+    if importlib.util.find_spec("matplotlib") is not None:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        learning_curves(read_history(folder / HISTORY_FILE)).savefig(folder / FIGURES / "curves.png")
 
 
 def _recipe(config: ConceptConfig, train: ConceptDataset, options: RunOptions, chosen: Preset) -> Recipe:
@@ -157,6 +237,7 @@ def _recipe(config: ConceptConfig, train: ConceptDataset, options: RunOptions, c
         epochs=options.epochs,
         backbone_pretrained=options.pretrained or options.weights is not None,
         freeze_backbone=options.freeze_backbone,
+        layer_decay=options.layer_decay,
     )
 
 
@@ -209,22 +290,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(
         json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
     )
-
-
-class _HistoryWriter:
-    """Appends each epoch to a CSV file as it ends, and passes it on."""
-
-    def __init__(self, path: Path, then: MapHistory | None) -> None:
-        self.path = path
-        self.then = then
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(EpochRecord._fields)
-
-    def __call__(self, model: ConceptModel, record: EpochRecord) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(record)
-        if self.then is not None:
-            self.then(model, record)
 
 
 def _precision(model: ConceptModel, stage: Stage, dataset: ConceptDataset, options: RunOptions) -> Precision:

@@ -9,11 +9,17 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from conceptcam.clusters import place_prototypes
 from conceptcam.config import ConceptConfig, did_you_mean
 from conceptcam.data.batch import ConceptBatch
+from conceptcam.heads import Prototypes
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss
 from conceptcam.losses.imbalance import multiclass_loss, multilabel_loss
-from conceptcam.losses.prototypes import PrototypeContrastiveLoss
+from conceptcam.losses.prototypes import (
+    PrototypeContrastiveLoss,
+    prototype_contrastive_loss,
+    prototype_presence_loss,
+)
 from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model import ConceptModel
@@ -24,6 +30,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits and labels, both (B, L), to a scalar."""
 
 Needs = Literal["see", "compare", "decide", "forward"]
+Asks = Literal["present", "known"]
 Schedule = Literal["constant", "cosine"]
 
 MIN_SUPPORT = 5
@@ -45,6 +52,9 @@ class Stage:
         needs: The least of the model's methods that gives what the objective reads: `"see"` concepts and maps,
             `"compare"` the similarities of present concepts to prototypes, `"decide"` evidence and task logits,
             `"forward"` everything.
+        asks: Whose vectors a stage that needs `"compare"` looks at: `"present"` concepts or all `"known"` ones.
+        begin: Called once before the first epoch of a stage that needs `"compare"`, with the model, the vectors of all
+            concepts present in the training data, in the prototypes' space (N, D), and whose each is (N,).
         epochs: Passes over the training data.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.
@@ -61,6 +71,8 @@ class Stage:
     metric: Callable[[], Metric]
     metric_inputs: Callable[[Any, ConceptBatch], tuple[Tensor, ...]]
     needs: Needs = "forward"
+    asks: Asks = "present"
+    begin: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
     epochs: int = 10
     schedule: Schedule = "constant"
     warmup: float = 0.05
@@ -69,11 +81,13 @@ class Stage:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("needs", Needs), ("schedule", Schedule)):
+        for name, known in (("needs", Needs), ("asks", Asks), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(get_args(known))}")
         if self.epochs < 1 or not any(rate > 0 for rate in self.lr.values()):
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
+        if self.begin is not None and self.needs != "compare":
+            raise ValueError(f"stage {self.name!r} has a `begin`, which is for stages that need 'compare'")
         for name, value in (("warmup", self.warmup), ("layer_decay", self.layer_decay)):
             if not 0 <= value <= 1 or (name == "layer_decay" and value == 0):
                 raise ValueError(f"`{name}` of stage {self.name!r} must be in [0, 1], got {value}")
@@ -83,9 +97,9 @@ class Stage:
         """Names of the parts that learn."""
         return tuple(name for name, lr in self.lr.items() if lr > 0)
 
-    def present(self, batch: ConceptBatch) -> Tensor:
-        """(B, K) which concepts' vectors a stage that needs `"compare"` looks at: those known to be there."""
-        return batch.concepts > 0  # False where the label is NaN
+    def asked(self, batch: ConceptBatch) -> Tensor:
+        """(B, K) bool, whose vectors a stage that needs `"compare"` looks at; never those of unknown concepts."""
+        return batch.concepts > 0 if self.asks == "present" else ~batch.concepts.isnan()
 
     def prepare(self, model: ConceptModel) -> list[dict[str, Any]]:
         """Freeze every part but this stage's, and return parameter groups for an optimizer.
@@ -139,6 +153,7 @@ class Recipe:
         epochs: Epochs of each stage, by its name; stages not named keep the preset's.
         backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
         freeze_backbone: Whether it should not move at all.
+        layer_decay: Of the first stage; see `Stage`.
     """
 
     concept_loss: Loss | None = None
@@ -146,6 +161,7 @@ class Recipe:
     epochs: Mapping[str, int] = field(default_factory=dict)
     backbone_pretrained: bool = False
     freeze_backbone: bool = False
+    layer_decay: float = 1.0
 
 
 def list_presets() -> list[str]:
@@ -184,14 +200,18 @@ def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -
     )
 
 
-def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
+PrototypeLoss = Callable[[Tensor, Tensor], Tensor]
+"""Of similarities (B, K, K, M) and labels (B, K), a scalar; see `losses.prototypes`."""
+
+
+def prototype_stage(loss: PrototypeLoss, *, lr: Mapping[str, float], name: str = "prototypes", **options: Any) -> Stage:
     """Stage 2: projector and prototypes learn what each concept looks like."""
 
     def objective(output: Compared, batch: ConceptBatch) -> Tensor:
         return loss(output.vector_similarity, batch.concepts)
 
     return Stage(
-        name="prototypes",
+        name=name,
         lr=lr,
         objective=objective,
         metric=PrototypeAccuracy,
@@ -199,6 +219,30 @@ def prototype_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any)
         needs="compare",
         **options,
     )
+
+
+def placed_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int, **options: Any) -> list[Stage]:
+    """Stage 2 in two rows: a space in which concepts lie apart, then prototypes at the centres of what is in it.
+
+    The first row moves the projector and random prototypes. Then each concept's prototypes are placed at the centres
+    of clusters of its vectors (`clusters.place_prototypes`), and in the second row the projector alone learns on.
+    Each row has half of the epochs, and at least one.
+    """
+
+    def loss(similarity: Tensor, labels: Tensor) -> Tensor:
+        return prototype_contrastive_loss(similarity, labels) + prototype_presence_loss(similarity, labels)
+
+    def place(model: ConceptModel, embeddings: Tensor, concept: Tensor) -> None:
+        assert isinstance(model.prototypes, Prototypes)
+        place_prototypes(model.prototypes.vectors, embeddings, concept, names=config.concepts)
+
+    first = max(1, epochs // 2)
+    both = {"projector": lr, "prototypes": lr}
+    rows = {**options, "asks": "known"}
+    return [
+        prototype_stage(loss, lr=both, name="embedding", epochs=first, **rows),
+        prototype_stage(loss, lr={"projector": lr}, epochs=max(1, epochs - first), begin=place, **rows),
+    ]
 
 
 def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[str, float], **options: Any) -> Stage:
@@ -236,13 +280,13 @@ _EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
 
 def _standard(
     concept_loss: Callable[[Recipe], nn.Module],
-    prototype_loss: nn.Module,
+    prototype_loss: PrototypeLoss | None,
     lr: _Rates,
     *,
     weighs: bool = True,
     **options: Any,
 ) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
-    """Concepts, then prototypes, then the task, each on what the one before it left fixed."""
+    """Concepts, then prototypes (placed, if no loss is given), then the task, each on what the last left fixed."""
 
     def stages(config: ConceptConfig, recipe: Recipe) -> tuple[Stage, ...]:
         for name in recipe.epochs.keys() - _EPOCHS.keys():
@@ -254,10 +298,15 @@ def _standard(
         rates = {"concept_head": lr.head, "pool": lr.head}
         if not recipe.freeze_backbone:
             rates = {"backbone": backbone_lr, **rates}
-        rows = [concept_stage(concept_loss(recipe), lr=rates, epochs=times["concepts"], **options)]
+        first = {**options, "epochs": times["concepts"], "layer_decay": recipe.layer_decay}
+        rows = [concept_stage(concept_loss(recipe), lr=rates, **first)]
+        second = {**options, "epochs": times["prototypes"]}
         if config.bottleneck == "prototypes":
-            rates = {"projector": lr.prototypes, "prototypes": lr.prototypes}
-            rows.append(prototype_stage(prototype_loss, lr=rates, epochs=times["prototypes"], **options))
+            if prototype_loss is None:
+                rows += placed_prototype_stages(config, lr=lr.prototypes, **second)
+            else:
+                both = {"projector": lr.prototypes, "prototypes": lr.prototypes}
+                rows.append(prototype_stage(prototype_loss, lr=both, **second))
         if config.tasks:
             task_loss = recipe.task_loss if weighs else None
             rows.append(task_stage(config, task_loss, lr={"task_head": lr.task}, epochs=times["task"], **options))
@@ -281,8 +330,8 @@ _PRESETS: dict[str, Preset] = {
         config=_SEED_MODEL,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(classification=recipe.concept_loss or "bce"),
-            PrototypeContrastiveLoss("nearest", temperature=0.1),
-            _Rates(scratch=3e-3, tuning=1e-4, head=3e-3, prototypes=1e-3, task=3e-2),
+            None,
+            _Rates(scratch=3e-3, tuning=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
             schedule="cosine",
         ),
     ),

@@ -57,7 +57,7 @@ class Stepper:
             caller.compile(backend=backend)
         self._caller: nn.Module = caller
         self._divided = divided
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self._learning[0].device.type, enabled=precision == "fp16")
         self.scheduler = schedule(stage, self.optimizer, steps)
 

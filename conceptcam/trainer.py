@@ -224,6 +224,9 @@ class _Fit:
             kept.source(self.model, stage, feed, device=self.device, autocast=autocast, later=later)
             for feed in (self.train, self.val)
         )
+        if stage.begin is not None and "stepper" not in self.saved:
+            stage.begin(self.model, *self._embeddings(stage, train))
+            distributed.share_tensors(self.model.parameters())
         stepper = self._stepper(stage, divided=train.divided)
         if "stepper" in self.saved:
             stepper.load_state_dict(self.saved.pop("stepper"))
@@ -239,6 +242,30 @@ class _Fit:
         self.model.record = self.model.record.after(stage.name, stage.parts)
         progress.start_stage(progress.stage + 1)
         self._save(None)
+
+    @torch.no_grad()
+    def _embeddings(self, stage: Stage, train: Source) -> tuple[Tensor, Tensor]:
+        """Vectors (N, D) of all present concepts in the training data, in the prototypes' space; whose each is (N,)."""
+        drawn = self.train.random_state()
+        with torch.random.fork_rng(devices=[]):  # the order of the first epoch is yet to be drawn
+            order = self.train.draw(seed=0)
+        self.train.set_random_state(drawn)
+        self.model.eval()
+        found: list[tuple[Tensor, Tensor]] = []
+        dtype = AUTOCAST[self.trainer.precision]
+        for work in train.load(order):
+            labels = work.batch.concepts
+            if work.own is not None:
+                labels = labels[distributed.rank() :: distributed.world()]
+            asked = work.inputs[1][: len(labels)]
+            embed = getattr(self.model, work.method.replace("compare", "embed"))
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                vectors = embed(*work.inputs)[: asked.sum()]
+            present = labels[asked] > 0.5
+            found.append((vectors[present].float(), asked.nonzero()[present, 1]))
+        mine = tuple(torch.cat([pair[part] for pair in found]) for part in (0, 1))
+        parts = distributed.gather(mine) if train.divided else [mine]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _goes_on(self, stage: Stage) -> bool:
         """Whether there is another epoch of the stage."""

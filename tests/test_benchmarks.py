@@ -114,6 +114,7 @@ def test_borrowed_rates_change_how_fast_a_preset_learns_and_nothing_else():
     model = phantom.build(phantom.ROWS["seed"], scale, 0, "prototypes")
     recipe = phantom.Recipe(epochs=scale.epochs_by_stage)
     own, borrowed, lender = (phantom.ROWS[name].stages(model, recipe) for name in ("seed", "seed-rates", "recommended"))
+    lender = [stage for stage in lender if stage.begin is None]
     for before, after, given in zip(own, borrowed, lender, strict=True):
         assert (after.lr, after.schedule) == (given.lr, given.schedule) != (before.lr, before.schedule)
         assert (after.name, after.epochs, after.needs) == (before.name, before.epochs, before.needs)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from conceptcam import runs
 from conceptcam.cli import main
 from conceptcam.model import ConceptModel
 from tests.worlds import CONCEPTS, SIZE, TASKS, Squares, tiny_model
@@ -66,18 +67,20 @@ def test_train_writes_a_folder_that_loads_and_tells_all(run):
     with (run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["stage"], row["epoch"]) for row in rows] == [
-        ("concepts", "1"), ("concepts", "2"), ("prototypes", "1"), ("task", "1"),
+        ("concepts", "1"), ("concepts", "2"), ("embedding", "1"), ("prototypes", "1"), ("task", "1"),
     ]  # fmt: skip
     assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["summary"]["images"] == 12
     figures = {str(path.relative_to(run)) for path in run.rglob("*.png")}
-    assert figures == {"figures/learning.png", "figures/images/val-0.png", "figures/images/val-1.png"}
+    images = {"figures/images/val-0.png", "figures/images/val-1.png"}
+    assert figures == {"figures/learning.png", "figures/curves.png", *images}
     assert all(width(run / figure) > 100 for figure in figures)
     assert json.loads((run / "run.json").read_text())["precision"] == "fp32"
     assert model.record.metrics["images"] == 12
     assert {path.name for path in run.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt", "figures",
+        "README.md", "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt",
+        "figures",
     }  # fmt: skip
 
 
@@ -88,6 +91,34 @@ def test_train_answers_imbalance_as_told(run, data, tmp_path):
     assert (told, plain) == ("focal", None)
     first, second = (ConceptModel.from_pretrained(folder).concept_head.state_dict() for folder in (out, run))
     assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_train_counts_uncertain_training_labels_as_told_and_validation_ones_not_at_all(data, tmp_path, monkeypatch):
+    for name in ("train", "val"):
+        content = json.loads((data / f"{name}.json").read_text())
+        for image in content["images"][:4]:
+            image["concepts"] = {"striped": -1}
+        (data / f"hedged-{name}.json").write_text(json.dumps(content))
+    seen = {}
+    monkeypatch.setattr(runs, "train_run", lambda config, train, val, *rest, **named: seen.update(train=train, val=val))
+    monkeypatch.setattr(runs, "measure", stop)
+    hedged = ["train", str(data), "--train", "hedged-train.json", "--val", "hedged-val.json", *TINY]
+    assert main([*hedged, "--uncertain", "soft", "--out", str(tmp_path / "out")]) == 2
+    assert seen["train"].concept_labels[:4, 2].tolist() == pytest.approx([0.7] * 4)
+    assert seen["val"].concept_labels[:4, 2].isnan().all()
+
+
+def stop(*given, **named):
+    raise ValueError("enough was seen")
+
+
+def test_uncertain_labels_of_a_multiclass_task_are_refused_in_words_of_the_command_line(data, tmp_path, capsys):
+    content = json.loads((data / "train.json").read_text())
+    content["images"][0]["tasks"] = dict.fromkeys(TASKS, -1)
+    (data / "open.json").write_text(json.dumps(content))
+    arguments = ["train", str(data), "--train", "open.json", *TINY, "--task-kind", "multiclass", "--uncertain", "ones"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "write null there, or leave --uncertain out" in capsys.readouterr().err
 
 
 def test_train_says_that_tasks_are_absent_and_goes_on(tmp_path, capsys):

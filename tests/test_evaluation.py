@@ -133,6 +133,20 @@ def test_thresholds_are_chosen_for_the_highest_f1_and_recorded_with_their_source
     assert evaluate(model, TEST).chosen_f1[0] == pytest.approx(f1(record.thresholds["bright"], 0))
 
 
+def test_counts_are_printed_whole_unless_labels_are_soft(model):
+    soft = [batch._replace(concepts=batch.concepts.clone()) for batch in TEST]
+    soft[0].concepts[0, 0] = 0.3
+
+    def counts(data):
+        row = next(line for line in evaluate(model, data).table().splitlines() if line.startswith("bright"))
+        return row.split()[1:3]
+
+    hard = torch.cat([batch.concepts for batch in TEST])[:, 0].sum().item()
+    assert counts(TEST) == [f"{hard:.0f}", f"{40 - hard:.0f}"]
+    part = torch.cat([batch.concepts for batch in soft])[:, 0].sum().item()
+    assert counts(soft) == [f"{part:.1f}", f"{40 - part:.1f}"]
+
+
 def test_evaluating_leaves_the_model_and_random_state_alone(model):
     model.train()
     state = torch.get_rng_state()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conceptcam.config import ConceptConfig, ModelRecord
-from conceptcam.weights import load_tensors, sha256
 from conceptcam.model import ConceptModel
+from conceptcam.weights import load_tensors, sha256
 
 CONFIG = ConceptConfig(concepts=("a", "b"), tasks=("t",), backbone="small_cnn_s8", image_size=(16, 24), embed_dim=4)
 

@@ -101,7 +101,9 @@ def test_losses_scores_and_weights_are_equal_to_the_bit_with_and_without_the_cac
     cached, anew = run(storage), run("off")
     assert same(cached, anew)
     goes_on = {record.stage for record in cached[0] if record.cached}
-    assert goes_on == ({"task"} if kind in ("concepts bottleneck", "project, then pool") else {"prototypes", "task"})
+    assert goes_on == (
+        {"task"} if kind in ("concepts bottleneck", "project, then pool") else {"embedding", "prototypes", "task"}
+    )
     assert not any(record.cached for record in anew[0])
 
 
@@ -195,18 +197,18 @@ def test_what_was_kept_is_not_used_after_the_parts_that_said_it_have_learned():
     """Stage 3, backbone and all, stage 2 and 3 again: each sees the model as it is."""
 
     def twice(model):
-        row, task = stages_of(model)
+        row, *_, task = stages_of(model)
         concepts = preset().stages(model.config, Recipe(epochs={"concepts": 2}))[0]
         return [row, task, concepts, row, task, dataclasses.replace(row, lr={"prototypes": 0.1}), task]
 
     cached, anew = fit("memory", with_stages=twice), fit("off", with_stages=twice)
     assert same(cached, anew)
-    assert len(of_stage(cached[0], "prototypes")) == 9
+    assert len(of_stage(cached[0], "embedding")) == 3
 
 
 def test_stage_whose_backbone_learns_reads_images(source):
     model = tiny_model()
-    row, task = stages_of(model)
+    row, *_, task = stages_of(model)
     feed = Feed(batches(Squares(4)))
     for stage in (row, task):
         for part in ("backbone", "concept_head"):
@@ -217,7 +219,7 @@ def test_stage_whose_backbone_learns_reads_images(source):
 
 
 @pytest.mark.parametrize("storage", ["off", "memory"])
-@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("row", [0, -1])
 def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
     model = tiny_model().eval()
     stage = stages_of(model)[row]
@@ -225,7 +227,7 @@ def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
     works = list(source(model, stage, feed, storage).load(feed.draw()))
     assert len(works) == 3
     for work, batch in zip(works, batches(Squares(11), 4), strict=True):
-        given = (batch.images, stage.present(batch)) if row == 0 else (batch.images,)
+        given = (batch.images, stage.asked(batch)) if row == 0 else (batch.images,)
         said, expected = getattr(model, work.method)(*work.inputs), getattr(model, stage.needs)(*given)
         torch.testing.assert_close(tuple(said), tuple(expected), rtol=1e-4, atol=1e-5)
         assert work.own is None
@@ -258,10 +260,21 @@ def test_unknown_labels_and_images_that_show_nothing_give_no_vectors(source):
     concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan], [0.5, 1.0, 0.0]])
     images = torch.randn(3, 3, 48, 64)
     feed = Feed([ConceptBatch(images, concepts, torch.zeros(3, 2), ConceptBoxes.empty())])
-    (work,) = source(model, stages_of(model)[0], feed).load(feed.draw())
-    vectors, present = work.inputs
-    assert present.tolist() == [[True, False, False], [False, False, False], [True, True, False]]
+    stage = dataclasses.replace(stages_of(model)[0], asks="present")
+    (work,) = source(model, stage, feed).load(feed.draw())
+    vectors, asked = work.inputs
+    assert asked.tolist() == [[True, False, False], [False, False, False], [True, True, False]]
     assert vectors.shape == (3, model.backbone.out_channels)
+
+
+def test_a_stage_that_asks_for_the_known_is_given_absent_concepts_too(source):
+    model = tiny_model()
+    concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan]])
+    feed = Feed([ConceptBatch(torch.randn(2, 3, 48, 64), concepts, torch.zeros(2, 2))])
+    stage = dataclasses.replace(stages_of(model)[0], asks="known")
+    (work,) = source(model, stage, feed).load(feed.draw())
+    assert work.inputs[1].tolist() == [[True, False, True], [True, True, False]]
+    assert work.inputs[0].shape == (4, model.backbone.out_channels)
 
 
 @pytest.mark.parametrize("cache", ["off", "auto"])
@@ -269,7 +282,7 @@ def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cac
     seen = []
 
     def recording(model):
-        row = stages_of(model)[0]
+        row = dataclasses.replace(stages_of(model)[0], epochs=3)
 
         def objective(output, batch):
             if model.training:

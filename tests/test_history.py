@@ -165,7 +165,7 @@ def test_a_trainer_writes_the_records_that_it_returns(tmp_path):
     stages = preset().stages(tiny_model().config, Recipe(epochs={"concepts": 2, "prototypes": 1, "task": 1}))
     trainer = Trainer(seed=0, on_epoch=HistoryFile(tmp_path / "history.csv"))
     records = trainer.fit(tiny_model(), stages, data, data)
-    assert len(records) == 4 and same(read_history(tmp_path / "history.csv"), records)
+    assert len(records) == 5 and same(read_history(tmp_path / "history.csv"), records)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_what_the_user_froze_is_in_no_group_and_stays_in_eval_mode():
 def test_a_stage_with_nothing_to_learn_is_refused():
     model = tiny_model()
     with pytest.raises(ValueError, match=r"'task' has nothing to learn: all of \['task_head'\] was frozen beforehand"):
-        parameter_groups(model, stage(2), {name for name, _ in model.named_parameters()})
+        parameter_groups(model, stage(-1), {name for name, _ in model.named_parameters()})
 
 
 def test_groups_come_in_the_same_order_every_time():

@@ -332,9 +332,11 @@ def test_what_was_begun_otherwise_is_not_resumed(tmp_path):
     refused = "cannot resume what was begun otherwise: "
     with pytest.raises(ValueError, match=refused + "config.embed_dim was 8 and is 4. Set it as it was"):
         trained(tmp_path, resume=True, model=tiny_model(embed_dim=4))
-    with pytest.raises(ValueError, match=refused + "stage 'concepts': epochs was 2 and is 5; stage 'prototypes': ep"):
+    with pytest.raises(ValueError, match=refused + "stage 'concepts': epochs was 2 and is 5; stage 'embedding': ep"):
         trained(tmp_path, resume=True, stages=stages_of(tiny_model(), 5))
-    with pytest.raises(ValueError, match=refused + r"stages was \['concepts', 'prototypes', 'task'\] and is \['con"):
+    with pytest.raises(
+        ValueError, match=refused + r"stages was \['concepts', 'embedding', 'prototypes', 'task'\] and is \['con"
+    ):
         trained(tmp_path, resume=True, stages=stages_of(tiny_model(), EPOCHS)[:1])
     with pytest.raises(ValueError, match=refused + "seed was 0 and is 1"):
         trained(tmp_path, resume=True, seed=1)

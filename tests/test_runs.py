@@ -164,7 +164,7 @@ def test_history_has_a_row_for_each_epoch(tmp_path):
     run(tmp_path, epochs={"concepts": 3, "prototypes": 1, "task": 2})
     with (tmp_path / "history.csv").open() as file:
         stages = [row["stage"] for row in csv.DictReader(file)]
-    assert stages == ["concepts"] * 3 + ["prototypes"] + ["task"] * 2
+    assert stages == ["concepts"] * 3 + ["embedding", "prototypes"] + ["task"] * 2
 
 
 class OneOfTwo(Squares):

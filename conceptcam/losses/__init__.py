@@ -12,7 +12,11 @@ from conceptcam.losses.imbalance import (
     multilabel_loss,
     positive_weight,
 )
-from conceptcam.losses.prototypes import PrototypeContrastiveLoss, prototype_contrastive_loss
+from conceptcam.losses.prototypes import (
+    PrototypeContrastiveLoss,
+    prototype_contrastive_loss,
+    prototype_presence_loss,
+)
 
 __all__ = [
     "AsymmetricLoss",
@@ -28,4 +32,5 @@ __all__ = [
     "multilabel_loss",
     "positive_weight",
     "prototype_contrastive_loss",
+    "prototype_presence_loss",
 ]

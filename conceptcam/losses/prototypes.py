@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from conceptcam.losses.imbalance import at_least_float32, masked_mean, split_known
+from conceptcam.losses.imbalance import at_least_float32, masked_mean, multilabel_loss, split_known
 
 Form = Literal["nearest", "infonce", "supcon", "softtriple"]
 MarginSign = Literal["softtriple", "paper", "numerator"]
@@ -61,6 +61,29 @@ def prototype_contrastive_loss(
     else:
         terms = _FORMS[form](vector_similarity / temperature)
     return masked_mean(terms, present)
+
+
+def prototype_presence_loss(
+    vector_similarity: Tensor, labels: Tensor, *, center: float = 0.5, temperature: float = 0.1
+) -> Tensor:
+    """Ask each concept's vector to be near a prototype of its own where the concept is present, and far elsewhere.
+
+    Binary cross-entropy of (the highest cosine with a prototype of its own, less `center`) / `temperature`. The
+    contrastive loss looks at present concepts alone, so nothing there keeps a vector of an *absent* concept from
+    resembling the concept's prototypes, and evidence is high everywhere; with this term it says whether.
+
+    Args:
+        vector_similarity: (B, K, K, M) cosine of concept k's vector with prototype m of concept j; only a concept's
+            similarities to its own prototypes are read. Entries of unknown concepts may be anything.
+        labels: (B, K) in [0, 1], NaN where unknown. Absent concepts count too.
+        center: Cosine that says neither.
+        temperature: How far from it a cosine must be to be sure.
+
+    Returns:
+        Scalar, the mean over known labels; exactly 0, with a gradient path, if there is none.
+    """
+    own = at_least_float32(vector_similarity).diagonal(dim1=1, dim2=2).amax(dim=1)  # (B, M, K) -> (B, K)
+    return multilabel_loss((own - center) / temperature, labels)
 
 
 def _check_options(form: str, margin_sign: str) -> None:

@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conceptcam.losses.prototypes import PrototypeContrastiveLoss, prototype_contrastive_loss
+from conceptcam.losses.prototypes import (
+    PrototypeContrastiveLoss,
+    prototype_contrastive_loss,
+    prototype_presence_loss,
+)
 
 nan = torch.nan
 FORMS = ("nearest", "infonce", "supcon", "softtriple")
@@ -262,3 +266,24 @@ def test_unknown_options_are_refused_at_once_by_function_and_module(options, mes
 def test_similarities_and_labels_that_do_not_fit_are_refused(cosines, labels, message):
     with pytest.raises(ValueError, match=message):
         prototype_contrastive_loss(cosines, labels)
+
+
+def test_presence_loss_is_cross_entropy_of_the_nearest_own_prototype():
+    similarity = torch.rand(4, 3, 3, 2) * 2 - 1
+    labels = torch.tensor([[1, 0, 1], [0, torch.nan, 1], [0, 0, 0], [1, 0.5, torch.nan]])
+    total, known = 0.0, 0
+    for b in range(4):
+        for k in range(3):
+            y = labels[b, k].item()
+            if y == y:
+                p = 1 / (1 + torch.exp(-(max(similarity[b, k, k]) - 0.5) / 0.1)).item()
+                total -= y * torch.tensor(p).log().item() + (1 - y) * torch.tensor(1 - p).log().item()
+                known += 1
+    assert prototype_presence_loss(similarity, labels).item() == pytest.approx(total / known, rel=1e-4)
+
+
+def test_presence_loss_pushes_vectors_of_absent_concepts_away_and_leaves_unknown_ones():
+    similarity = torch.full((1, 3, 3, 2), 0.5, requires_grad=True)
+    prototype_presence_loss(similarity, torch.tensor([[1.0, 0.0, torch.nan]])).backward()
+    own = similarity.grad[0].diagonal(dim1=0, dim2=1).sum(dim=0)
+    assert own[0] < 0 < own[1] and own[2] == 0
