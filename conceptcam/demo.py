@@ -46,7 +46,9 @@ class DemoData:
     knobs: PhantomKnobs
 
 
-def phantom_data(count: int, *, size: int = 112, seed: int = 0, progress: bool = False) -> DemoData:
+def phantom_data(
+    count: int, *, size: int = 112, seed: int = 0, completeness: float = 0.0, progress: bool = False
+) -> DemoData:
     """`count` images to train on, and an eighth and a fifth of that for validation and test.
 
     Args:
@@ -54,9 +56,10 @@ def phantom_data(count: int, *, size: int = 112, seed: int = 0, progress: bool =
         size: Side of the images in pixels.
         seed: Of the training images; validation and test images come from seeds of their own, so another
             `seed` draws all of them afresh.
+        completeness: Of `PhantomKnobs`: how much of the diseases is in the pixels only.
         progress: Whether to show a bar while drawing.
     """
-    knobs = PhantomKnobs(size=size)
+    knobs = PhantomKnobs(size=size, completeness=completeness)
     parts = [
         PhantomDataset(number, seed=3 * seed + part, knobs=knobs, progress=progress)
         for part, number in enumerate((count, max(200, count // 8), max(300, count // 5)))
