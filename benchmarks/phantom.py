@@ -13,10 +13,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from measuring import machine, machine_line, table
@@ -25,10 +25,11 @@ from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evalua
 from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
 from conceptcam.demo import DemoData, demo_config, headline, phantom_data
-from conceptcam.losses import classification_loss
+from conceptcam.losses import PrototypeContrastiveLoss, classification_loss
 from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
 from conceptcam.runs import RunOptions, loader
+from conceptcam.stages import prototype_stage
 from conceptcam.trainer import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
@@ -45,6 +46,9 @@ class Row:
             made for pretrained backbones; with these, what differs is the losses.
         boxes: Whether anybody drew boxes in the training images.
         pooling: In place of the preset's.
+        second: What stage 2 is, in place of the preset's: `"nearest"` is one row with the contrastive loss alone,
+            `"random"` leaves prototypes where they started, `"present"` has no loss for absent concepts. Stage 1 is
+            the preset's, and is shared with it where stage 1 is kept.
         black_box: Whether the model learns diseases straight from images: a classifier with the same backbone whose
             classes are the diseases, and no concepts.
     """
@@ -53,10 +57,13 @@ class Row:
     borrowed_rates: bool = False
     boxes: bool = True
     pooling: str | None = None
+    second: Literal["preset", "nearest", "random", "present"] = "preset"
     black_box: bool = False
 
     def stages(self, model: ConceptModel, recipe: Recipe) -> tuple[Stage, ...]:
         own = preset(self.preset).stages(model.config, recipe)
+        if self.second != "preset" and model.config.bottleneck == "prototypes":
+            own = tuple(_changed(own, self.second))
         if not self.borrowed_rates:
             return own
         lenders = {stage.name: stage for stage in preset("recommended").stages(model.config, recipe)}
@@ -68,11 +75,29 @@ class Row:
         )
 
 
+def _changed(stages: Sequence[Stage], second: str) -> Iterator[Stage]:
+    """The stages with another stage 2."""
+    contrastive = PrototypeContrastiveLoss("nearest", temperature=0.1)
+    for stage in stages:
+        if stage.needs != "compare":
+            yield stage
+        elif second == "random":
+            yield dataclasses.replace(stage, begin=None, lr={"projector": stage.lr["projector"], "prototypes": 3e-4})
+        elif second == "present" or stage.begin is None:
+            old = prototype_stage(contrastive, lr=stage.lr)
+            whole = sum(one.epochs for one in stages if one.needs == "compare")
+            epochs = whole if second == "nearest" else stage.epochs
+            yield dataclasses.replace(stage, objective=old.objective, asks="present", epochs=epochs)
+
+
 ROWS: dict[str, Row] = {
     "recommended": Row(preset="recommended"),
     "black-box": Row(preset="recommended", boxes=False, pooling="mean", black_box=True),
     "recommended-no-boxes": Row(preset="recommended", boxes=False),
     "recommended-mean-pooling": Row(preset="recommended", pooling="mean"),
+    "recommended-nearest": Row(preset="recommended", second="nearest"),
+    "recommended-random": Row(preset="recommended", second="random"),
+    "recommended-present": Row(preset="recommended", second="present"),
     "seed": Row(preset="seed"),
     "seed-rates": Row(preset="seed", borrowed_rates=True),
     "paper": Row(preset="paper"),
@@ -107,7 +132,8 @@ def run_row(name: str, seed: int, scale: Scale, seen: Path | None = None) -> dic
     batches = prepare(data, seer, scale, seed)
     trainer = Trainer(seed=seed, precision=scale.precision)
     recipe = recipe_for(data, scale)
-    kept = seen / f"{name}-{seed}-{scale.images}-{scale.size}-{scale.completeness}" if seen is not None else None
+    first = name if row.second == "preset" else row.preset
+    kept = seen / f"{first}-{seed}-{scale.images}-{scale.size}-{scale.completeness}" if seen is not None else None
     if kept is not None and (kept / "curve.json").exists():
         seer = ConceptModel.from_pretrained(kept)
         curve = json.loads((kept / "curve.json").read_text(encoding="utf-8"))

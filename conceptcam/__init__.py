@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
     from conceptcam.explanation import Explanation, explain
     from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
+    from conceptcam.labels import resolve_uncertain
     from conceptcam.losses import (
         BBoxGuidedConceptLoss,
         PrototypeContrastiveLoss,
         box_localization_loss,
+        classification_loss,
         positive_weight,
         prototype_contrastive_loss,
     )
@@ -59,6 +61,7 @@ _PUBLIC: dict[str, str] = {
     "Trainer": "conceptcam.trainer",
     "box_localization_loss": "conceptcam.losses",
     "choose_thresholds": "conceptcam.evaluation",
+    "classification_loss": "conceptcam.losses",
     "collate": "conceptcam.data.batch",
     "create_backbone": "conceptcam.backbones",
     "create_pooling": "conceptcam.pooling",
@@ -76,6 +79,7 @@ _PUBLIC: dict[str, str] = {
     "prototype_contrastive_loss": "conceptcam.losses",
     "read_history": "conceptcam.history",
     "register_backbone": "conceptcam.backbones",
+    "resolve_uncertain": "conceptcam.labels",
 }
 
 __all__ = [
@@ -105,6 +109,7 @@ __all__ = [
     "Trainer",
     "box_localization_loss",
     "choose_thresholds",
+    "classification_loss",
     "collate",
     "create_backbone",
     "create_pooling",
@@ -122,6 +127,7 @@ __all__ = [
     "prototype_contrastive_loss",
     "read_history",
     "register_backbone",
+    "resolve_uncertain",
     "__version__",
 ]
 
