@@ -1,7 +1,8 @@
 """Tensors in a safetensors file and in a module: all of them, or an error."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,24 +34,30 @@ def build_filled(build: Callable[[], _Module], path: Path) -> _Module:
     """A module with the tensors of a file, built without first drawing the random weights they replace.
 
     The module is built on the meta device, where it takes neither time nor memory, and given the file's
-    tensors, in the type the file has. A module that cannot be built so is built as usual; the global random
-    state stays as it was in both cases.
+    tensors, in the type the file has. A module that cannot be built so, or that keeps tensors in plain attributes
+    or lists, is built as usual; the global random state stays as it was in both cases.
 
     Args:
         build: Makes the module; may be called twice.
         path: The safetensors file, which must fit exactly, as for `load_tensors`.
 
     Raises:
-        ValueError: As `load_tensors`.
+        ValueError: As `load_tensors`, or if the module has parameters that no file can hold.
     """
     module = _built_on_meta(build)
     if module is not None:
         _assign(module, _fitting(module, path))
         _fill_buffers(module)
-    if module is None or _is_partly_meta(module):
+    if module is None or any(value.is_meta for value in _held(module)):
         with torch.random.fork_rng(devices=[]):
             module = build()
-        _assign(module, _fitting(module, path))
+        if any(value.is_meta for value in _held(module)):
+            raise ValueError(
+                f"{type(module).__name__} takes tensors from one build to the next, as `functools.cache` does, and the "
+                "first is without values here; make them anew in each build"
+            )
+        _copy(module, _fitting(module, path))
+    _refuse_hidden(module)
     types = {value.dtype for value in module.state_dict().values() if value.is_floating_point()}
     # Buffers that are not saved follow the weights, as they did when the module was cast before it was saved.
     return module.to(types.pop()) if len(types) == 1 else module
@@ -115,7 +122,9 @@ def _fitting(module: nn.Module, path: Path, may_hold: Collection[str] = ()) -> d
 
 def _built_on_meta(build: Callable[[], _Module]) -> _Module | None:
     try:
-        with torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"):
+            # Of a module that reads a file of its own while it is built: what it read is given to it anew.
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
             return build()
     except (NotImplementedError, RuntimeError, TypeError):
         return None  # it reads values while it is built, and meta has none; what else is wrong shows without meta
@@ -144,12 +153,41 @@ def _fill_buffers(module: nn.Module) -> None:
             compute()
 
 
-def _is_partly_meta(module: nn.Module) -> bool:
-    """Whether anything is still without values: a parameter, a buffer, or a tensor kept as a plain attribute."""
-    held = [value for part in module.modules() for value in vars(part).values()]
-    return any(
-        isinstance(value, Tensor) and value.is_meta for value in (*module.parameters(), *module.buffers(), *held)
-    )
+def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put the numbers into the module's own tensors, which plain lists may hold too, in the types of the file."""
+    for name, value in module.state_dict(keep_vars=True).items():
+        value.data = value.data.to(weights[name].dtype)
+    module.load_state_dict(weights)
+
+
+def _refuse_hidden(module: nn.Module) -> None:
+    """Refuse a module with parameters that are not its own to torch: no file has them, so they would stay random."""
+    known = {id(parameter) for parameter in module.parameters()}
+    hidden = [value for value in _held(module) if isinstance(value, nn.Parameter) and id(value) not in known]
+    if hidden:
+        raise ValueError(
+            f"{type(module).__name__} keeps {len(hidden)} parameters in plain lists or dictionaries, the first of "
+            f"shape {tuple(hidden[0].shape)}; they are neither saved nor loaded: use nn.ModuleList or nn.ParameterList"
+        )
+
+
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors of a module, those in plain attributes, lists and dictionaries included."""
+    waiting: list[object] = [module]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, nn.Module):
+            waiting += vars(value).values()
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
 
 
 def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

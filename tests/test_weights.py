@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,81 @@ def test_a_module_that_cannot_be_built_without_values_is_built_with_them(kind, t
     assert torch.equal(loaded.layer.weight, original.layer.weight)
     everything = [*loaded.parameters(), *loaded.buffers(), *vars(loaded).values()]
     assert not any(value.is_meta for value in everything if isinstance(value, Tensor))
+
+
+class Listing(nn.Module):
+    """Uses a weight through a plain list, and a part of another through a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.in_list, self.part = [self.layer.weight], self.layer.bias[:1]
+
+
+class PeekingListing(Listing):
+    """As the former, and reads a value while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(()).item()
+
+
+@pytest.mark.parametrize("kind", [Listing, PeekingListing])
+def test_a_weight_that_is_used_through_a_list_or_a_view_is_the_files_too(kind, tmp_path):
+    original = kind()
+    save_tensors(original.state_dict(), tmp_path / "w.safetensors")
+    loaded = build_filled(kind, tmp_path / "w.safetensors")
+    assert loaded.in_list[0] is loaded.layer.weight and torch.equal(loaded.layer.weight, original.layer.weight)
+    assert torch.equal(loaded.part, original.layer.bias[:1])
+
+
+def test_a_module_built_as_usual_keeps_the_half_precision_of_its_file(tmp_path):
+    save_tensors(Listing().bfloat16().state_dict(), tmp_path / "w.safetensors")
+    loaded = build_filled(Listing, tmp_path / "w.safetensors")
+    assert {value.dtype for value in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.in_list[0] is loaded.layer.weight
+
+
+class Hiding(nn.Module):
+    """Has a layer that torch does not know of, and so no file has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.layers = {"more": [nn.Linear(3, 2)], "me": self}
+
+
+def test_parameters_that_no_file_can_hold_are_refused(tmp_path):
+    save_tensors(Hiding().state_dict(), tmp_path / "w.safetensors")
+    message = r"Hiding keeps 2 parameters in plain lists or dictionaries, .* use nn.ModuleList"
+    with pytest.raises(ValueError, match=message):
+        build_filled(Hiding, tmp_path / "w.safetensors")
+
+
+def test_a_tensor_kept_from_one_build_to_the_next_is_refused(tmp_path):
+    places = functools.cache(lambda: torch.arange(2.0))
+
+    def build() -> nn.Module:
+        layer = nn.Linear(2, 2)
+        layer.register_buffer("places", places(), persistent=False)
+        return layer
+
+    save_tensors(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="Linear takes tensors from one build to the next, .* make them anew"):
+        build_filled(build, tmp_path / "w.safetensors")
+
+
+def test_a_module_that_reads_its_own_file_when_built_gets_the_saved_weights_without_a_warning(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "published.pth")
+
+    def build() -> nn.Module:
+        layer = nn.Linear(2, 2)
+        layer.load_state_dict(torch.load(tmp_path / "published.pth", weights_only=True))
+        return layer
+
+    original = shaken(build())
+    save_tensors(original.state_dict(), tmp_path / "w.safetensors")
+    assert torch.equal(build_filled(build, tmp_path / "w.safetensors").weight, original.weight)
 
 
 class Tied(nn.Module):
