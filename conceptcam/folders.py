@@ -57,7 +57,8 @@ def save_folder(
             record = dataclasses.replace(record, weights_sha256=sha256(whole / WEIGHTS_FILE))
             (whole / CONFIG_FILE).write_text(to_json(config, record), encoding="utf-8")
             if card is not None or not is_hand_written(folder / CARD_FILE):
-                card = card or model_card(config, record, title=title or folder.resolve().name)
+                if card is None:
+                    card = model_card(config, record, title=title or folder.resolve().name)
                 (whole / CARD_FILE).write_text(card, encoding="utf-8")
         except OSError as error:
             raise OSError(f"could not save the model to {folder}, which is left as it was: {error}") from error
@@ -73,6 +74,8 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
         FileNotFoundError: If the folder, its config or its weights are not there.
         ValueError: If the config cannot be read by this version of conceptcam, or a file is a link to elsewhere.
     """
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; a model is the folder of its files, {folder.parent}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder {folder}")
     config_file, weights_file = _find(folder, CONFIG_FILE), _find(folder, WEIGHTS_FILE)
@@ -90,7 +93,8 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
 
 def is_hand_written(card: Path) -> bool:
     """Whether a card is there that was not generated, so that it must not be overwritten."""
-    return card.is_file() and not is_generated(card.read_text(encoding="utf-8"))
+    # Those that were generated are UTF-8; what people write need not be.
+    return card.is_file() and not is_generated(card.read_text(encoding="utf-8", errors="replace"))
 
 
 def _homes(folder: Path) -> tuple[Path, ...]:

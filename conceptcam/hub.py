@@ -40,8 +40,10 @@ def parse_source(source: str | os.PathLike[str], revision: str | None = None) ->
     `hf-hub:` before. Anything else is a path, which is not there.
 
     Raises:
-        ValueError: If a revision is given twice, for a path, or announced by `@` and then left out.
+        ValueError: If it is empty, or a revision is given twice, for a path, or announced by `@` and then left out.
     """
+    if source == "":
+        raise ValueError("an empty text names nothing; for the folder you are in write '.'")
     path = Path(source).expanduser()
     if not isinstance(source, str) or source.startswith((".", "/", "~")) or path.exists():
         if revision is not None:

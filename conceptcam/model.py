@@ -172,6 +172,8 @@ class ConceptModel(nn.Module):
             source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config, record, weights = read_folder(folder)
+        if verify and not record.weights_sha256:
+            raise ValueError(f"{folder}: its config records no SHA-256 of the weights, so they cannot be verified")
         if verify and sha256(weights) != record.weights_sha256:
             raise ValueError(
                 f"{weights} is not the file that its config was saved with: the SHA-256 differs; if it was downloaded, "

@@ -210,6 +210,37 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
         model_with(0).save_pretrained(tmp_path / "file")
 
 
+def test_a_file_in_place_of_its_folder_says_which_folder(saved):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is a file; a model is the folder .*/model$"):
+        ConceptModel.from_pretrained(saved / "model.safetensors")
+
+
+def test_an_empty_source_is_not_the_folder_one_is_in(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert same_weights(ConceptModel.from_pretrained("."), model_with(0))
+    with pytest.raises(ValueError, match=r"an empty text names nothing; for the folder you are in write '\.'"):
+        ConceptModel.from_pretrained("")
+
+
+def test_a_hand_written_card_is_left_alone_whatever_its_encoding(saved):
+    words = "# Röntgen".encode("latin-1")
+    (saved / "README.md").write_bytes(words)
+    model_with(1).save_pretrained(saved)
+    assert (saved / "README.md").read_bytes() == words
+    assert same_weights(ConceptModel.from_pretrained(saved), model_with(1))
+
+
+def test_an_empty_card_is_taken_as_given(saved):
+    model_with(0).save_pretrained(saved, card="")
+    assert (saved / "README.md").read_bytes() == b""
+
+
+def test_weights_without_a_recorded_sha_cannot_be_verified_and_it_says_so(saved):
+    edit_config(saved, record={})
+    with pytest.raises(ValueError, match="model: its config records no SHA-256 of the weights"):
+        ConceptModel.from_pretrained(saved, verify=True)
+
+
 DRIVER = """
 import os, random, resource, shutil, signal, sys, time
 from pathlib import Path
