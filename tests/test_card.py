@@ -13,7 +13,8 @@ from PIL import Image
 from conceptcam import evaluate
 from conceptcam.card import GENERATED_MARK, is_generated, model_card
 from conceptcam.config import ConceptConfig, ModelRecord
-from conceptcam.zoo import BACKBONES, recipe_config
+from conceptcam.published import BACKBONES
+from conceptcam.zoo import recipe_config
 from tests.worlds import CONCEPTS, Squares, batches, tiny_config, tiny_model
 
 HOSTILE = (

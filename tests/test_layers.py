@@ -10,7 +10,7 @@ import conceptcam
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
     {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
-    | {"distributed", "storage"},
+    | {"published", "distributed", "storage"},
     {"backbones", "heads", "clusters", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},

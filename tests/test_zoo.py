@@ -12,14 +12,12 @@ import torch
 from conceptcam import zoo
 from conceptcam.config import ConceptConfig, ModelRecord, to_json
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
+from conceptcam.published import BACKBONES, BackboneRecord, backbone_record
 from conceptcam.stages import preset
 from conceptcam.zoo import (
-    BACKBONES,
     RECIPES,
     VINDR_CONCEPTS,
     VINDR_TASKS,
-    BackboneRecord,
-    backbone_record,
     bundled_models,
     licence_notice,
     list_models,

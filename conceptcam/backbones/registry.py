@@ -13,7 +13,8 @@ from conceptcam.backbones.base import Backbone
 from conceptcam.config import did_you_mean
 from conceptcam.folders import WEIGHTS_FILE
 from conceptcam.hub import Address, fetch, parse_source
-from conceptcam.zoo import BACKBONES, BackboneRecord, backbone_record, licence_notice, noncommercial_notice
+from conceptcam.published import BACKBONES, BackboneRecord, backbone_record, noncommercial_notice
+from conceptcam.zoo import licence_notice
 
 log = logging.getLogger(__name__)
 
