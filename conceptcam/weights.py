@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,20 +14,18 @@ from torch import Tensor, nn
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def load_tensors(module: nn.Module, path: Path, *, may_hold: Collection[str] = ()) -> None:
+def load_tensors(module: nn.Module, path: Path) -> None:
     """Fill a module with the tensors of a safetensors file that fit it exactly.
 
     Args:
         module: What to fill; untouched if anything does not fit.
         path: The safetensors file.
-        may_hold: Names the file may hold beside the module's own, such as those of a classifier that
-            was cut off.
 
     Raises:
         ValueError: If the file is no safetensors file, or a tensor is missing, left over or of another
             shape or kind. The message counts what matched and names the first that did not.
     """
-    module.load_state_dict(_fitting(module, path, may_hold))
+    module.load_state_dict(_fitting(module, path))
 
 
 def build_filled(build: Callable[[], _Module], path: Path) -> _Module:
@@ -93,11 +91,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fitting(module: nn.Module, path: Path, may_hold: Collection[str] = ()) -> dict[str, Tensor]:
+def _fitting(module: nn.Module, path: Path) -> dict[str, Tensor]:
     """The tensors of the file that the module wants, if those are all and fit."""
     weights, wanted = read_tensors(path), module.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - wanted.keys() - set(may_hold))
+    unexpected = sorted(weights.keys() - wanted.keys())
     common = sorted(wanted.keys() & weights.keys())
     reshaped = [
         f"{key} {tuple(weights[key].shape)} for {tuple(wanted[key].shape)}"

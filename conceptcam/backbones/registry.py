@@ -77,7 +77,7 @@ def create_backbone(
         pretrained: Whether to start from the published weights, downloaded, instead of random ones. If their
             licence forbids commercial use, that is logged as a warning first.
         weights: A checkpoint to start from, as a file or on the Hub: `"organization/name"` or
-            `"organization/name/file"`, perhaps with `@revision`. A backbone of timm's or of the zoo takes
+            `"organization/name/file"`, perhaps with `@revision`. Backbones of timm's, of the zoo and our own take
             safetensors and pickles of timm, facebookresearch/mae, Hugging Face ViT, ViTMAE and DINOv2; pickles
             are read without running code. Loading is strict: an encoder tensor that is missing, left
             over, of another shape or not finite is an error.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from conceptcam.backbones.base import Backbone
 from conceptcam.backbones.registry import BackboneRequest, register_backbone
-from conceptcam.weights import load_tensors
+from conceptcam.formats import read_encoder
 
 STRIDE = 8
 
@@ -74,5 +74,5 @@ def _small_cnn(name: str, width: int, request: BackboneRequest) -> Backbone:
         raise ValueError(f"{name} needs sides that are multiples of {STRIDE}, got {request.image_size}")
     backbone = SmallCnn(request.image_size, width)
     if request.weights is not None:
-        load_tensors(backbone, request.weights)
+        backbone.load_state_dict(read_encoder(request.weights, backbone.state_dict()).tensors)
     return backbone

@@ -50,9 +50,21 @@ def test_its_own_weights_file_loads_to_the_bit(tmp_path):
     assert torch.equal(loaded(image), first(image))
 
 
+def test_a_pickle_of_its_own_weights_loads_too_and_numbers_that_are_not_finite_are_refused(tmp_path):
+    weights = create_backbone("small_cnn_s8", image_size=(16, 16)).state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    loaded = create_backbone("small_cnn_s8", image_size=(16, 16), weights=tmp_path / "w.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    torch.save({**weights, "position": weights["position"] / 0}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"numbers that are not finite, in 1 tensors: \['position'\]"):
+        create_backbone("small_cnn_s8", image_size=(16, 16), weights=tmp_path / "w.pth")
+
+
 def test_weights_for_another_image_size_are_refused_with_both_shapes(tmp_path):
     save_file(create_backbone("small_cnn_s8", image_size=(32, 32)).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"1 of another shape \['position \(1, 96, 4, 4\) for \(1, 96, 4, 6\)'\]"):
+    with pytest.raises(
+        ValueError, match=r"1 of another shape or kind \['position \(1, 96, 4, 4\) for \(1, 96, 4, 6\)'\]"
+    ):
         create_backbone("small_cnn_s8", image_size=(32, 48), weights=tmp_path / "w.safetensors")
 
 
