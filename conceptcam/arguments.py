@@ -216,6 +216,15 @@ Every tensor must fit: the result says how many did, and less than all of them i
         "--stages", nargs="+", default=[], metavar="NAME",
         help="which of concepts, prototypes and task it was taught; the file does not say",
     )  # fmt: skip
+    parser.add_argument(
+        "--image-size", type=_positive, nargs=2, metavar=("H", "W"),
+        help="of the images it takes, in pixels (default: 224 224); the file does not say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mean", type=float, nargs=3, metavar="M",
+        help="of a concept model's images, per channel, in [0, 1] (default: what the backbone expects)",
+    )  # fmt: skip
+    parser.add_argument("--std", type=float, nargs=3, metavar="S", help="likewise")
     return parser
 
 

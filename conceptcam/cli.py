@@ -210,6 +210,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from conceptcam.conversion import convert_backbone, convert_concept_model
 
+    fields = {name: tuple(given) for name in ("image_size", "mean", "std") if (given := getattr(options, name))}
     if options.concepts:
         print(
             convert_concept_model(
@@ -219,12 +220,14 @@ def _convert(options: argparse.Namespace) -> None:
                 tasks=options.tasks,
                 backbone=options.backbone,
                 stages=options.stages,
+                **fields,
             )
         )
-    elif options.tasks or options.stages:
-        raise ValueError("--tasks and --stages are of a whole concept model, which needs --concepts too")
+    elif options.tasks or options.stages or options.mean or options.std:
+        raise ValueError("--tasks, --stages, --mean and --std are of a whole concept model, which needs --concepts too")
     else:
-        print(convert_backbone(options.source, options.target, backbone=options.backbone))
+        size = fields.get("image_size")
+        print(convert_backbone(options.source, options.target, backbone=options.backbone, image_size=size))
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:

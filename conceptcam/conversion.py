@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from conceptcam.backbones import create_backbone
+from conceptcam.backbones import create_backbone, expected_normalization
 from conceptcam.config import ConceptConfig, ModelRecord
 from conceptcam.formats import read_concept_checkpoint, read_encoder
 from conceptcam.model import ConceptModel
@@ -82,9 +82,9 @@ def convert_concept_model(
         backbone: Name known to `create_backbone`, of the architecture in the file.
         stages: What the model has been taught, of `"concepts"`, `"prototypes"` and `"task"`; parts that were not are
             not reported on.
-        **fields: More fields of `ConceptConfig`, such as `image_size`, `mean`, `std` and `task_kind`. The seed's
-            code trained its prototypes by `pooling_order="project_then_pool"` in some versions; task logits do not
-            depend on it.
+        **fields: More fields of `ConceptConfig`, such as `image_size` and `task_kind`. `mean` and `std` are the
+            backbone's unless they are given; the file says neither them nor the size. The seed's code trained its
+            prototypes by `pooling_order="project_then_pool"` in some versions; task logits do not depend on it.
 
     Returns:
         What was done, in one line.
@@ -99,6 +99,7 @@ def convert_concept_model(
     for what, names, count in (("concepts", concepts, found.num_concepts), ("tasks", tasks, found.num_tasks)):
         if len(names) != count:
             raise ValueError(f"{source} has {count} {what}, but {len(names)} were named: {list(names)}")
+    mean, std = expected_normalization(backbone)
     config = ConceptConfig(
         concepts=tuple(concepts),
         tasks=tuple(tasks),
@@ -106,7 +107,7 @@ def convert_concept_model(
         head_bias=found.head_bias,
         embed_dim=found.embed_dim,
         prototypes_per_concept=found.prototypes_per_concept,
-        **fields,
+        **{"mean": mean, "std": std, **fields},
     )
     with torch.random.fork_rng(devices=[]):  # every weight is overwritten
         model = ConceptModel.from_config(config, backbone_weights=source)

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from conceptcam import runs
+from conceptcam.backbones import create_backbone
 from conceptcam.cli import main
 from conceptcam.model import ConceptModel
 from tests.worlds import CONCEPTS, SIZE, TASKS, Squares, tiny_model
@@ -265,6 +266,54 @@ def test_wrong_options_are_explained(arguments, sentence, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_models_lists_what_fits_the_pattern_and_a_full_name_shows_its_record(capsys):
+    assert main(["models", "phantom-*"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[1] for row in rows[2:]] == ["phantom-cbm", "phantom-csr"]
+    assert main(["models", "medmae_vit_b16"]) == 0
+    shown = capsys.readouterr().out
+    assert "arXiv:2407.14784" in shown
+    assert shown.endswith("Note: the weights of medmae_vit_b16 are under CC-BY-NC-4.0, which forbids commercial use.\n")
+    assert main(["models", "medmae_vitb16"]) == 2
+    assert "did you mean ['medmae_vit_b16'" in capsys.readouterr().err
+
+
+def test_verify_counts_a_whole_models_tensors_and_tells_a_flipped_bit(tmp_path, capsys):
+    tiny_model(0).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    assert main(["verify", str(tmp_path)]) == 0
+    count = len(tiny_model(0).state_dict())
+    assert f"{tmp_path}: whole; all {count} tensors" in capsys.readouterr().out
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["verify", str(tmp_path)]) == 2
+    assert f"conceptcam verify: {weights} is not the file that its config was saved with" in capsys.readouterr().err
+
+
+def test_convert_says_how_many_tensors_fit_and_writes_nothing_unless_all_do(tmp_path, capsys):
+    backbone = create_backbone("timm:test_resnet")
+    weights = {name.removeprefix("model."): value for name, value in backbone.state_dict().items()}
+    torch.save({"module." + name: value for name, value in weights.items()}, tmp_path / "good.pth")
+    torch.save(dict(list(weights.items())[1:]), tmp_path / "bad.pth")
+    out = tmp_path / "out.safetensors"
+    command = ["--backbone", "timm:test_resnet"]
+    assert main(["convert", str(tmp_path / "bad.pth"), str(out), *command]) == 2 and not out.exists()
+    assert f"{len(weights) - 1} of {len(weights)} tensors match; 1 missing" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "good.pth"), str(out), *command, "--image-size", "96", "128"]) == 0
+    assert f"{out}: {len(weights)} of {len(weights)} tensors" in capsys.readouterr().out
+    loaded = create_backbone("timm:test_resnet", weights=out).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
+
+
+def test_convert_takes_the_size_and_normalization_of_a_concept_model(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("conceptcam.conversion.convert_concept_model", lambda *files, **names: asked.update(names))
+    command = ["convert", "in.pth", str(tmp_path), "--backbone", "small_cnn_s8", "--concepts", "a", "--tasks", "t"]
+    assert main([*command, "--image-size", "64", "96", "--mean", ".1", ".2", ".3"]) == 0
+    assert asked["image_size"] == (64, 96) and asked["mean"] == (0.1, 0.2, 0.3) and "std" not in asked
 
 
 def test_images_of_one_name_in_two_folders_are_explained_into_two_files(run, data, tmp_path):

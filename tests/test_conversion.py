@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -152,6 +153,18 @@ def test_a_checkpoint_of_the_seed_says_the_same_as_a_concept_model(predecessor, 
         output = model(images)
     torch.testing.assert_close(output.concept_maps, concept_maps, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.task_logits, task_logits, rtol=0, atol=1e-5)
+
+
+def test_images_are_normalized_as_the_backbone_expects_unless_told_otherwise(predecessor, tmp_path):
+    torch.save(flat(predecessor), tmp_path / "model.pth")
+    backbone = "timm:vit_tiny_patch16_224.augreg_in21k"
+    names = {"concepts": CONCEPTS, "tasks": TASKS, "backbone": backbone}
+    convert_concept_model(tmp_path / "model.pth", tmp_path / "own", **names)
+    convert_concept_model(tmp_path / "model.pth", tmp_path / "told", **names, mean=(0.1, 0.2, 0.3), image_size=(64, 96))
+    own, told = (ConceptModel.from_pretrained(tmp_path / name).config for name in ("own", "told"))
+    assert own.mean == own.std == told.std == timm.get_pretrained_cfg(backbone.removeprefix("timm:")).mean
+    assert own.mean == (0.5, 0.5, 0.5)
+    assert (told.mean, told.image_size) == ((0.1, 0.2, 0.3), (64, 96))
 
 
 @pytest.mark.parametrize(
