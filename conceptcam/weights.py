@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,31 +91,51 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def misfit(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    left_over: Collection[str],
+    fits: Callable[[str, Tensor, Tensor], bool] | None = None,
+) -> str:
+    """What keeps tensors from being all that are wanted: counts and the first names. Empty if nothing does.
+
+    Args:
+        found: Tensors by name.
+        wanted: Those that there should be, of which shape and kind count.
+        left_over: Names of tensors that have no place.
+        fits: Whether, for a name, a tensor found may stand for one wanted; by default `is_alike`.
+    """
+    missing = sorted(wanted.keys() - found.keys())
+    unlike = [
+        f"{name} {_kind(found[name])} for {_kind(wanted[name])}"
+        for name in sorted(wanted.keys() & found.keys())
+        if not (fits(name, found[name], wanted[name]) if fits else is_alike(found[name], wanted[name]))
+    ]
+    if not (missing or left_over or unlike):
+        return ""
+    matched = len(wanted) - len(missing) - len(unlike)
+    return (
+        f"{matched} of {len(wanted)} tensors match; {len(missing)} missing {missing[:3]}, {len(left_over)} left over "
+        f"{sorted(left_over)[:3]}, {len(unlike)} of another shape or kind {unlike[:3]}"
+    )
+
+
+def is_alike(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors have one shape and one kind: half precision for single is the same, whole numbers are not."""
+    return found.shape == wanted.shape and found.is_floating_point() == wanted.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
 def _fitting(module: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The tensors of the file that the module wants, if those are all and fit."""
+    """The tensors of the file, if they are those of the module and fit."""
     weights, wanted = read_tensors(path), module.state_dict()
-    missing = sorted(wanted.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - wanted.keys())
-    common = sorted(wanted.keys() & weights.keys())
-    reshaped = [
-        f"{key} {tuple(weights[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in common
-        if wanted[key].shape != weights[key].shape
-    ]
-    # Half precision for single is the same kind of number; whole numbers for real ones are not.
-    retyped = [
-        f"{key} {weights[key].dtype} for {wanted[key].dtype}"
-        for key in common
-        if weights[key].is_floating_point() != wanted[key].is_floating_point()
-    ]
-    if missing or unexpected or reshaped or retyped:
-        matched = len(wanted) - len(missing) - len(reshaped)
-        raise ValueError(
-            f"{path} does not fit: {matched} of {len(wanted)} tensors match; {len(missing)} missing "
-            f"{missing[:3]}, {len(unexpected)} left over {unexpected[:3]}, {len(reshaped)} of another shape "
-            f"{reshaped[:3]}, {len(retyped)} of another type {retyped[:3]}"
-        )
-    return {key: weights[key] for key in wanted}
+    if what := misfit(weights, wanted, weights.keys() - wanted.keys()):
+        raise ValueError(f"{path} does not fit: {what}")
+    return weights
 
 
 def _built_on_meta(build: Callable[[], _Module]) -> _Module | None:

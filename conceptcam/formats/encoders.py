@@ -16,6 +16,7 @@ from conceptcam.formats.spellings import (
     from_sequential_resnet,
     is_resizable,
 )
+from conceptcam.weights import is_alike, misfit
 
 _logger = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def fit_encoder(
     named = fold_class_place(named, wanted)
     more = named.keys() - wanted.keys()
     left_out = {name for name in more if name in may_hold or name.startswith(_NOT_ENCODER)}
-    _check(named, wanted, more - left_out, f"{source} ({spelling} format)")
+    if what := misfit(named, wanted, more - left_out, _fits):
+        advice = _advice(wanted.keys() - named.keys(), named)
+        raise ValueError(f"{source} ({spelling} format) does not fit this backbone: {what}{advice}")
     kept = {name: named[name].float() if value.is_floating_point() else named[name] for name, value in wanted.items()}
     if broken := [name for name, value in kept.items() if not value.isfinite().all()]:
         raise ValueError(f"{source} holds numbers that are not finite, in {len(broken)} tensors: {broken[:3]}")
@@ -140,31 +143,9 @@ def _huggingface_kind(tensors: Tensors, beside: Collection[str]) -> str:
     return "huggingface-vitmae" if any(name.startswith("decoder.") for name in beside) else "huggingface-vit"
 
 
-def _check(named: Tensors, wanted: Mapping[str, Tensor], left_over: Collection[str], source: str) -> None:
-    missing = sorted(wanted.keys() - named.keys())
-    unlike = [
-        f"{name} {_kind(named[name])} for {_kind(wanted[name])}"
-        for name in sorted(wanted.keys() & named.keys())
-        if not _fits(name, named[name], wanted[name])
-    ]
-    if not (missing or left_over or unlike):
-        return
-    matched = len(wanted) - len(missing) - len(unlike)
-    raise ValueError(
-        f"{source} does not fit this backbone: {matched} of {len(wanted)} tensors match; {len(missing)} missing "
-        f"{missing[:3]}, {len(left_over)} left over {sorted(left_over)[:3]}, {len(unlike)} of another shape or kind "
-        f"{unlike[:3]}{_advice(missing, named)}"
-    )
-
-
 def _fits(name: str, found: Tensor, wanted: Tensor) -> bool:
-    same_kind = found.is_floating_point() == wanted.is_floating_point()
-    return same_kind and (found.shape == wanted.shape or (name == "pos_embed" and is_resizable(found, wanted)))
-
-
-def _kind(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
-    return f"{tuple(tensor.shape)}{kind}"
+    resizable = name == "pos_embed" and found.is_floating_point() and is_resizable(found, wanted)
+    return resizable or is_alike(found, wanted)
 
 
 def _advice(missing: Collection[str], named: Tensors) -> str:
