@@ -252,7 +252,7 @@ def told_of(source: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise ValueError(f"{source!r} is no folder here and no name on the Hub, organization/name") from error
+        raise ValueError(f"{source!r} is nothing here and no name on the Hub, organization/name") from error
     except (errors.HTTPError, errors.EntryNotFoundError, json.JSONDecodeError, OSError) as error:
         raise _plain(source, error) from error
 
@@ -269,7 +269,7 @@ def _plain(source: str, error: Exception) -> OSError:
         return FileNotFoundError(f"the Hub has no such revision: {source}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return FileNotFoundError(
-            f"no folder {source} is here and no such repository on the Hub; a private one needs `token=`"
+            f"nothing called {source} is here, and the Hub has no such repository; a private one needs `token=`"
         )
     if status == 401:
         return PermissionError(f"the Hub wants a valid `token=` for {source}; make one in your account's settings")
@@ -279,7 +279,7 @@ def _plain(source: str, error: Exception) -> OSError:
         return FileNotFoundError(f"{source} lacks a file: {_line(error)}")
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, f"could not store {source} in the cache: {error.strerror}", error.filename)
-    return ConnectionError(f"could not get {source} from the Hub, try again later: {_line(error)}")
+    return ConnectionError(f"the Hub gave no good answer about {source}, try again later: {_line(error)}")
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -194,6 +194,12 @@ def backbone_record(name: str) -> BackboneRecord | None:
     return next((record for record in _RECORDS if record.repository == f"timm/{model}"), None)
 
 
+def repository_notice(repository: str) -> str:
+    """The sentence for whatever a repository of the zoo holds; empty if its licence allows commercial use."""
+    record = next((record for record in _RECORDS if record.repository == repository), None)
+    return "" if record is None or record.commercial_use else forbids_commercial_use(repository, record.license)
+
+
 def noncommercial_notice(name: str, license: str) -> str:
     """The sentence for weights that have no record, by the identifier of their licence; empty if it allows it."""
     return forbids_commercial_use(name, license) if re.search(r"-nc(-|$)", license.lower()) else ""

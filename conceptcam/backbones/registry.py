@@ -13,7 +13,7 @@ from conceptcam.backbones.base import Backbone
 from conceptcam.config import did_you_mean
 from conceptcam.folders import WEIGHTS_FILE
 from conceptcam.hub import Address, fetch, parse_source
-from conceptcam.published import BACKBONES, BackboneRecord, backbone_record, noncommercial_notice
+from conceptcam.published import BACKBONES, BackboneRecord, backbone_record, noncommercial_notice, repository_notice
 from conceptcam.zoo import licence_notice
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,7 @@ def _fetched(weights: str | os.PathLike[str]) -> Path:
         if not place.is_file():
             raise FileNotFoundError(f"no weights file {place}")
         return place
+    _show(repository_notice(place.repository))
     if place.file is not None:
         return fetch(place, (place.file,)) / place.file
     try:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from conceptcam.backbones import create_backbone
+from conceptcam.backbones import create_backbone, registry
 from tests.hub_api import OWNER
 from tests.hub_server import HubServer
 
@@ -60,6 +60,17 @@ def test_without_pretrained_nothing_is_asked(hub: HubServer):
     create_backbone("timm:test_resnet", image_size=SIZE)
     create_backbone("small_cnn_s8", image_size=SIZE)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "timm/vit_base_patch16_224.mae"}])
+def test_a_licence_that_forbids_commercial_use_is_told_before_anything_is_asked(hub: HubServer, monkeypatch, asked):
+    told = []
+    monkeypatch.setattr(registry.log, "warning", lambda form, *words: told.append((len(hub.requests), form % words)))
+    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_224\.mae"):  # this hub does not have it
+        create_backbone("mae_vit_b16", **asked)
+    ((requests, sentence),) = told
+    assert requests == 0 < len(hub.requests)
+    assert sentence.endswith(" are under CC-BY-NC-4.0, which forbids commercial use")
 
 
 def test_downloading_leaves_the_global_random_state_as_it_was(hub: HubServer):
