@@ -16,6 +16,7 @@ LAYERS = [
     {"stages", "intervene", "explanation"},
     {"optimization", "history", "ranks", "resume"},
     {"steps", "frozen"},
+    {"fitting"},
     {"trainer", "evaluation", "conversion", "report", "export"},
     {"runs"},
     {"demo"},

@@ -404,3 +404,13 @@ def test_fingerprint_tells_stages_apart_by_all_but_their_functions():
     for change in ({"weight_decay": 0.5}, {"lr": {"backbone": 1.0}}, {"patience": 3}, {"needs": "forward"}):
         with pytest.raises(ValueError, match=f"stage 'concepts': {next(iter(change))} was"):
             check_fingerprint(now, fingerprint(tiny_config(), [dataclasses.replace(stage, **change)]))
+
+
+def test_a_checkpoint_keeps_the_best_weights_only_of_what_its_stage_can_change(tmp_path):
+    model = tiny_model()
+    stopped(tmp_path, stages=stages_of(model, 4)[1:])  # in the second epoch of two with projector and prototypes
+    kept = torch.load(Checkpoints(tmp_path, 2).paths()[-1], weights_only=True)["progress"]["best_weights"]
+    learning = {name for name, _ in model.named_parameters() if name.startswith(("projector.", "prototypes."))}
+    buffers = {name for name, _ in model.named_buffers()}
+    assert learning
+    assert set(kept) == learning | (buffers & set(model.state_dict()))
