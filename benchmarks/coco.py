@@ -15,7 +15,7 @@ from conceptcam import CocoDataset, ConceptConfig
 from conceptcam.backbones import expected_normalization
 from conceptcam.data.transforms import light_augmentation
 from conceptcam.evaluation import Evaluation
-from conceptcam.runs import EXPLANATIONS, RunOptions, measure, save_explanations, train_run
+from conceptcam.runs import EXPLANATIONS, RunOptions, end_run, measure, save_explanations, train_run
 
 COLUMNS = ("start", "concept", "pos", "neg", "AUROC", "AP", "share of pos", "boxes", "pointing", "random map", "centre")
 
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Eval
     model = train_run(config, train, val, folder, how, training_data=options.data.name, augment=augment)
     result = measure(model, val, folder, how)
     save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    end_run(folder)
     return result
 
 

@@ -70,7 +70,7 @@ def _train(options: argparse.Namespace) -> None:
 def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", *, say: Callable[[str], None]) -> None:
     from conceptcam import distributed
     from conceptcam.data.transforms import light_augmentation
-    from conceptcam.runs import EXPLANATIONS, measure, save_explanations, train_run
+    from conceptcam.runs import EXPLANATIONS, end_run, measure, save_explanations, train_run
 
     train = _read(options, options.train, uncertain=options.uncertain, task_kind=options.task_kind)
     val = _read(options, options.val, concepts=train.concepts, tasks=train.tasks)
@@ -91,6 +91,7 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", *, s
     model.record = dataclasses.replace(model.record, metrics=result.summary())
     model.save_pretrained(folder)
     save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    end_run(folder)
     say(result.table())
     say("These figures are of the validation images, which also chose the epoch and the thresholds.")
     _where(folder)

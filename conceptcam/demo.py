@@ -30,7 +30,7 @@ from conceptcam.heads import TaskHead
 from conceptcam.losses.imbalance import multilabel_loss
 from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.model import ConceptModel
-from conceptcam.runs import EXPLANATIONS, FIGURES, RunOptions, measure, save_explanations, train_run
+from conceptcam.runs import EXPLANATIONS, FIGURES, RunOptions, end_run, measure, save_explanations, train_run
 
 FOLLOWED = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
 """Concepts whose maps are drawn epoch by epoch."""
@@ -123,6 +123,7 @@ def run_demo(
     model.save_pretrained(folder)
     (folder / "summary.json").write_text(json.dumps(nan_to_null(figures), indent=2) + "\n", encoding="utf-8")
     save_explanations(model, [data.test.read(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)
+    end_run(folder)
     say(result.table())
     return figures
 

@@ -234,6 +234,7 @@ class _Answers:
 
 def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | None) -> _Answers:
     localization = LocalizationMetrics(len(model.config.concepts))
+    localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     rows: list[tuple[Tensor, ...]] = []
     # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
     with evaluating(model, device) as where, torch.random.fork_rng(devices=[]):

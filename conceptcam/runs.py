@@ -42,6 +42,9 @@ RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
+# Options that may be others when a run is resumed, because what is learned does not follow from them.
+_FREE = ("device", "gradient_checkpointing", "cache", "tensorboard", "resume", "workers", "progress")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -65,7 +68,8 @@ class RunOptions:
         compile: Whether to run training steps through `torch.compile`.
         cache: Where stages keep what frozen parts say of each image; see `Trainer`.
         tensorboard: Whether to log epochs for TensorBoard too, into the run's folder.
-        resume: Whether to go on with a run that was killed, in the same folder and with the same options.
+        resume: Whether to go on with a run that was killed, in the same folder and with the same options, save those
+            that what is learned does not follow from.
         imbalance: What to do about rare labels, of concepts and tasks; see `classification_loss`. None is what the
             preset was made with: "ratio", save that multi-class tasks are not weighted, and nothing at all for
             `paper`, which takes no other choice.
@@ -114,9 +118,9 @@ def train_run(
 ) -> ConceptModel:
     """Train a model through the stages of a preset and write it into a folder.
 
-    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), checkpoints (removed at the end),
+    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), checkpoints (which `end_run` removes),
     `config.json` and `model.safetensors` (after the first stage and after the last), `figures/curves.png` if matplotlib
-    is there and, if an image is watched, `figures/learning.png`.
+    is there and, if an image is watched, `figures/learning.png`, of the epochs since the run was last resumed.
 
     Under `torchrun` every process calls this alike, and the first one writes.
 
@@ -130,6 +134,9 @@ def train_run(
         watch: An image as read whose concept maps are drawn epoch by epoch.
         follow: Names of the concepts to draw.
         augment: Changes training images of the first stage in place of `train.augment`.
+
+    Raises:
+        ValueError: If there is nothing to resume in the folder, or it was begun with other options.
     """
     chosen = preset(options.preset)
     recipe = _recipe(config, train, options, chosen)
@@ -141,8 +148,7 @@ def train_run(
     train.preprocess = val.preprocess = model.preprocess
     stages = chosen.stages(model.config, recipe)
     with distributed.joined(options.device):
-        precision = distributed.share(_precision(model, stages[0], val, options))
-        options = _settled(folder, dataclasses.replace(options, precision=precision))
+        options = _resumed(folder, options) if options.resume else _begun(folder, model, stages[0], val, options)
         maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
         own = train.augment
         try:
@@ -163,9 +169,15 @@ def train_run(
         finally:
             train.augment = own
         if distributed.is_first():
-            shutil.rmtree(folder / CHECKPOINTS)
             _draw_learning(folder, model, maps, watch)
     return model
+
+
+def end_run(folder: Path) -> None:
+    """Remove checkpoints, once everything that `resume` should still bring about is in the folder."""
+    gone = folder / f".{CHECKPOINTS}"
+    (folder / CHECKPOINTS).rename(gone)  # at once: half of them would look like a run to go on with
+    shutil.rmtree(gone)
 
 
 def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
@@ -175,17 +187,27 @@ def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
     return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
 
 
-def _settled(folder: Path, options: RunOptions) -> RunOptions:
-    """The options, written down; of a run that is resumed, the precision that it began with."""
-    path = folder / RUN_FILE
-    if options.resume and not (folder / CHECKPOINTS).is_dir():
-        raise ValueError(f"{folder} holds no unfinished run to resume; it is finished, or was never begun")
-    if options.resume:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        return dataclasses.replace(options, precision=begun["precision"])
+def _begun(folder: Path, model: ConceptModel, stage: Stage, val: ConceptDataset, options: RunOptions) -> RunOptions:
+    """The options of a run that begins, with its precision, written down."""
+    options = dataclasses.replace(options, precision=distributed.share(_precision(model, stage, val, options)))
     if distributed.is_first():
-        _write_json(path, {**dataclasses.asdict(options), "conceptcam": __version__})
+        _write_json(folder / RUN_FILE, {**dataclasses.asdict(options), "conceptcam": __version__})
         (folder / CHECKPOINTS).mkdir()
+    return options
+
+
+def _resumed(folder: Path, options: RunOptions) -> RunOptions:
+    """The options of a run that goes on, with the precision that it began with."""
+    if not (folder / CHECKPOINTS).is_dir():
+        raise ValueError(f"{folder} holds no unfinished run to resume; it is finished, or was never begun")
+    then = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if options.precision == "auto":
+        options = dataclasses.replace(options, precision=then["precision"])
+    now = json.loads(_as_json(dataclasses.asdict(options)))
+    different = [name for name in now if name not in _FREE and now[name] != then.get(name)]
+    if different:
+        told = "; ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in different)
+        raise ValueError(f"cannot resume {folder} with other options than it began with: {told}")
     return options
 
 
@@ -287,9 +309,11 @@ def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
+    path.write_text(_as_json(content), encoding="utf-8")
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _precision(model: ConceptModel, stage: Stage, dataset: ConceptDataset, options: RunOptions) -> Precision:

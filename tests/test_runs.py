@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.model import ConceptModel
-from conceptcam.runs import RunOptions, measure, save_explanations, train_run
+from conceptcam.runs import RunOptions, end_run, measure, save_explanations, train_run
 from tests.worlds import Squares, tiny_config, tiny_model
 
 QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
@@ -111,6 +111,28 @@ def test_run_json_says_how_the_model_was_taught(tmp_path):
     run(tmp_path, seed=7, preset="seed")
     content = json.loads((tmp_path / "run.json").read_text())
     assert (content["seed"], content["preset"], content["epochs"]) == (7, "seed", QUICK)
+
+
+def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_path):
+    run(tmp_path, seed=7)
+    for changed in ({"imbalance": "focal"}, {"batch_size": 4}, {"precision": "bf16"}, {"epochs": {**QUICK, "task": 2}}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"with other options than it began with: {name} was .* and is "):
+            run(tmp_path, **{"seed": 7, "resume": True, **changed})
+
+
+def test_a_resumed_run_may_load_and_keep_otherwise_and_has_the_precision_it_began_with(tmp_path):
+    began = run(tmp_path, precision="bf16").state_dict()
+    again = run(tmp_path, precision="auto", cache="off", progress=True, resume=True).state_dict()
+    assert all(torch.equal(began[name], again[name]) for name in began)
+
+
+def test_an_ended_run_leaves_no_checkpoints_and_is_not_resumed(tmp_path):
+    run(tmp_path)
+    end_run(tmp_path)
+    assert not list(tmp_path.glob("*checkpoints*"))
+    with pytest.raises(ValueError, match="no unfinished run to resume; it is finished, or was never begun"):
+        run(tmp_path, resume=True)
 
 
 def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
