@@ -177,14 +177,12 @@ def _explain(options: argparse.Namespace) -> None:
 def _models(options: argparse.Namespace) -> None:
     from conceptcam.zoo import list_models, models_table
 
-    names = list_models(options.pattern, kind=options.kind, commercial_use=True if options.commercial else None)
-    if names == [options.pattern]:
+    if "*" not in options.pattern and "?" not in options.pattern:
         _show_record(options.pattern)
         return
+    names = list_models(options.pattern, kind=options.kind, commercial_use=True if options.commercial else None)
     if not names:
-        raise ValueError(
-            f"nothing in the zoo is called {options.pattern!r}{did_you_mean(options.pattern, list_models())}"
-        )
+        raise ValueError(f"nothing in the zoo matches {options.pattern!r} and these options")
     print(models_table(names), end="")
 
 

@@ -47,7 +47,8 @@ def register_backbone(name: str) -> Callable[[Factory], Factory]:
     """Make `create_backbone(name)` call the decorated function.
 
     The function takes a `BackboneRequest` and returns a `Backbone`. Import what it needs inside it:
-    registering must stay cheap.
+    registering must stay cheap. It must refuse what it cannot do: weights, a size or a level that it ignored would
+    be a model of other weights than were asked for.
 
     Raises:
         ValueError: If the name is taken or holds a colon, which marks a source such as `timm:`.
@@ -153,7 +154,7 @@ def _fetched(weights: str | os.PathLike[str]) -> Path:
         try:
             return fetch(place, (PICKLE_FILE,)) / PICKLE_FILE
         except FileNotFoundError:
-            raise error from None
+            raise FileNotFoundError(f"no weights file {weights} is here, and on the Hub: {error}") from None
 
 
 def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
