@@ -81,7 +81,10 @@ class Feed:
     @property
     def length(self) -> int | None:
         """Batches per pass; None if nobody knows."""
-        return len(self._given) if isinstance(self._given, Sized) else None
+        try:
+            return len(self._given)  # type: ignore[arg-type]
+        except TypeError:  # also of a `DataLoader`, whose data set may not know its length
+            return None
 
     @property
     def samples(self) -> range | None:

@@ -124,6 +124,16 @@ def test_rows_are_taken_with_their_boxes():
     assert take_rows(whole._replace(boxes=None), [0]).boxes is None
 
 
+def test_loader_of_a_data_set_without_a_length_has_none_either():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(batches(Squares(4), 2))
+
+    feed = Feed(DataLoader(Stream(), batch_size=None))
+    assert feed.length is None
+    assert [len(share.batch.concepts) for share in feed.load(feed.draw())] == [2, 2]
+
+
 def test_any_iterable_is_read_as_it_comes():
     given = batches(Squares(10), 4)
     feed = Feed(iter(given))
