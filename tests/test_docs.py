@@ -108,6 +108,20 @@ def test_readme_has_a_place_for_measured_figures(name):
     assert re.search(r"\d\.?\d", block[1]), "there are no figures"
 
 
+FIGURES = [
+    (name, block, text)
+    for name, page in PAGES.items()
+    for block, text in re.findall(r"<!-- figures:(\w+) -->(.*?)<!-- /figures:\1 -->", page, flags=re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("name", "block", "text"), FIGURES, ids=[f"{name}-{block}" for name, block, _ in FIGURES])
+def test_figures_name_their_command_and_are_filled_in(name, block, text):
+    assert re.search(r"`(make demo|python benchmarks/\w+\.py[^`]*)`", text), "which command printed the figures?"
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.split("|")]
+    assert re.search(r"\d\.?\d", text) and not {"0", "?", "TODO"} & set(cells)
+
+
 @pytest.mark.parametrize("name", [name for name in conceptcam.__all__ if name != "__version__"])
 def test_a_public_name_has_its_api_page_and_its_line_in_the_index(name):
     module = getattr(conceptcam, name).__module__
