@@ -1,9 +1,10 @@
 """One fit: a model taken through its stages, epoch by epoch, from where a killed run was."""
 
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,12 +15,16 @@ from torch import Tensor
 
 from conceptcam import distributed
 from conceptcam.config import from_json, to_json
-from conceptcam.feed import Feed
+from conceptcam.data.batch import ConceptBatch
+from conceptcam.feed import Feed, Order
 from conceptcam.frozen import LIMIT, FrozenOutputs, Storage
+from conceptcam.heads import TaskHead
 from conceptcam.history import EpochRecord
 from conceptcam.model import ConceptModel
+from conceptcam.outputs import Decided
 from conceptcam.ranks import Caller, Source, Work
 from conceptcam.resume import Checkpoints, Progress, check_fingerprint, fingerprint, random_states, set_random_states
+from conceptcam.solving import LinearSolver
 from conceptcam.stages import Stage
 from conceptcam.steps import AUTOCAST, Precision, Stepper, checkpointing, measure
 
@@ -69,6 +74,9 @@ class Settings:
 
 # Options that what is learned follows from.
 _FIXED = ("seed", "precision", "clip_norm", "accumulate", "compile", "cache_dtype")
+
+
+_LABELS = ("concepts", "targets")
 
 
 class Fit:
@@ -127,7 +135,18 @@ class Fit:
         if stage.begin is not None and "stepper" not in self.saved:
             stage.begin(self.model, *self._embeddings(stage, train))
             distributed.share_tensors(self.model.parameters())
-        stepper = self._stepper(stage, divided=train.divided)
+        if stage.solver is not None:
+            self._solve(stage, stage.solver, train, val)
+        else:
+            self._descend(stage, train, val)
+        _tell_if_undefined(stage, self._records()[1 - progress.epoch :])
+        self.model.record = self.model.record.after(stage.name, stage.parts)
+        progress.start_stage(progress.stage + 1)
+        self._save(None)
+
+    def _descend(self, stage: Stage, train: Source, val: Source) -> None:
+        """Learn for some epochs; the best one's weights are kept."""
+        progress, stepper = self.progress, self._stepper(stage, divided=train.divided)
         if "stepper" in self.saved:
             stepper.load_state_dict(self.saved.pop("stepper"))
         with checkpointing(self.model.backbone, stage, wanted=self.settings.gradient_checkpointing):
@@ -138,34 +157,75 @@ class Fit:
         if progress.epoch <= stage.epochs:
             log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
         self.model.load_state_dict({**self.model.state_dict(), **progress.best_weights})
-        _tell_if_undefined(stage, self._records()[1 - progress.epoch :])
-        self.model.record = self.model.record.after(stage.name, stage.parts)
-        progress.start_stage(progress.stage + 1)
-        self._save(None)
 
     @torch.no_grad()
-    def _embeddings(self, stage: Stage, train: Source) -> tuple[Tensor, Tensor]:
-        """Vectors (N, D) of all present concepts in the training data, in the prototypes' space; whose each is (N,)."""
+    def _solve(self, stage: Stage, solver: LinearSolver, train: Source, val: Source) -> None:
+        """Give the task head its best weights at once; one record tells of it."""
+        head, started = self.model.task_head, time.perf_counter()
+        if not isinstance(head, TaskHead) or {"task_head.weight", "task_head.bias"} & self.frozen:
+            raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead` that is not frozen")
+        stage.prepare(self.model)
+        works = list(train.load(self._order()))
+        if not works:
+            raise no_batches("train_batches")
+        evidence = torch.cat([work.inputs[0] for work in works]).float()
+        concepts, targets = (torch.cat([getattr(work.batch, name) for work in works]) for name in _LABELS)
+        batch = ConceptBatch(evidence.new_empty(len(evidence), 0), concepts, targets, None, ())
+
+        def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
+            copies = len(truth) // len(targets)
+            repeated = evidence.to(task_logits).repeat(copies, 1, 1)
+            return stage.objective(
+                Decided(repeated, task_logits),
+                batch._replace(
+                    images=batch.images.repeat(copies, 1), concepts=concepts.repeat(copies, 1), targets=truth
+                ),
+            )
+
+        weight, bias = solver.solve(evidence, targets, loss)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        distributed.share_tensors(self.model.parameters())
+        train_loss = loss(self.model.decide_from(evidence).task_logits, targets).item()
+        judged = distributed.share(self._evaluate(stage, val.load(self.val.draw(seed=0))))
+        self.progress.rate = 0.0
+        self._record(stage, train_loss, *judged, started=started, cached=train.cached)
+
+    def _order(self) -> Order:
+        """An order of the training data, for which no random number is used up."""
         drawn = self.train.random_state()
         with torch.random.fork_rng(devices=[]):  # the order of the first epoch is yet to be drawn
             order = self.train.draw(seed=0)
         self.train.set_random_state(drawn)
+        return order
+
+    @torch.no_grad()
+    def _embeddings(self, stage: Stage, train: Source) -> tuple[Tensor, Tensor]:
+        """Vectors (N, D) of all present concepts in the training data, in the prototypes' space; whose each is (N,)."""
+        order = self._order()
         self.model.eval()
-        found: list[tuple[Tensor, Tensor]] = []
-        dtype = AUTOCAST[self.settings.precision]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        dtype, first = AUTOCAST[self.settings.precision], 0
         for work in train.load(order):
-            labels = work.batch.concepts
+            rows = torch.arange(len(work.batch.concepts))
             if work.own is not None:
-                labels = labels[distributed.rank() :: distributed.world()]
+                rows = rows[distributed.rank() :: distributed.world()]
+            labels = work.batch.concepts[rows]
             asked = work.inputs[1][: len(labels)]
             embed = getattr(self.model, work.method.replace("compare", "embed"))
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 vectors = embed(*work.inputs)[: asked.sum()]
             present = labels[asked] > 0.5
-            found.append((vectors[present].float(), asked.nonzero()[present, 1]))
-        mine = tuple(torch.cat([pair[part] for pair in found]) for part in (0, 1))
+            row, concept = asked.nonzero()[present].cpu().T
+            found.append((vectors[present].float().cpu(), concept, first + rows[row]))
+            first += len(work.batch.concepts)
+        if not first:
+            raise no_batches("train_batches")
+        mine = tuple(torch.cat([one[part] for one in found]) for part in (0, 1, 2))
         parts = distributed.gather(mine) if train.divided else [mine]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        vectors, concept, sample = (torch.cat([part[i] for part in parts]) for i in (0, 1, 2))
+        back = torch.argsort(sample, stable=True)  # as one process would have met them
+        return vectors[back], concept[back]
 
     def _goes_on(self, stage: Stage) -> bool:
         """Whether there is another epoch of the stage."""
@@ -184,13 +244,20 @@ class Fit:
             val_loss, score = distributed.share(self._evaluate(stage, works))
             train_loss = progress.mean_loss()
             bar.set_postfix(loss=f"{train_loss:.3f}", val=f"{val_loss:.3f}", score=f"{score:.3f}")
+        self._record(stage, train_loss, val_loss, score, started=started, cached=train.cached)
+
+    def _record(
+        self, stage: Stage, train_loss: float, val_loss: float, score: float, *, started: float, cached: bool
+    ) -> None:
+        """Note an epoch that ends, its weights if they are the best so far, and tell of it."""
+        progress = self.progress
         # An undefined or a tied score leaves the choice to the validation loss.
         rank = (-math.inf if math.isnan(score) else score, -val_loss)
         best = progress.best_rank is None or rank > progress.best_rank
         if best:
             progress.best_rank, progress.best_epoch = rank, progress.epoch
             progress.best_weights = _copy_weights(self.model, stage)
-        seconds, cached = time.perf_counter() - started, train.cached
+        seconds = time.perf_counter() - started
         record = EpochRecord(
             stage.name, progress.epoch, train_loss, val_loss, score, progress.rate, best, seconds, cached
         )
@@ -298,6 +365,7 @@ class Fit:
             self.model.config,
             self.stages,
             batches=self.train.length,
+            labels=[_digest(feed.labels) for feed in (self.train, self.val)],
             processes=distributed.world(),
             frozen=sorted(self.frozen),
             **{name: getattr(settings, name) for name in _FIXED},
@@ -311,6 +379,13 @@ class Fit:
 
         shown = self.settings.progress and distributed.is_first()
         return tqdm(total=self.train.length, desc=title, disable=not shown, leave=True, mininterval=0.5)
+
+
+def _digest(labels: Sequence[Tensor] | None) -> str:
+    """SHA-256 of labels, by which data are known again; empty if nobody knows them beforehand."""
+    if labels is None:
+        return ""
+    return hashlib.sha256(b"".join(part.detach().cpu().float().numpy().tobytes() for part in labels)).hexdigest()
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model import ConceptModel
 from conceptcam.outputs import Compared, Decided, Seen
+from conceptcam.solving import LinearSolver
 from conceptcam.zoo import CSR_FIELDS
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +56,10 @@ class Stage:
         asks: Whose vectors a stage that needs `"compare"` looks at: `"present"` concepts or all `"known"` ones.
         begin: Called once before the first epoch of a stage that needs `"compare"`, with the model, the vectors of all
             concepts present in the training data, in the prototypes' space (N, D), and whose each is (N,).
-        epochs: Passes over the training data.
+        solver: Finds the best weights of a task head at once, from the evidence of all training data, in place of
+            descending in epochs; for a stage in which the task head alone learns. Its objective is given one batch of
+            everything, without images and boxes. `lr`, schedule and decay then say nothing about how far weights move.
+        epochs: Passes over the training data; 1 if there is a solver.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.
         warmup: Fraction of the steps of a cosine schedule in which the rate rises.
@@ -73,6 +77,7 @@ class Stage:
     needs: Needs = "forward"
     asks: Asks = "present"
     begin: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
+    solver: LinearSolver | None = None
     epochs: int = 10
     schedule: Schedule = "constant"
     warmup: float = 0.05
@@ -88,6 +93,11 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
         if self.begin is not None and self.needs != "compare":
             raise ValueError(f"stage {self.name!r} has a `begin`, which is for stages that need 'compare'")
+        if self.solver is not None and (self.needs, self.parts, self.epochs) != ("decide", ("task_head",), 1):
+            raise ValueError(
+                f"stage {self.name!r} has a `solver`, for one epoch of 'task_head' alone of a stage that needs "
+                f"'decide'; this one needs {self.needs!r}, teaches {list(self.parts)} and has {self.epochs} epochs"
+            )
         for name, value in (("warmup", self.warmup), ("layer_decay", self.layer_decay)):
             if not 0 <= value <= 1 or (name == "layer_decay" and value == 0):
                 raise ValueError(f"`{name}` of stage {self.name!r} must be in [0, 1], got {value}")
@@ -246,7 +256,12 @@ def placed_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int, **
 
 
 def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[str, float], **options: Any) -> Stage:
-    """Stage 3: the task head learns to read tasks off the evidence, by default from plain cross-entropy."""
+    """Stage 3: the task head learns to read tasks off the evidence, by default from plain cross-entropy.
+
+    With a `solver` among the options, its weights are solved for, in one epoch.
+    """
+    if options.get("solver") is not None:
+        options = {"epochs": 1, **options}
     chosen = loss or (multiclass_loss if config.task_kind == "multiclass" else multilabel_loss)
 
     def objective(output: Decided, batch: ConceptBatch) -> Tensor:

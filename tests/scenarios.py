@@ -89,7 +89,14 @@ def bottleneck() -> tuple[Any, ...]:
     return Trainer(seed=0), model, stages_of(model), loader(augmented(7), 3, num_workers=1), squares(11, 1).batches(4)
 
 
-SCENARIOS = {one.__name__: one for one in (shuffled, uneven, everything, bottleneck)}
+def projected() -> tuple[Any, ...]:
+    """Places are projected before they are pooled, so stage 2 looks at images, and places prototypes from them."""
+    model = tiny_model(**VIT, pooling_order="project_then_pool").double()
+    train = loader(squares(11), 4, shuffle=True, collate_fn=doubled)
+    return Trainer(seed=0), model, stages_of(model), train, loader(squares(6, 1), 4, collate_fn=doubled)
+
+
+SCENARIOS = {one.__name__: one for one in (shuffled, uneven, everything, bottleneck, projected)}
 
 
 def run(name: str) -> dict[str, Any]:

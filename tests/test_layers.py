@@ -11,7 +11,7 @@ PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
     {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
     | {"published", "distributed", "storage"},
-    {"backbones", "heads", "clusters", "losses", "metrics", "data", "draw"},
+    {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},
     {"optimization", "history", "ranks", "resume"},

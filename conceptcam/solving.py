@@ -1,0 +1,141 @@
+"""What are the best weights of a linear head on evidence that no longer changes?"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DRAWS = 4  # copies of each sample, each without other concepts, that stand for all that dropout could draw
+_PROXIMAL = 20  # proximal steps that are given for one of L-BFGS, which knows of curvature
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSolver:
+    """Minimizes a convex loss over the weights of a linear head, on all samples at once.
+
+    Evidence is standardized by its mean and standard deviation, so that penalties treat all of it alike, and this is
+    then folded into weights and bias: the head is exactly linear in raw evidence.
+
+    Attributes:
+        l2: Of the squares of standardized weights, summed over evidence and averaged over tasks.
+        l1: Of their absolute values, likewise; above 0, some weights are exactly 0.
+        non_negative: Whether no weight is below 0.
+        concept_dropout: Probability that all evidence of a concept is replaced by its mean while solving, so that
+            the head learns to do without any one.
+        steps: How long to look for the minimum at most.
+    """
+
+    l2: float = 0.03
+    l1: float = 0.0
+    non_negative: bool = False
+    concept_dropout: float = 0.0
+    steps: int = 200
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.l2 < math.inf and 0 <= self.l1 < math.inf):
+            raise ValueError(f"`l2` and `l1` must be finite and at least 0, got {self.l2} and {self.l1}")
+        if not 0 <= self.concept_dropout < 1:
+            raise ValueError(f"`concept_dropout` must be in [0, 1), got {self.concept_dropout}")
+        if self.steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {self.steps}")
+
+    def solve(
+        self, evidence: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The best weights (T, K, M) and bias (T,), of the type of the evidence.
+
+        Args:
+            evidence: (N, K, M).
+            targets: (N, T), handed to `loss` in double precision.
+            loss: Of task logits and targets, both (N, T), or (4 N, T) with concept dropout; a scalar, convex.
+
+        Raises:
+            ValueError: If there are fewer than two samples.
+            FloatingPointError: If evidence or the loss is not finite.
+        """
+        if len(evidence) < 2:
+            raise ValueError(f"a task head is solved from at least two samples, got {len(evidence)}")
+        if not evidence.isfinite().all():
+            raise FloatingPointError("evidence to solve the task head from is not finite")
+        raw = evidence.detach().double()
+        mean, scale = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)
+        standard, targets = self._drop((raw - mean) / scale), targets.detach().double()
+        if self.concept_dropout:
+            targets = targets.repeat(_DRAWS, 1)
+        flat, tasks = standard.flatten(1), targets.shape[1]
+
+        def smooth(weight: Tensor, bias: Tensor) -> Tensor:
+            value = loss(flat @ weight.T + bias, targets) + self.l2 * weight.square().sum() / tasks
+            if not value.isfinite():
+                raise FloatingPointError(f"the loss of the task head to solve for is {value.item()}")
+            return value
+
+        start = flat.new_zeros(tasks, flat.shape[1]), flat.new_zeros(tasks)
+        find = self._descend_edges if self.l1 or self.non_negative else self._descend
+        with torch.inference_mode(False), torch.enable_grad():
+            found, bias = find(smooth, *start)
+        weight = found.unflatten(1, mean.shape) / scale
+        return weight.to(evidence.dtype), (bias - (weight * mean).sum(dim=(-2, -1))).to(evidence.dtype)
+
+    def _drop(self, standard: Tensor) -> Tensor:
+        """Standardized evidence (N, K, M), or copies of it without some concepts."""
+        if not self.concept_dropout:
+            return standard
+        copies = standard.repeat(_DRAWS, 1, 1)
+        drawn = torch.rand(*copies.shape[:2], 1, generator=torch.Generator().manual_seed(0))
+        return copies * (drawn >= self.concept_dropout).to(copies)
+
+    def _descend(self, smooth: Callable[[Tensor, Tensor], Tensor], *start: Tensor) -> list[Tensor]:
+        """L-BFGS, for a loss without edges."""
+        found = [one.clone().requires_grad_() for one in start]
+        optimizer = torch.optim.LBFGS(
+            found, max_iter=self.steps, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = smooth(*found)
+            value.backward()
+            return value.item()
+
+        optimizer.step(closure)
+        return [one.detach() for one in found]
+
+    def _descend_edges(self, smooth: Callable[[Tensor, Tensor], Tensor], *start: Tensor) -> list[Tensor]:
+        """Accelerated proximal steps (FISTA, Beck and Teboulle 2009) that restart where they turn against progress."""
+        shape, size = start[0].shape, start[0].numel()
+        now = torch.cat([one.flatten() for one in start])
+
+        def value_of(point: Tensor) -> Tensor:
+            return smooth(point[:size].view(shape), point[size:])
+
+        ahead, momentum, step = now, 1.0, 1.0
+        for _ in range(self.steps * _PROXIMAL):
+            at = ahead.clone().requires_grad_()
+            value = value_of(at)
+            (slope,) = torch.autograd.grad(value, at)
+            step *= 1.2
+            while True:
+                new = self._prox(ahead - step * slope, size, step * self.l1 / shape[0])
+                way = new - ahead
+                with torch.no_grad():
+                    bound = value + slope @ way + way @ way / (2 * step)
+                    if value_of(new) <= bound + 1e-12 * value.abs():
+                        break
+                step /= 2
+            if way.abs().max() <= 1e-10 * step:
+                return [new[:size].view(shape), new[size:]]
+            if (ahead - new) @ (new - now) > 0:
+                momentum, ahead, now = 1.0, new, new
+                continue
+            after = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead, now, momentum = new + (momentum - 1) / after * (new - now), new, after
+        return [now[:size].view(shape), now[size:]]
+
+    def _prox(self, point: Tensor, size: int, shrink: float) -> Tensor:
+        """The first `size` numbers, weights, shrunk towards 0 and, if wanted, not below it; biases as they are."""
+        weight = point[:size]
+        weight = weight.sign() * (weight.abs() - shrink).clamp(min=0)
+        return torch.cat([weight.clamp(min=0) if self.non_negative else weight, point[size:]])
