@@ -30,7 +30,7 @@ from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
 from conceptcam.runs import RunOptions, loader
 from conceptcam.stages import prototype_stage
-from conceptcam.trainer import Precision
+from conceptcam.steps import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
 BOTTLENECKS: tuple[Bottleneck, ...] = ("prototypes", "concepts")
