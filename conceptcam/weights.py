@@ -68,7 +68,10 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
         OSError: If the disk is full or the file cannot be written.
     """
     try:
+        path.touch()  # with the rights that any new file gets
+        rights = path.stat().st_mode
         save_file(_separate(weights), path)
+        path.chmod(rights)  # safetensors gives them to the owner alone
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

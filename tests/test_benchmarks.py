@@ -42,7 +42,7 @@ def tiny_phantom(monkeypatch):
     parts = [PhantomDataset(24, seed=seed, knobs=knobs, cache_dir=False) for seed in range(3)]
     data = DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
     for module in (phantom, bugs):
-        monkeypatch.setattr(module, "phantom_data", lambda count, size, seed: data)
+        monkeypatch.setattr(module, "phantom_data", lambda count, size, seed, completeness=0.0: data)
 
 
 def test_functions_are_timed_in_turns_and_warm_ups_are_not_counted():

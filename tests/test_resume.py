@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,9 +160,19 @@ def disk():
 def drive(what: str, folder: Path, workers: int = 0) -> str:
     command = [sys.executable, "-W", "ignore", "-c", DRIVER, what, str(workers), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    said, told = folder / "stdout", folder / "stderr"
+    # Into files: loader workers of a killed run outlive it for a while, and would hold a pipe open.
+    with said.open("w") as output, told.open("w") as errors:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=errors, env=environment, cwd=ROOT, start_new_session=True
+        )
+        try:
+            code = child.wait(timeout=500)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+    assert code == 0, told.read_text()
+    return said.read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
