@@ -161,10 +161,11 @@ def _explain(options: argparse.Namespace) -> None:
             print(f"  {finding.concept:<28} {finding.probability:6.3f}  {verdict}")
         reasons = explanation.reasons if options.task is None else (explanation.reason(options.task),)
         for reason in reasons:
+            more = ", ..." if len(reason.shares) > options.top else ""
             parts = ", ".join(f"{share.concept} {share.share:+.2f}" for share in reason.shares[: options.top])
             print(
                 f"  {reason.task}: p = {reason.probability:.3f}, "
-                f"logit {reason.logit:+.2f} = {reason.bias:+.2f} {parts} ..."
+                f"logit {reason.logit:+.2f} = bias {reason.bias:+.2f}, {parts}{more}"
             )
         if not reasons:
             print("  (this model was taught no task)")
