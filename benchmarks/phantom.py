@@ -87,7 +87,8 @@ def _changed(stages: Sequence[Stage], second: str) -> Iterator[Stage]:
             old = prototype_stage(contrastive, lr=stage.lr)
             whole = sum(one.epochs for one in stages if one.needs == "compare")
             epochs = whole if second == "nearest" else stage.epochs
-            yield dataclasses.replace(stage, objective=old.objective, asks="present", epochs=epochs)
+            called = "prototypes" if second == "nearest" else stage.name
+            yield dataclasses.replace(stage, name=called, objective=old.objective, asks="present", epochs=epochs)
 
 
 ROWS: dict[str, Row] = {
