@@ -8,7 +8,6 @@ more than .05, from the correct one of the same seed. Finished trainings are kep
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import statistics
 import time
@@ -19,8 +18,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import machine, machine_line, table
-from phantom import ROWS, Scale, append, build, finished, prepare, recipe_for
+from measuring import append, finished, machine_line, table, write_json
+from phantom_rows import ROWS, Scale, build, prepare, recipe_for
 from torch import Tensor
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Seen, Stage, Trainer, evaluate
@@ -254,8 +253,7 @@ def main() -> None:
         print(table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"{scale}; {machine_line()}")
     if options.json is not None:
-        content = {"machine": machine(), "verdicts": rows, "trainings": list(results.values())}
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, {"verdicts": rows, "trainings": list(results.values())})
 
 
 if __name__ == "__main__":

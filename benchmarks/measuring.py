@@ -1,5 +1,6 @@
-"""What the benchmarks share: interleaved timing, facts about the machine, a plain table, a JSON file."""
+"""What the benchmarks share: interleaved timing, facts about the machine, tables, files of results."""
 
+import dataclasses
 import json
 import math
 import os
@@ -86,12 +87,57 @@ def text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows as a table of a page."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def replace_block(page: Path, name: str, content: str) -> None:
+    """Put text between the marks `<!-- figures:NAME -->` and `<!-- /figures:NAME -->` of a page, in place of what is.
+
+    Raises:
+        ValueError: If the page does not have these marks, once each.
+    """
+    text = page.read_text(encoding="utf-8")
+    opening, closing = f"<!-- figures:{name} -->\n", f"\n<!-- /figures:{name} -->"
+    if (text.count(opening), text.count(closing)) != (1, 1):
+        raise ValueError(f"{page} has no block of figures named {name!r}")
+    before, rest = text.split(opening)
+    page.write_text(f"{before}{opening}{content}{closing}{rest.split(closing)[1]}", encoding="utf-8")
+
+
+# A file of results: a line for each finished training.
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def finished(path: Path, scale: Any) -> dict[tuple[str, int], dict[str, Any]]:
+    """(row, seed) -> result, of those at this scale, a dataclass."""
+    if not path.exists():
+        return {}
+    wanted = json.loads(json.dumps(dataclasses.asdict(scale)))  # as JSON spells it
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(line["row"], line["seed"]): line for line in lines if line["scale"] == wanted}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what was found, and on which machine."""
+    whole = {"machine": machine(), **content}
+
+    def plain(value: Any) -> Any:
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
+
+
 def finish(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], path: Path | None) -> None:
     """Print the table and the machine, and write both as JSON if a file is named."""
     if rows:
         print(table(list(rows[0]), [list(row.values()) for row in rows]))
     print(machine_line())
     if path is not None:
-        shown = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        content = {"machine": machine(), "options": shown, "rows": list(rows)}
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, {"options": dict(options), "rows": list(rows)})

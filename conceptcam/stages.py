@@ -164,6 +164,7 @@ class Recipe:
         backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
         freeze_backbone: Whether it should not move at all.
         layer_decay: Of the first stage; see `Stage`.
+        task_solver: Finds the weights of the task head at once; the third stage then has no number of epochs.
     """
 
     concept_loss: Loss | None = None
@@ -172,6 +173,11 @@ class Recipe:
     backbone_pretrained: bool = False
     freeze_backbone: bool = False
     layer_decay: float = 1.0
+    task_solver: LinearSolver | None = None
+
+    def __post_init__(self) -> None:
+        if self.task_solver is not None and "task" in self.epochs:
+            raise ValueError("a recipe with a `task_solver` has no epochs of 'task'; leave it out of `epochs`")
 
 
 def list_presets() -> list[str]:
@@ -324,7 +330,9 @@ def _standard(
                 rows.append(prototype_stage(prototype_loss, lr=both, **second))
         if config.tasks:
             task_loss = recipe.task_loss if weighs else None
-            rows.append(task_stage(config, task_loss, lr={"task_head": lr.task}, epochs=times["task"], **options))
+            solver = recipe.task_solver
+            third = {**options, "solver": solver, "epochs": 1 if solver else times["task"]}
+            rows.append(task_stage(config, task_loss, lr={"task_head": lr.task}, **third))
         return tuple(rows)
 
     return stages

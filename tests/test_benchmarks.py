@@ -29,7 +29,9 @@ def script(name: str) -> ModuleType:
         sys.path.remove(str(SCRIPTS))
 
 
-measuring, heads, losses, phantom, bugs = map(script, ("measuring", "heads", "losses", "phantom", "bugs"))
+measuring, heads, losses, phantom_rows, phantom, bugs = map(
+    script, ("measuring", "heads", "losses", "phantom_rows", "phantom", "bugs")
+)
 training, training_steps = map(script, ("training", "training_steps"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
@@ -41,8 +43,9 @@ def tiny_phantom(monkeypatch):
     knobs = PhantomKnobs(size=64)
     parts = [PhantomDataset(24, seed=seed, knobs=knobs, cache_dir=False) for seed in range(3)]
     data = DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
-    for module in (phantom, bugs):
+    for module in (phantom_rows, bugs):
         monkeypatch.setattr(module, "phantom_data", lambda count, size, seed, completeness=0.0: data)
+    return data
 
 
 def test_functions_are_timed_in_turns_and_warm_ups_are_not_counted():
@@ -98,22 +101,52 @@ def test_a_timm_model_qualifies_and_an_unknown_one_says_why():
 
 
 def test_rows_of_the_table_are_trained_once_and_read_back(tiny_phantom, tmp_path):
-    scale = phantom.Scale(epochs=(1, 1, 1), **TINY)
+    scale = phantom_rows.Scale(epochs=(1, 1, 1), **TINY)
     path = tmp_path / "results.jsonl"
-    phantom.append(path, phantom.run_row("recommended-no-boxes", 0, scale))
-    done = phantom.finished(path, scale)
+    measuring.append(path, phantom_rows.run_row("recommended-no-boxes", 0, scale))
+    done = measuring.finished(path, scale)
     assert list(done) == [("recommended-no-boxes", 0)]
-    assert not phantom.finished(path, phantom.Scale(epochs=(2, 1, 1), **TINY))
-    rows = phantom.compare(list(done.values()), reach=0.9)
-    assert [row["bottleneck"] for row in rows] == ["prototypes", "concepts"]
-    assert rows[0]["AUROC"] == rows[1]["AUROC"] and rows[0]["AUROC"] != "nan (-)"  # stage 1 is shared
+    assert not measuring.finished(path, phantom_rows.Scale(epochs=(2, 1, 1), **TINY))
+    (seen,) = phantom.seen_table(list(done.values()), reach=0.9)
+    assert seen["AUROC"] != "-" and seen["epochs to 0.90"] == ">1"
+    told = phantom.diseases_table(list(done.values()))
+    assert [row["bottleneck"] for row in told] == ["prototypes", "concepts"]
+    assert all(row[name] != "-" for row in told for name in phantom.DISEASES)
+    (health,) = phantom.prototypes_table(list(done.values()))
+    assert "-" not in health.values()
+
+
+def test_rows_that_share_stage_1_start_from_the_same_weights_and_it_is_trained_once(tiny_phantom, tmp_path):
+    scale, data = phantom_rows.Scale(epochs=(1, 1, 1), **TINY), tiny_phantom
+    first, curve = phantom_rows.taught_to_see("recommended", data, 0, scale, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    for name in ("recommended-solved", "recommended-nearest"):
+        again, read = phantom_rows.taught_to_see(name, data, 0, scale, tmp_path)
+        assert read == curve and list(tmp_path.iterdir()) == [kept]
+        for key, value in first.state_dict().items():
+            assert torch.equal(value, again.state_dict()[key])
+
+
+def test_the_tables_replace_what_a_page_said_and_name_the_command(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- figures:presets -->\nold\n<!-- /figures:presets -->\nafter\n")
+    arguments = ["--seeds", "2", "--page", str(page), "--table", "--rows", "seed", "paper"]
+    text = phantom.document({"T": [{"row": "seed", "AUROC": ".9"}]}, phantom_rows.Scale(), phantom.told(arguments))
+    measuring.replace_block(page, "presets", text)
+    said = page.read_text()
+    assert said.startswith("before\n") and said.endswith("-->\nafter\n") and "old" not in said
+    assert "`python benchmarks/phantom.py --seeds 2 --rows seed paper`" in said and "| seed | .9 |" in said
+    with pytest.raises(ValueError, match="no block of figures named 'speed'"):
+        measuring.replace_block(page, "speed", text)
 
 
 def test_borrowed_rates_change_how_fast_a_preset_learns_and_nothing_else():
-    scale = phantom.Scale(epochs=(3, 2, 1), **TINY)
-    model = phantom.build(phantom.ROWS["seed"], scale, 0, "prototypes")
-    recipe = phantom.Recipe(epochs=scale.epochs_by_stage)
-    own, borrowed, lender = (phantom.ROWS[name].stages(model, recipe) for name in ("seed", "seed-rates", "recommended"))
+    scale = phantom_rows.Scale(epochs=(3, 2, 1), **TINY)
+    model = phantom_rows.build(phantom_rows.ROWS["seed"], scale, 0, "prototypes")
+    recipe = phantom_rows.Recipe(epochs=scale.epochs_by_stage)
+    own, borrowed, lender = (
+        phantom_rows.ROWS[name].stages(model, recipe) for name in ("seed", "seed-rates", "recommended")
+    )
     lender = [stage for stage in lender if stage.begin is None]
     for before, after, given in zip(own, borrowed, lender, strict=True):
         assert (after.lr, after.schedule) == (given.lr, given.schedule) != (before.lr, before.schedule)
@@ -163,11 +196,11 @@ def test_outside_per_box_differs_from_the_union_only_where_a_concept_has_several
 
 @pytest.mark.parametrize("name", ["correct", "outside per box"])
 def test_a_planted_bug_is_measured_by_every_telltale(name, tiny_phantom, tmp_path):
-    scale = phantom.Scale(epochs=(1,), **TINY)
+    scale = phantom_rows.Scale(epochs=(1,), **TINY)
     result = bugs.run_bug(name, 0, scale)
-    bugs.append(tmp_path / "results.jsonl", result)
+    measuring.append(tmp_path / "results.jsonl", result)
     assert {telltale for bug in bugs.BUGS.values() for telltale in bug.telltales} <= result["figures"].keys()
-    assert list(bugs.finished(tmp_path / "results.jsonl", scale)) == [(name, 0)]
+    assert list(measuring.finished(tmp_path / "results.jsonl", scale)) == [(name, 0)]
 
 
 def test_a_figure_catches_a_bug_only_if_it_moves_beyond_the_noise_of_seeds():
