@@ -70,7 +70,7 @@ def overlay(
         ValueError: If a shape or range is another, `alpha` leaves [0, 1] or `side` is below 16.
     """
     picture = blend(image, heatmap, boxes=boxes, alpha=alpha, side=side)
-    return contact_sheet([Tile(title, picture)], columns=1, legend=Legend(alpha, np.size(boxes) > 0))
+    return contact_sheet([Tile(title, picture)], columns=1, legend=Legend(alpha, _has_boxes([boxes])))
 
 
 def blend(
@@ -164,7 +164,7 @@ def concept_panel(
     tiles = [Tile("Image", blend(image, side=side))]
     for name, heatmap, caption, drawn in zip(names, maps, captions, boxes, strict=True):
         tiles.append(Tile(name, blend(image, heatmap, boxes=drawn, alpha=alpha, side=side), caption))
-    legend = Legend(alpha, any(np.size(drawn) for drawn in boxes))
+    legend = Legend(alpha, _has_boxes(boxes))
     return contact_sheet(tiles, columns=columns, heading=heading, legend=legend)
 
 
@@ -210,7 +210,7 @@ def learning_figure(
         tiles = [Tile(head, picture) for head, picture in zip(heads, pictures, strict=True)]
         width = max(pictures[0].width, _label_width(titles))
         strips.append(_strip(tiles, width, label=name, label_width=label_width, gap=4))
-    return _page(strips, 4, heading, Legend(alpha, any(np.size(drawn) for drawn in boxes)))
+    return _page(strips, 4, heading, Legend(alpha, _has_boxes(boxes)))
 
 
 def save_png(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -261,6 +261,11 @@ def _mix(grey: NDArray[np.float32], heat: NDArray[np.float32], alpha: float) -> 
     color = np.concatenate([np.interp(heat, places, channel) for channel in zip(*_STOPS, strict=True)], axis=-1)
     cover = alpha * heat * (2 - heat)  # rises early, so that a heat of 0.5 is not mistaken for none
     return (grey * (1 - cover) + color * cover).round().astype(np.uint8)
+
+
+def _has_boxes(boxes: Sequence[ArrayLike]) -> bool:
+    # `np.size` of a tensor is torch's method of that name, which is true of every tensor.
+    return any(np.asarray(drawn).size > 0 for drawn in boxes)
 
 
 def _draw_boxes(picture: Image.Image, boxes: NDArray[np.float64]) -> None:

@@ -117,6 +117,28 @@ def test_the_longer_side_has_the_size_asked_for():
     assert blend(COLORS.transpose(1, 0, 2), side=100).size == (75, 100)
 
 
+NO_BOXES = [(), np.zeros((0, 4)), torch.zeros(0, 4)]
+
+
+@pytest.mark.parametrize("drawn", NO_BOXES, ids=["nothing", "array", "tensor"])
+def test_the_legend_explains_boxes_only_where_there_are_some(drawn: Any):
+    heat, box = np.zeros((3, 4)), torch.tensor([[0.1, 0.1, 0.5, 0.5]])
+
+    def pages(boxes: Any) -> list[Image.Image]:
+        return [
+            overlay(GREY, heat, boxes=boxes),
+            concept_panel(GREY, ["A"], [heat], boxes=[boxes]),
+            learning_figure(GREY, ["A"], [1], [heat[None]], boxes=[boxes]),
+        ]
+
+    def legend(page: Image.Image) -> np.ndarray:
+        return pixels(page)[:, -14 - 46 - 4 :]  # the margin and the bar with its numbers
+
+    for without, plain, boxed in zip(pages(drawn), pages(()), pages(box), strict=True):
+        assert without == plain
+        assert not np.array_equal(legend(without), legend(boxed))
+
+
 def test_an_overlay_holds_its_picture_unchanged():
     heatmap, boxes = RNG.random((7, 9)), [[0.1, 0.2, 0.4, 0.9]]
     picture = blend(COLORS, heatmap, boxes=boxes, side=64)
