@@ -27,7 +27,7 @@ class EpochRecord(NamedTuple):
     train_loss: float
     """Mean over the epoch's batches, while the weights moved."""
     val_loss: float
-    """Mean over the validation batches, after the epoch."""
+    """Mean over the validation batches, after the epoch; NaN if none of their labels is known."""
     score: float
     """The stage's metric on validation data, higher is better; NaN if undefined."""
     lr: float

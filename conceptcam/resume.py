@@ -43,7 +43,7 @@ class Progress:
     """Time that this epoch has taken."""
     rate: float = 0.0
     """Highest learning rate at this epoch's start."""
-    best_rank: tuple[float, float] | None = None
+    best_rank: tuple[float, float, int] | None = None
     """Score and negative validation loss of the stage's best epoch."""
     best_epoch: int = 0
     """Its number; 0 if there is none yet."""

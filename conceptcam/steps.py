@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from conceptcam import distributed
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model import ConceptModel
+from conceptcam.notices import tell_of_unreached
 from conceptcam.optimization import parameter_groups, schedule
 from conceptcam.ranks import Caller, Work, replicate, unsynced, whole_output
 from conceptcam.stages import Stage
@@ -48,7 +49,7 @@ class Stepper:
         divided: bool,
         backend: str | None,
     ) -> None:
-        self._stage, self._precision, self._clip_norm = stage, precision, clip_norm
+        self._model, self._stage, self._precision, self._clip_norm = model, stage, precision, clip_norm
         groups = parameter_groups(model, stage, frozen)
         self._learning = [parameter for group in groups for parameter in group["params"]]
         self._factor = distributed.world() if divided else 1
@@ -107,8 +108,12 @@ class Stepper:
         for buffer, value in buffers:
             buffer.copy_(value)
         reached = distributed.gather([parameter.grad is not None for parameter in self._learning])
+        unreached = set()
         for parameter, anywhere in zip(self._learning, map(any, zip(*reached, strict=True)), strict=True):
             parameter.requires_grad_(anywhere)
+            if not anywhere:
+                unreached.add(parameter)
+        tell_of_unreached(self._stage, [name for name, one in self._model.named_parameters() if one in unreached])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep of it."""
@@ -130,6 +135,54 @@ def measure(caller: nn.Module, stage: Stage, work: Work, precision: Precision) -
         output = output._replace(**fields)
     output = whole_output(output, work)
     return stage.objective(output, work.batch), output
+
+
+@torch.inference_mode()
+def evaluate(
+    model: ConceptModel, stage: Stage, works: Iterable[Work], *, device: torch.device, precision: Precision
+) -> tuple[float, float]:
+    """A stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
+
+    Raises:
+        ValueError: If there are no batches.
+        FloatingPointError: If a batch's loss is not finite.
+    """
+    from torchmetrics import Metric  # slow to import, and loaded by what makes a metric anyway
+
+    model.eval()
+    metric = stage.metric().to(device)
+    for part in metric.modules():
+        if isinstance(part, Metric):
+            part.distributed_available_fn = lambda: False  # every process is given the whole batches
+    total, count, known, caller = 0.0, 0, False, Caller(model)
+    for work in works:
+        loss, output = measure(caller, stage, work, precision)
+        samples = len(work.batch.concepts)
+        total, count = total + _finite(loss, stage, work.batch) * samples, count + samples
+        known = known or _is_known(stage, work.batch)
+        metric.update(*stage.metric_inputs(output, work.batch))
+    if not count:
+        raise no_batches("val_batches")
+    score = float(metric.compute())
+    # Losses are 0 where no label is known, which says nothing of the model.
+    loss_of_all = total / count if known or total else math.nan
+    return loss_of_all, score if metric.higher_is_better else -score
+
+
+def _is_known(stage: Stage, batch: ConceptBatch) -> bool:
+    """Whether a batch has any label of the kind that a stage of this package learns from."""
+    if stage.needs == "compare":
+        return bool(stage.asked(batch).any())
+    labels = {"see": [batch.concepts], "decide": [batch.targets], "forward": [batch.concepts, batch.targets]}
+    return any(bool((~one.isnan()).any()) for one in labels[stage.needs])
+
+
+def no_batches(name: str) -> ValueError:
+    """What to raise where there is nothing to learn from, or to judge by."""
+    return ValueError(
+        f"there are no batches in `{name}`; is the data set smaller than one batch of a `drop_last` loader, or an "
+        "iterator used up?"
+    )
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ import torch
 from conceptcam import distributed
 from conceptcam.data.batch import Batches
 from conceptcam.feed import Feed, worker_deaths_told
-from conceptcam.fitting import Fit, Settings, evaluate, no_batches
+from conceptcam.fitting import Fit
 from conceptcam.history import EpochRecord
 from conceptcam.model import ConceptModel
 from conceptcam.ranks import Images
 from conceptcam.resume import random_states, set_random_states
+from conceptcam.settings import Settings
 from conceptcam.stages import Stage
+from conceptcam.steps import evaluate, no_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +101,11 @@ class Trainer(Settings):
                 return Fit(self, model, tuple(stages), train, val, device).run(resume=resume)
 
     def evaluate(self, model: ConceptModel, stage: Stage, batches: Batches) -> tuple[float, float]:
-        """The stage's loss and score on batches, in eval mode; a higher score is better.
+        """The stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
 
         Raises:
             ValueError: If there are no batches.
+            FloatingPointError: If a batch's loss is not finite; the message names the samples.
         """
         with distributed.joined(self.device) as device:
             feed = _feed(batches, "batches")

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import ConceptBatch, ConceptItem, collate
 from conceptcam.model import ConceptModel
+from conceptcam.solving import LinearSolver
 from conceptcam.stages import Recipe, Stage, preset
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model, weights
@@ -96,7 +97,15 @@ def projected() -> tuple[Any, ...]:
     return Trainer(seed=0), model, stages_of(model), train, loader(squares(6, 1), 4, collate_fn=doubled)
 
 
-SCENARIOS = {one.__name__: one for one in (shuffled, uneven, everything, bottleneck, projected)}
+def solved() -> tuple[Any, ...]:
+    """A task head that is solved for, from evidence that processes compute in turns; tasks are unknown for some."""
+    model = tiny_model(**VIT).double()
+    stages = preset().stages(model.config, Recipe(epochs={"concepts": 1, "prototypes": 2}, task_solver=LinearSolver()))
+    train = loader(squares(13), 4, shuffle=True, collate_fn=doubled)
+    return Trainer(seed=0), model, stages, train, loader(squares(11, 1), 4, collate_fn=doubled)
+
+
+SCENARIOS = {one.__name__: one for one in (shuffled, uneven, everything, bottleneck, projected, solved)}
 
 
 def run(name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tests.scenarios import SCENARIOS, run
 ROOT = Path(__file__).parents[1]
 
 DRIVER = """
-import os, sys, torch
+import logging, os, sys, torch
 torch.set_num_threads(1)
 from conceptcam import distributed
 from tests.scenarios import SCENARIOS, run
@@ -80,6 +80,7 @@ trainer, model, stages, train, val = SCENARIOS["uneven"]()
 model.backbone.unused = torch.nn.Linear(3, 3)
 torch.nn.init.ones_(model.backbone.unused.weight)
 before = weights(model)
+logging.basicConfig(filename=folder / f"log-{rank}", level=logging.INFO)
 trainer.fit(model, stages[:1], train, val)
 assert torch.equal(weights(model)["backbone.unused.weight"], before["backbone.unused.weight"])
 (folder / f"unreached-{rank}").touch()
@@ -143,6 +144,12 @@ def test_only_the_first_of_two_processes_tells_of_epochs(of_two):
 def test_a_parameter_that_the_loss_does_not_reach_stays_as_it_is_and_blocks_nobody(of_two):
     """The driver came to its end; it is the last thing it does."""
     assert len(list(of_two.glob("unreached-*"))) == 2
+
+
+def test_parameters_that_the_loss_does_not_reach_are_named_once_and_only_the_first_process_logs(of_two):
+    first, second = ((of_two / f"log-{rank}").read_text() for rank in (0, 1))
+    assert first.count("does not depend on backbone.unused.weight, backbone.unused.bias, which therefore stay") == 1
+    assert "concepts epoch 1" in first and "conceptcam" not in second
 
 
 def test_a_loss_that_is_not_finite_stops_both_processes_with_the_names_of_the_whole_batch(of_two):

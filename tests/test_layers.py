@@ -9,13 +9,15 @@ import conceptcam
 
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
-    {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
+    {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub", "pages"}
     | {"published", "distributed", "storage"},
     {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},
     {"optimization", "history", "ranks", "resume"},
-    {"steps", "frozen"},
+    {"notices", "frozen"},
+    {"steps"},
+    {"settings", "gathered"},
     {"fitting"},
     {"trainer", "evaluation", "conversion", "report", "export"},
     {"runs"},

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from conceptcam.losses.imbalance import multiclass_loss, multilabel_loss
 from conceptcam.solving import LinearSolver
-from conceptcam.stages import prototype_stage, task_stage
+from conceptcam.stages import Recipe, list_presets, preset, prototype_stage, task_stage
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
 
@@ -160,6 +160,19 @@ def test_a_solved_stage_gives_the_same_without_a_cache_and_after_a_resume(tmp_pa
     assert told == records
     for other in (again, bare):
         assert all(torch.equal(value, weights(other)[name]) for name, value in weights(model).items())
+
+
+def test_a_recipe_with_a_solver_ends_every_preset_with_one_solved_stage():
+    for name in list_presets():
+        config = preset(name).configure(tiny_config())
+        solver = LinearSolver(l1=0.1)
+        *_, third = preset(name).stages(config, Recipe(epochs={"concepts": 3}, task_solver=solver))
+        assert (third.name, third.solver, third.epochs) == ("task", solver, 1)
+
+
+def test_a_recipe_with_a_solver_refuses_epochs_of_what_is_solved():
+    with pytest.raises(ValueError, match="a recipe with a `task_solver` has no epochs of 'task'"):
+        Recipe(epochs={"task": 4}, task_solver=LinearSolver())
 
 
 def test_a_stage_that_cannot_be_solved_is_refused():

@@ -195,6 +195,28 @@ def test_where_the_score_is_undefined_the_epoch_with_the_lowest_validation_loss_
     assert "its score is undefined on the validation data" in caplog.text
 
 
+def test_where_no_validation_label_is_known_the_loss_is_undefined_and_the_last_epoch_is_kept_and_said(caplog):
+    model = tiny_model()
+    unknown = [batch._replace(concepts=torch.full_like(batch.concepts, torch.nan), boxes=None) for batch in VAL]
+    kept = []
+    trainer = Trainer(seed=0, on_epoch=lambda model, record: kept.append(weights(model)))
+    with caplog.at_level(logging.WARNING):
+        records = trainer.fit(model, stages_of(model, epochs=3)[:1], TRAIN, unknown)
+    assert all(np.isnan([record.val_loss, record.score]).all() for record in records)
+    assert records[-1].best
+    now = weights(model)
+    assert all(torch.equal(value, now[key]) for key, value in kept[-1].items())
+    assert not all(torch.equal(value, now[key]) for key, value in kept[0].items())
+    assert "no label it learns from is known on the validation data, so its last epoch was kept" in caplog.text
+
+
+def test_a_validation_loss_that_is_not_finite_stops_with_the_names_of_its_samples():
+    model = tiny_model()
+    broken = VAL[0]._replace(images=torch.full_like(VAL[0].images, torch.nan), names=("odd", *VAL[0].names[1:]))
+    with pytest.raises(FloatingPointError, match="stage 'concepts' is nan; its batch of .* samples: odd, "):
+        Trainer(seed=0).fit(model, stages_of(model)[:1], TRAIN, [broken])
+
+
 class Tied(torch.nn.Module):
     """A metric that calls every epoch perfect."""
 
@@ -254,6 +276,15 @@ def test_gap_between_losses_is_warned_of_once(caplog):
         records = Trainer(seed=0).fit(model, stages_of(model, epochs=5)[:1], TRAIN, wrong)
     assert records[-1].val_loss - records[-1].train_loss > 0.1
     assert caplog.text.count("may be overfitting") == 1
+
+
+def test_the_gap_that_a_first_epoch_leaves_is_not_warned_of(caplog):
+    model = tiny_model()
+    wrong = [batch._replace(concepts=1 - batch.concepts, boxes=None) for batch in VAL]
+    with caplog.at_level(logging.WARNING):
+        (record,) = Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], TRAIN * 4, wrong)
+    assert record.val_loss - record.train_loss > 0.1
+    assert "overfitting" not in caplog.text
 
 
 def test_bf16_on_a_cpu_trains_close_to_fp32():
