@@ -4,7 +4,6 @@ All heatmaps share one fixed scale from 0 to 1, so that a colour means the same 
 Stretching each map to its own range would make a map of noise look like a finding.
 """
 
-import functools
 import math
 import os
 import tempfile
@@ -15,16 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from conceptcam.pages import GAP, INK, NOTE_SIZE, PAPER, font, label_width, page, strip
 
 # Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and blue against yellow is told apart
 # with every common colour blindness.
 _STOPS = ((30, 30, 140), (120, 30, 160), (205, 50, 110), (250, 130, 50), (255, 240, 100))
 _BOX, _HALO = (0, 235, 235), (0, 0, 0)
-_PAPER, _INK, _FAINT = (255, 255, 255), (25, 25, 30), (105, 105, 115)
 _MID_GREY = 110
-_TITLE_SIZE, _NOTE_SIZE = 15, 13
-_GAP, _MARGIN, _BAR_WIDTH, _BAR_HEIGHT = 12, 14, 14, 110
+_BAR_WIDTH, _BAR_HEIGHT = 14, 110
 _NARROWEST = 110  # columns of thinner pictures are this wide, for the sake of their titles
 
 
@@ -123,8 +122,8 @@ def contact_sheet(
         raise ValueError(f"`columns` must be at least 1, got {columns}")
     rows = [[Tile(*tile) for tile in tiles[start : start + columns]] for start in range(0, len(tiles), columns)]
     width = max(_NARROWEST, *(tile.image.width for row in rows for tile in row))
-    strips = [_strip(row, width) for row in rows]
-    return _page(strips, _GAP + 4, heading, legend)
+    strips = [strip(row, width) for row in rows]
+    return page(strips, GAP + 4, heading=heading, key=None if legend is None else _key(legend))
 
 
 def concept_panel(
@@ -202,15 +201,15 @@ def learning_figure(
             f"each; got maps of shapes {[np.shape(of_epoch) for of_epoch in maps]} and boxes of {len(boxes)}"
         )
     titles = ["Image", *(f"Epoch {epoch}" if isinstance(epoch, int) else epoch for epoch in epochs)]
-    strips, label_width = [], _label_width(names)
+    strips, names_width = [], label_width(names)
     for row, (name, drawn) in enumerate(zip(names, boxes, strict=True)):
         pictures = [blend(image, boxes=drawn, side=side)]
         pictures += [blend(image, np.asarray(of_epoch)[row], boxes=drawn, alpha=alpha, side=side) for of_epoch in maps]
         heads = titles if row == 0 else [""] * len(titles)
         tiles = [Tile(head, picture) for head, picture in zip(heads, pictures, strict=True)]
-        width = max(pictures[0].width, _label_width(titles))
-        strips.append(_strip(tiles, width, label=name, label_width=label_width, gap=4))
-    return _page(strips, 4, heading, Legend(alpha, _has_boxes(boxes)))
+        width = max(pictures[0].width, label_width(titles))
+        strips.append(strip(tiles, width, label=name, label_width=names_width, gap=4))
+    return page(strips, 4, heading=heading, key=_key(Legend(alpha, _has_boxes(boxes))))
 
 
 def save_png(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -280,95 +279,20 @@ def _draw_boxes(picture: Image.Image, boxes: NDArray[np.float64]) -> None:
             pen.rectangle((corner, opposite), outline=color, width=width)
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of `text` that each fit in `width` pixels; a word too long for a line is broken."""
-    font, lines = _font(size), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line]
-
-
-def _label_width(labels: Sequence[str]) -> int:
-    """Pixels for the names of rows: as much as they need, wrapped at 130."""
-    lines = [line for label in labels for line in _wrapped(label, _TITLE_SIZE, 130)]
-    return math.ceil(max(_font(_TITLE_SIZE).getlength(line) for line in lines)) if lines else 0
-
-
-def _strip(tiles: Sequence[Tile], width: int, *, label: str = "", label_width: int = 0, gap: int = _GAP) -> Image.Image:
-    """Pictures side by side, each in a column of `width` pixels below its title, after a label."""
-    heads = [(_wrapped(tile.title, _TITLE_SIZE, width), _wrapped(tile.note, _NOTE_SIZE, width)) for tile in tiles]
-    head = max(_height(title, note) for title, note in heads)
-    indent = label_width + _GAP if label_width else 0
-    size = (indent + len(tiles) * (width + gap) - gap, head + max(tile.image.height for tile in tiles))
-    strip = Image.new("RGB", size, _PAPER)
-    lines = _wrapped(label, _TITLE_SIZE, label_width)
-    _write(strip, (0, head + (tiles[0].image.height - _height(lines, ())) // 2), lines, ())
-    for column, (tile, (title, note)) in enumerate(zip(tiles, heads, strict=True)):
-        left = indent + column * (width + gap)
-        _write(strip, (left, 0), title, note)
-        strip.paste(tile.image, (left, head))
-    return strip
-
-
-def _height(title: Sequence[str], note: Sequence[str]) -> int:
-    lines = len(title) * (_TITLE_SIZE + 4) + len(note) * (_NOTE_SIZE + 4)
-    return lines + 4 if lines else 0
-
-
-def _write(page: Image.Image, place: tuple[int, int], title: Sequence[str], note: Sequence[str]) -> None:
-    pen, (left, top) = ImageDraw.Draw(page), place
-    for lines, size, color in ((title, _TITLE_SIZE, _INK), (note, _NOTE_SIZE, _FAINT)):
-        for line in lines:
-            pen.text((left, top), line, fill=color, font=_font(size))
-            top += size + 4
-
-
-def _page(strips: Sequence[Image.Image], gap: int, heading: str, legend: Legend | None) -> Image.Image:
-    """Rows below each other, with margins, the heading above and the legend beside the first row."""
-    key = None if legend is None else _key(legend)
-    body = max(strip.width for strip in strips)
-    width = body + (0 if key is None else _GAP + key.width)
-    lines = _wrapped(heading, _TITLE_SIZE, width)
-    top = _MARGIN + (_height(lines, ()) + 8 if lines else 0)
-    rows = sum(strip.height + gap for strip in strips) - gap
-    height = max(rows, 0 if key is None else key.height)
-    page = Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _PAPER)
-    _write(page, (_MARGIN, _MARGIN), lines, ())
-    if key is not None:
-        page.paste(key, (_MARGIN + body + _GAP, top + max(0, strips[0].height - key.height)))
-    for strip in strips:
-        page.paste(strip, (_MARGIN, top))
-        top += strip.height + gap
-    return page
-
-
 def _key(legend: Legend) -> Image.Image:
     """The colours of heat from 0, below, to 1, over middle grey, with numbers; and a box."""
-    pad, below = _NOTE_SIZE // 2 + 1, 24 if legend.boxes else 0
+    pad, below = NOTE_SIZE // 2 + 1, 24 if legend.boxes else 0
     heat = np.repeat(np.linspace(1, 0, _BAR_HEIGHT, dtype=np.float32)[:, None, None], _BAR_WIDTH, axis=1)
-    key = Image.new("RGB", (_BAR_WIDTH + 32, _BAR_HEIGHT + 2 * pad + below), _PAPER)
+    key = Image.new("RGB", (_BAR_WIDTH + 32, _BAR_HEIGHT + 2 * pad + below), PAPER)
     key.paste(Image.fromarray(_mix(np.full_like(heat, _MID_GREY), heat, legend.alpha)), (0, pad))
     pen = ImageDraw.Draw(key)
     for value, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
         level = pad + round((1 - value) * (_BAR_HEIGHT - 1))
-        pen.line((_BAR_WIDTH, level, _BAR_WIDTH + 3, level), fill=_INK)
-        pen.text((_BAR_WIDTH + 6, level), text, fill=_INK, font=_font(_NOTE_SIZE), anchor="lm")
+        pen.line((_BAR_WIDTH, level, _BAR_WIDTH + 3, level), fill=INK)
+        pen.text((_BAR_WIDTH + 6, level), text, fill=INK, font=font(NOTE_SIZE), anchor="lm")
     if legend.boxes:
         middle = key.height - 8
         for color, grow in ((_HALO, 6), (_BOX, 5), (_BOX, 4)):
             pen.rectangle((6 - grow, middle - grow, 6 + grow, middle + grow), outline=color)
-        pen.text((_BAR_WIDTH + 6, middle), "box", fill=_INK, font=_font(_NOTE_SIZE), anchor="lm")
+        pen.text((_BAR_WIDTH + 6, middle), "box", fill=INK, font=font(NOTE_SIZE), anchor="lm")
     return key

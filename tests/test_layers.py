@@ -10,7 +10,7 @@ import conceptcam
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
     {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub", "pages"}
-    | {"published", "distributed", "storage"},
+    | {"published", "distributed", "storage", "pages"},
     {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},
