@@ -9,7 +9,7 @@ import conceptcam
 
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
-    {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub", "pages"}
+    {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
     | {"published", "distributed", "storage", "pages"},
     {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
