@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 FORMAT_VERSION = 1
+_MANY = 8  # names that a line can still show
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -76,6 +77,8 @@ class ConceptConfig:
     bottleneck: Bottleneck = "prototypes"
 
     def __post_init__(self) -> None:
+        refuse_text("concepts", self.concepts)
+        refuse_text("tasks", self.tasks)
         for name in ("concepts", "tasks", "image_size", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
@@ -112,6 +115,9 @@ class ConceptConfig:
         for name, kind in (("head_bias", bool), ("backbone", str), ("pooling", str)):
             if type(values[name]) is not kind:
                 raise ValueError(f"`{name}` must be a {kind.__name__}, got {values[name]!r}")
+
+    def __repr__(self) -> str:
+        return _short(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +156,9 @@ class ModelRecord:
             # Numbers of numpy or torch are no JSON types.
             object.__setattr__(self, name, {key: float(value) for key, value in getattr(self, name).items()})
 
+    def __repr__(self) -> str:
+        return _short(self)
+
     def after(self, stage: str, parts: Collection[str]) -> "ModelRecord":
         """The record once a stage has taught some parts: what rested on them is no longer true.
 
@@ -178,11 +187,12 @@ class ModelRecord:
 
 
 def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
-    """Refuse names that are empty, repeated, no strings, or too few.
+    """Refuse names that are empty, repeated, no strings, or too few, or one string in place of a list.
 
     Raises:
         ValueError: Naming the offenders.
     """
+    refuse_text(what, names)
     strange = [name for name in names if not isinstance(name, str) or not name.strip()]
     repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
     if strange or repeated or len(names) < at_least:
@@ -192,10 +202,40 @@ def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
         )
 
 
+def refuse_text(what: str, names: object) -> None:
+    """Refuse a string where names are expected: each of its letters would count as one.
+
+    Raises:
+        ValueError: If it is a string.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"`{what}` must be a list of names, got the text {names!r}; for one name write [{names!r}]")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean ['resnet']"` if known names are near, else nothing: a part of an error message."""
     near = difflib.get_close_matches(name, list(known))
     return f"; did you mean {near}" if near else ""
+
+
+def few(names: Iterable[object]) -> str:
+    """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
+    shown = [repr(name) for name in names]
+    return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
+
+
+def _short(record: "ConceptConfig | ModelRecord") -> str:
+    """The record as Python writes it, unless it holds so many names that nothing else could be seen."""
+    return f"{type(record).__name__}({', '.join(f'{name}={_few(value)}' for name, value in vars(record).items())})"
+
+
+def _few(value: object) -> str:
+    if isinstance(value, tuple) and len(value) > _MANY:
+        return f"({few(value)})"
+    if isinstance(value, Mapping) and len(value) > _MANY:
+        first = ", ".join(f"{key!r}: {inner!r}" for key, inner in list(value.items())[:3])
+        return f"{{{first} and {len(value) - 3} more}}"
+    return repr(value)
 
 
 def to_json(config: ConceptConfig, record: ModelRecord) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import ConceptConfig, did_you_mean
+from conceptcam.config import ConceptConfig, did_you_mean, refuse_text
 from conceptcam.data.images import to_image
 from conceptcam.metrics.pairs import upsample
 from conceptcam.model import ConceptModel, evaluating
@@ -108,9 +108,13 @@ class Explanation(NamedTuple):
             boxes: Boxes of this image, drawn on the map of their concept; indices count as in the model.
             concepts: Which concepts to show; none named shows the `top` most probable.
             top: How many to show.
+
+        Raises:
+            ValueError: If the model has no such concept.
         """
         from conceptcam.draw import concept_panel  # needs Pillow
 
+        refuse_text("concepts", concepts)
         shown = [self.finding(name) for name in concepts] or self.findings[:top]
         drawn = boxes or ConceptBoxes.empty()
         return concept_panel(
@@ -241,6 +245,7 @@ class MapHistory:
     """
 
     def __init__(self, image: Any, concepts: Sequence[str], known: Sequence[str] = ()) -> None:
+        refuse_text("concepts", concepts)
         self.image = to_image(image)
         for name in concepts if known else ():
             _named(name, dict.fromkeys(known), "concept")

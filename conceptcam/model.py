@@ -12,7 +12,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from conceptcam.backbones import Backbone, create_backbone
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, ModelRecord, few
 from conceptcam.data.transforms import Preprocess
 from conceptcam.folders import read_folder, save_folder
 from conceptcam.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
@@ -131,7 +131,7 @@ class ConceptModel(nn.Module):
         Raises:
             ValueError: If there is no such recipe, or a field or the weights do not fit.
         """
-        config = recipe_config(name, concepts=tuple(concepts), tasks=tuple(tasks), **fields)
+        config = recipe_config(name, concepts=concepts, tasks=tasks, **fields)
         return cls.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
 
     @classmethod
@@ -333,6 +333,19 @@ class ConceptModel(nn.Module):
         if self.projector is None or self.prototypes is None:
             raise ValueError("a 'concepts' bottleneck has no prototypes to compare with")
         return self.projector, self.prototypes
+
+    def __repr__(self) -> str:
+        """What it is and was taught, and a line per part; printing a part shows its layers."""
+        config, size = self.config, " x ".join(map(str, self.config.image_size))
+        lines = [
+            f"ConceptModel of {size} images on {config.backbone!r}",
+            f"  {len(config.concepts)} concepts: {few(config.concepts)}",
+            f"  {len(config.tasks)} tasks: {few(config.tasks) or '-'}",
+            f"  taught: {', '.join(self.record.stages) or 'nothing yet'}",
+        ]
+        for name, part in self.named_children():
+            lines.append(f"  {name}: {type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters")
+        return "\n".join(lines)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, leaving frozen parts in eval mode.

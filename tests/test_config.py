@@ -93,7 +93,9 @@ def test_a_model_may_have_no_tasks():
         ({"concepts": ("a", "")}, r"`concepts` .*none empty .*not text: \[''\]"),
         ({"concepts": ("a", "  ")}, r"`concepts` .*not text: \['  '\]"),
         ({"concepts": ("a", 3)}, r"`concepts` .*not text: \[3\]"),
-        ({"concepts": "abc"}, "`concepts` must be a sequence, got 'abc'"),
+        ({"concepts": "AB"}, r"`concepts` must be a list of names, got the text 'AB'; for one name write \['AB'\]"),
+        ({"tasks": "AB"}, "`tasks` must be a list of names, got the text 'AB'"),
+        ({"mean": "0.5"}, "`mean` must be a sequence, got '0.5'"),
         ({"concepts": None}, "`concepts` must be a sequence, got None"),
         ({"tasks": ("t", "t")}, r"`tasks` .*repeated: \['t'\]"),
         ({"tasks": ("",)}, "`tasks` .*none empty"),
@@ -170,3 +172,20 @@ def test_a_config_file_that_cannot_be_read_is_refused_in_a_sentence_that_says_wh
 def test_fields_that_have_a_default_may_be_missing_from_the_file():
     config, record = from_json('{"format_version": 1, "config": {"concepts": ["a"], "backbone": "small_cnn_s8"}}')
     assert (config, record) == (ConceptConfig(concepts=("a",), backbone="small_cnn_s8"), ModelRecord())
+
+
+def test_a_config_of_few_names_is_shown_as_it_is_written():
+    assert repr(FULL).startswith("ConceptConfig(concepts=('Nodule', 'Émphysème', 'rib fracture'), backbone='timm:res")
+    assert eval(repr(FULL)) == FULL
+    plain = dataclasses.replace(RECORD, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95})
+    assert eval(repr(plain)) == plain
+
+
+def test_hundreds_of_names_do_not_bury_the_rest_of_a_config_or_a_record():
+    names = [f"concept number {number}" for number in range(300)]
+    config = repr(config_with(concepts=names, tasks=names))
+    first = "'concept number 0', 'concept number 1', 'concept number 2' and 297 more"
+    assert config.startswith(f"ConceptConfig(concepts=({first}), backbone='small_cnn_s8', tasks=({first}), task_kind=")
+    record = repr(ModelRecord(stages=("concepts",), thresholds=dict.fromkeys(names, 0.5)))
+    assert "thresholds={'concept number 0': 0.5, 'concept number 1': 0.5, 'concept number 2': 0.5 and 297" in record
+    assert max(len(config), len(record)) < 800

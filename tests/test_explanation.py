@@ -125,6 +125,15 @@ def test_explanation_is_ready_for_json_and_draws_a_figure():
     assert plain.tobytes() != marked.tobytes()
 
 
+def test_a_text_in_place_of_names_is_not_taken_for_its_letters():
+    explanation = explain(taught("concepts"), ITEM.image)
+    for ask in (lambda: explanation.figure(concepts="dark"), lambda: MapHistory(ITEM.image, "dark")):
+        with pytest.raises(
+            ValueError, match=r"must be a list of names, got the text 'dark'; for one name write \['dark"
+        ):
+            ask()
+
+
 def _with(concept):
     data = Squares(4)
     return int(data.concept_labels[:, data.concepts.index(concept)].argmax())

@@ -332,6 +332,27 @@ def test_names_that_no_part_answers_to_are_refused(changes, message):
         ConceptModel.from_config(config_with(**changes))
 
 
+@pytest.mark.parametrize("names", [{"concepts": "AB"}, {"concepts": ["A"], "tasks": "AB"}])
+def test_a_text_in_place_of_names_is_not_taken_for_its_letters(names):
+    with pytest.raises(ValueError, match=r"must be a list of names, got the text 'AB'; for one name write \['AB'\]"):
+        ConceptModel.from_recipe("cbm_resnet50", **names)
+
+
+def test_a_model_is_shown_in_a_line_per_part_however_many_concepts_it_has():
+    names = [f"concept {number}" for number in range(300)]
+    lines = repr(model_with(concepts=names, tasks=())).splitlines()
+    assert lines[:4] == [
+        "ConceptModel of 32 x 48 images on 'small_cnn_s8'",
+        "  300 concepts: 'concept 0', 'concept 1', 'concept 2' and 297 more",
+        "  0 tasks: -",
+        "  taught: nothing yet",
+    ]
+    assert lines[-2] == "  prototypes: Prototypes, 9,600 parameters"
+    assert [line.split(":")[0].strip() for line in lines[4:]] == [
+        "backbone", "concept_head", "pool", "projector", "prototypes", "task_head"
+    ]  # fmt: skip
+
+
 def test_the_same_seed_builds_the_same_model_and_building_uses_the_global_seed():
     first, second, other = (model_with(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -141,7 +141,7 @@ def test_backbone_outside_the_zoo_needs_its_preprocessing():
         ("csr_resnet50", {"poling": "max"}, r"a config has no field 'poling'; did you mean \['pooling'"),
         ("csr_resnet50", {"backbone": "rad_dino_vit_b16"}, r"does not know .* did you mean \['rad_dino_vit_b14'"),
         ("csr_resnet50", {"backbone": 50}, "does not know backbone 50 "),
-        ("csr_resnet50", {"tasks": "Cancer"}, "`tasks` must be a sequence, got 'Cancer'"),
+        ("csr_resnet50", {"tasks": "Cancer"}, "`tasks` must be a list of names, got the text 'Cancer'"),
         ("csr_resnet50", {"concepts": ["Edema", "Edema"]}, r"repeated: \['Edema'\]"),
     ],
 )

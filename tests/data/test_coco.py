@@ -65,6 +65,13 @@ def test_categories_are_concepts_in_the_order_of_their_ids(tmp_path: Path, conte
     assert len(data) == 3
 
 
+def test_a_text_in_place_of_names_is_not_taken_for_its_letters(tmp_path: Path, content: dict[str, Any]):
+    content["categories"] = [{"id": 10, "name": "A"}, {"id": 2, "name": "B"}]
+    content["annotations"] = []
+    said = refused(tmp_path, content, concepts="AB")
+    assert said == "`concepts` must be a list of names, got the text 'AB'; for one name write ['AB']"
+
+
 def test_boxes_are_fractions_of_their_own_image(tmp_path: Path, content: dict[str, Any]):
     first, second, third = CocoDataset(*write(tmp_path, content))
     assert first.boxes.xyxy.tolist() == [[0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]]
