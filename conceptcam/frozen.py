@@ -12,22 +12,20 @@ This holds for parts that look at each image by itself, on one kind of device, w
 processes and of images per batch, and as long as `dtype` rounds nothing.
 """
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from conceptcam import distributed
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.feed import Feed, Order, Share, take_rows
+from conceptcam.frozen_parts import FrozenParts, Row, can_go_on, features_wanted, fill, split, stack
 from conceptcam.model import ConceptModel
-from conceptcam.outputs import Seen
 from conceptcam.ranks import Images, Source, Work
 from conceptcam.stages import Stage
 from conceptcam.storage import Budget, NoRoom, Table
@@ -38,13 +36,6 @@ Storage = Literal["auto", "off", "memory", "disk"]
 
 LIMIT = 32_000_000_000
 """Bytes that may be kept if nobody says otherwise."""
-
-_SEEING = ("backbone", "concept_head", "pool")
-# What a stage needs -> the parts that must not learn, and the method that goes on from what they say.
-_FROZEN = {
-    "compare": (_SEEING, "compare_vectors"),
-    "decide": ((*_SEEING, "projector", "prototypes"), "decide_from"),
-}
 
 
 class FrozenOutputs:
@@ -106,11 +97,11 @@ class FrozenOutputs:
             later: The stages to come.
         """
         shelf = self._shelves.setdefault(feed, _Shelf())
-        if shelf.told != (stage.needs, stage.asks) or not _can_go_on(model, stage):
+        if shelf.told != (stage.needs, stage.asks) or not can_go_on(model, stage):
             shelf.drop_said()
         if "backbone" in stage.parts:
             shelf.drop_features()
-        if not _can_go_on(model, stage):
+        if not can_go_on(model, stage):
             return Images(feed, stage, torch.device(device))
         reason = "" if self.storage == "off" else self._reason_against(feed)
         if reason:
@@ -119,7 +110,7 @@ class FrozenOutputs:
             # What the last stage was told still holds if this one asks for the same: what it rests on did not learn.
             shelf.said = self._table() if shelf.said is None else shelf.said
             shelf.told = stage.needs, stage.asks
-            if shelf.features is None and _features_wanted(model, later):
+            if shelf.features is None and features_wanted(model, later):
                 shelf.features = self._table()
         return FrozenSource(model, stage, feed, torch.device(device), autocast, shelf)
 
@@ -169,8 +160,8 @@ class FrozenSource:
         autocast: torch.dtype | None,
         shelf: "_Shelf",
     ) -> None:
-        self._model, self._stage, self._feed, self._shelf = model, stage, feed, shelf
-        self._device, self._autocast = device, autocast
+        self._stage, self._feed, self._device, self._shelf = stage, feed, device, shelf
+        self._parts = FrozenParts(model, stage, device, autocast)
         self._size = 0  # of the batches that frozen parts are given
         self.cached = shelf.said is not None
         """Whether what frozen parts say is kept."""
@@ -207,10 +198,9 @@ class FrozenSource:
             yield self._work([row.truth for row in rows], torch.cat([row.said for row in rows]))
 
     def _work(self, truths: Sequence[ConceptBatch], said: Tensor) -> Work:
-        batch = _stack(truths).to(self._device, non_blocking=True)
+        batch = stack(truths).to(self._device, non_blocking=True)
         said = said.to(self._device, non_blocking=True)
-        inputs = (said, self._stage.asked(batch)) if self._compares else (said,)
-        return Work(_FROZEN[self._stage.needs][1], inputs, batch, None)
+        return Work(self._parts.method, self._parts.inputs(said, batch), batch, None)
 
     def _complete(self, order: Order, said: Table) -> None:
         """Keep what frozen parts say of all samples of an order, in every process.
@@ -264,7 +254,7 @@ class FrozenSource:
             self._shelf.checked = True
         return once
 
-    def _look_at(self, order: Order) -> Iterator["list[_Row]"]:
+    def _look_at(self, order: Order) -> Iterator[list[Row]]:
         """What frozen parts say of this process's share of each batch."""
         assert order.batches is not None
         owned = [batch[distributed.rank() :: distributed.world()] for batch in order.batches]
@@ -278,89 +268,43 @@ class FrozenSource:
             for share in self._feed.load(order):
                 yield self._look(share)
 
-    def _look(self, share: Share) -> "list[_Row]":
+    def _look(self, share: Share) -> list[Row]:
         """Show this process's rows of a batch to the frozen parts."""
         batch = take_rows(share.batch, range(share.own))
-        truths = _split(batch)
+        truths = split(batch)
         numbers = range(share.own) if share.samples is None else share.samples
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for first in range(0, share.own, self._size):
-            piece = batch.images[first : first + self._size].to(self._device, non_blocking=True)
-            with self._still():
-                # The layout in memory decides over algorithms too: here it is the one that is kept.
-                features = self._model.see(_fill(piece, self._size)).features.clone(
-                    memory_format=torch.contiguous_format
-                )
+            piece = batch.images[first : first + self._size]
+            features = self._parts.see(piece, self._size)
             some = slice(first, first + len(piece))
             self._keep_features(numbers[some], features)
-            rows += self._say(features, numbers[some], truths[some])
+            rows += self._parts.say(features, numbers[some], truths[some])
         return rows
 
-    def _look_again(self, numbers: Sequence[int]) -> "list[_Row]":
+    def _look_again(self, numbers: Sequence[int]) -> list[Row]:
         """Let the frozen parts go on from features that were kept."""
         assert self._shelf.features is not None
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for first in range(0, len(numbers), self._size):
             some = numbers[first : first + self._size]
-            features = _fill(self._shelf.features.read(some), self._size).to(self._device)
-            rows += self._say(features, some, [self._shelf.truths[number] for number in some])
+            features = fill(self._shelf.features.read(some), self._size).to(self._device)
+            rows += self._parts.say(features, some, [self._shelf.truths[number] for number in some])
         return rows
-
-    def _say(self, features: Tensor, numbers: Sequence[int], truths: Sequence[ConceptBatch]) -> "list[_Row]":
-        """What the learning parts will be told of each of the first few of some features."""
-        with self._still():
-            maps = self._model.concept_head(features)
-            seen = Seen(features, maps, self._model.pool(maps))
-            said = self._model.gather(seen) if self._compares else self._model.find_evidence(seen)
-        rows = []
-        for number, truth, one in zip(numbers, truths, said.cpu().split(1), strict=False):
-            one = one[self._stage.asked(truth)] if self._compares else one.clone()  # a part would keep the whole
-            rows.append(_Row(int(number), truth, one))
-        return rows
-
-    @contextlib.contextmanager
-    def _still(self) -> Iterator[None]:
-        """Nothing is learned, drawn or counted, also where the loop trains or evaluates."""
-        training = [module for module in self._model.modules() if module.training]
-        self._model.eval()
-        autocast = torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
-        try:
-            with torch.inference_mode(False), torch.no_grad(), autocast:
-                yield
-        finally:
-            for module in training:
-                module.training = True
 
     def _keep_features(self, numbers: Sequence[int], features: Tensor) -> None:
         """Keep features for later stages; where there is no room for all of them, those stages read images again."""
         table = self._shelf.features
         if table is None:
             return
-        rows = features.cpu().split(1)
+        rows = features[: len(numbers)].cpu().split(1)
         try:
             if not len(table):
                 table.check_room(rows[0], self._shelf.awaited)
-            table.add(
-                (int(number), one) for number, one in zip(numbers, rows, strict=False) if int(number) not in table
-            )
+            table.add((int(number), one) for number, one in zip(numbers, rows, strict=True) if int(number) not in table)
         except NoRoom as error:
             log.warning("features are not kept, so a later stage reads the images once more: %s", error)
             self._shelf.drop_features()
-
-    @property
-    def _compares(self) -> bool:
-        return self._stage.needs == "compare"
-
-
-class _Row(NamedTuple):
-    """One sample."""
-
-    sample: int
-    """Its number."""
-    truth: ConceptBatch
-    """Itself, a batch of one without image."""
-    said: Tensor
-    """(p, C) vectors of the p concepts asked for, or (1, K, M) evidence."""
 
 
 class _Shelf:
@@ -383,44 +327,3 @@ class _Shelf:
         if self.features is not None:
             self.features.close()
             self.features = None
-
-
-def _can_go_on(model: ConceptModel, stage: Stage) -> bool:
-    """Whether a stage goes on from what frozen parts say, one small row per sample or concept."""
-    if stage.needs not in _FROZEN or set(stage.parts) & set(_FROZEN[stage.needs][0]):
-        return False
-    # Where places are projected before they are pooled, the projector that learns must see all of them.
-    return stage.needs == "decide" or model.config.pooling_order == "pool_then_project"
-
-
-def _features_wanted(model: ConceptModel, later: Iterable[Stage]) -> bool:
-    """Whether a later stage goes on from the features that the backbone gives now."""
-    for stage in later:
-        if "backbone" in stage.parts:
-            return False
-        if _can_go_on(model, stage):
-            return True
-    return False
-
-
-def _fill(rows: Tensor, size: int) -> Tensor:
-    """Rows, the last one repeated until there are `size`."""
-    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
-
-
-def _split(batch: ConceptBatch) -> list[ConceptBatch]:
-    """Each sample of a batch as a batch of one, without its image."""
-    bare = batch._replace(images=batch.images.new_empty(len(batch.images), 0)).to("cpu")
-    return [take_rows(bare, [row]) for row in range(len(bare.concepts))]
-
-
-def _stack(samples: Sequence[ConceptBatch]) -> ConceptBatch:
-    """Batches of one as one batch."""
-    boxes = [sample.boxes for sample in samples]
-    return ConceptBatch(
-        torch.cat([sample.images for sample in samples]),
-        torch.cat([sample.concepts for sample in samples]),
-        torch.cat([sample.targets for sample in samples]),
-        None if all(one is None for one in boxes) else ConceptBoxes.cat(boxes),
-        tuple(name for sample in samples for name in sample.names),
-    )
