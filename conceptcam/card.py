@@ -32,6 +32,36 @@ _CONTROLS: Mapping[str, tuple[str, ...]] = {
     },
 }
 
+# What `Evaluation.summary` calls its figures -> what a reader calls them.
+_WORDS: Mapping[str, str] = {
+    "concept_auroc": "concept AUROC",
+    "concept_ap": "concept average precision",
+    "concept_f1": "concept F1 where even odds count as present",
+    "concept_f1_chosen": "concept F1 at the thresholds above",
+    "pointing": "pointing game",
+    "pointing_random_map": "random maps",
+    "pointing_center_prior": "the centre of the image",
+    "pointing_chance": "area of the boxes",
+    "mirror_gap": "mirror gap",
+    "canary_pointing": "pointing game of the canaries",
+    "canary_mirror_gap": "mirror gap of the canaries",
+    "canary_transpose_gap": "transpose gap of the canaries",
+    "energy_in_box": "energy in the boxes",
+    "box_area": "area of the boxes",
+    "iou": "IoU of maps and boxes",
+    "pointing_small": "pointing game in small boxes",
+    "pointing_medium": "pointing game in medium boxes",
+    "pointing_large": "pointing game in large boxes",
+    "task_auroc": "task AUROC",
+    "task_ap": "task average precision",
+    "task_f1": "task F1 where even odds count as true",
+    "task_accuracy": "task accuracy",
+}
+
+_CONTROLS_SAY = (
+    "Controls say what a figure is worth: how a map that knows nothing would do, or how much can be had at all. A "
+    "figure of several concepts or tasks is the mean over those for which it is defined."
+)
 _LIMITS = """\
 This model is for research on models that explain themselves. **It is not a medical device**: nobody has shown that it
 is safe or useful for patients, and it must not take part in their care.
@@ -62,10 +92,11 @@ def model_card(
         config: What the model is.
         record: What it has been taught; an undefined figure is shown as `-`.
         title: Heading of the card.
-        license: Identifier of the licence of these weights; None states none.
+        license: Identifier of the licence of these weights; None is the record's.
         description: What its author says of the model, as plain text; an empty line starts a paragraph.
         weights_address: What `ConceptModel.from_pretrained` takes to load it; empty is the folder of the card.
     """
+    license = license or record.license or None
     sections = [
         f"{_front_matter(license)}{GENERATED_MARK}\n\n# {_text(title)}",
         *(_paragraph(part) for part in re.split(r"\n\s*\n", description) if part.strip()),
@@ -149,21 +180,29 @@ def _training(record: ModelRecord) -> str:
 def _measured(record: ModelRecord) -> str:
     if not record.metrics:
         return "## Measured\n\nNo figures were recorded."
-    table = _table(("figure", "value", "controls"), _figures(record.metrics))
-    return (
-        f"## Measured\n\n{table}\n\nControls say what a figure is worth: how a map that knows nothing would do, or "
-        "how much can be had at all. `-` is undefined. On which images these were measured, the record does not say."
-    )
+    where = _text(record.measured_on) if record.measured_on else "images that the record does not name"
+    defined = {name: value for name, value in record.metrics.items() if math.isfinite(value)}
+    undefined = [_text(_WORDS.get(name, name)) for name in record.metrics if name not in defined]
+    parts = [f"## Measured\n\nOn {where}."]
+    if defined:
+        parts += [_table(("figure", "value", "controls"), _figures(defined)), _CONTROLS_SAY]
+    if undefined:
+        parts.append(f"Undefined, and so in no table: {', '.join(dict.fromkeys(undefined))}.")
+    return "\n\n".join(parts)
 
 
 def _figures(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """A row for each figure, with its controls beside it; a control without its figure has a row of its own."""
     beside = {control for name in metrics for control in _CONTROLS.get(name, ())}
+
+    def told(name: str) -> str:
+        return _text(_WORDS.get(name, name))
+
     return [
         (
-            _text(name),
+            told(name),
             _number(value),
-            "; ".join(f"{_text(key)}: {_number(metrics[key])}" for key in _CONTROLS.get(name, ()) if key in metrics),
+            "; ".join(f"{told(key)}: {_number(metrics[key])}" for key in _CONTROLS.get(name, ()) if key in metrics),
         )
         for name, value in metrics.items()
         if name not in beside
@@ -174,7 +213,10 @@ def _licence(config: ConceptConfig, license: str | None) -> str:
     stated = _text(license) if license is not None else "not stated"
     name, known = _text(config.backbone), backbone_record(config.backbone)
     if known is None:
-        weights = f"Published weights of the backbone {name}, and their licence, are not known to conceptcam."
+        weights = (
+            f"conceptcam knows no published weights of the backbone {name}. If this model started from some, their "
+            "licence holds too."
+        )
     else:
         use = "allows" if known.commercial_use else "**forbids**"
         note = known.note[:1].upper() + known.note[1:]

@@ -134,6 +134,8 @@ class ModelRecord:
         provenance: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
+        measured_on: Which images `metrics` were measured on, in words.
+        license: Licence of these weights, an identifier as in SPDX; empty if nobody stated one.
         weights_sha256: SHA-256 of the weights file, in hexadecimal.
     """
 
@@ -144,6 +146,8 @@ class ModelRecord:
     provenance: str = ""
     training_data: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str = ""
+    license: str = ""
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -173,14 +177,17 @@ class ModelRecord:
         return dataclasses.replace(record, stages=(*(name for name in record.stages if name != stage), stage))
 
     def without(self, parts: Collection[str]) -> "ModelRecord":
-        """What stays true once some parts have changed: no figures, and no stage that taught or used those parts."""
+        """What stays true once some parts have changed: no figures, and no stage that taught or used those parts.
+
+        Nor does a licence: that of the weights before says nothing of what was learned since, from other data perhaps.
+        """
         sees = bool({"backbone", "concept_head", "pool"} & set(parts))
         compares = sees or bool({"projector", "prototypes"} & set(parts))
         stale = {"task"} if parts else set()
         stale |= {"embedding", "prototypes"} if compares else set()
         stale |= {"concepts"} if sees else set()
         stages = tuple(name for name in self.stages if name not in stale)
-        record = dataclasses.replace(self, stages=stages, metrics={}, weights_sha256="")
+        record = dataclasses.replace(self, stages=stages, metrics={}, measured_on="", license="", weights_sha256="")
         if not sees:
             return record
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, provenance="")

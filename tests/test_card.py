@@ -91,6 +91,13 @@ def test_licence_is_stated_only_if_it_was_given():
     )
 
 
+def test_licence_of_the_record_is_stated_unless_another_is_given():
+    record = dataclasses.replace(TAUGHT, license="MIT")
+    card = model_card(tiny_config(), record, title="")
+    assert front_matter(card)["license"] == "mit" and "Of these weights: MIT." in section(card, "Licence")
+    assert front_matter(model_card(tiny_config(), record, title="", license="CC0-1.0"))["license"] == "cc0-1.0"
+
+
 @pytest.mark.parametrize("license", ["yes", "1.0", "a: b\n---\nx", '"', "\x85\x7f#", "null"])
 def test_licence_stays_one_text_in_the_front_matter_whatever_it_holds(license):
     found = front_matter(model_card(tiny_config(), ModelRecord(), title="Squares", license=license))
@@ -154,28 +161,48 @@ def test_figures_stand_beside_their_controls_and_none_is_left_out():
     rows = table(section(model_card(tiny_config(), TAUGHT, title=""), "Measured"))[2:]
     assert rows == [
         ["images", "300", ""],
-        ["pointing", "0.438", "pointing_random_map: 0.062; pointing_center_prior: -"],
-        ["iou", "0.219", "box_area: 0.031"],
+        ["pointing game", "0.438", "random maps: 0.062"],
+        ["IoU of maps and boxes", "0.219", "area of the boxes: 0.031"],
     ]
+
+
+def test_undefined_figures_are_named_below_the_table_and_have_no_row():
+    record = dataclasses.replace(TAUGHT, metrics={"iou": 0.5, "task_auroc": math.nan, "my_own": math.inf})
+    said = section(model_card(tiny_config(), record, title=""), "Measured")
+    assert [row[0] for row in table(said)[2:]] == ["IoU of maps and boxes"]
+    assert "Undefined, and so in no table: task AUROC, my_own." in said
+    alone = dataclasses.replace(TAUGHT, metrics={"task_auroc": math.nan})
+    assert table(section(model_card(tiny_config(), alone, title=""), "Measured")) == []
+
+
+def test_card_says_on_which_images_its_figures_were_measured():
+    record = dataclasses.replace(TAUGHT, measured_on="300 test images of <another> draw")
+    said = html.unescape(section(model_card(tiny_config(), record, title=""), "Measured"))
+    assert said.splitlines()[1] == "On 300 test images of <another> draw."
+    unnamed = section(model_card(tiny_config(), TAUGHT, title=""), "Measured")
+    assert unnamed.splitlines()[1] == "On images that the record does not name."
 
 
 def test_control_without_its_figure_has_a_row_of_its_own():
     record = dataclasses.replace(TAUGHT, metrics={"box_area": 0.5})
-    assert table(section(model_card(tiny_config(), record, title=""), "Measured"))[2:] == [["box_area", "0.500", ""]]
+    rows = table(section(model_card(tiny_config(), record, title=""), "Measured"))[2:]
+    assert rows == [["area of the boxes", "0.500", ""]]
 
 
-def test_every_figure_of_an_evaluation_is_in_the_card():
+def test_every_figure_of_an_evaluation_is_in_the_card_in_words():
     model = tiny_model()
     model.record = model.record.after("concepts", ["backbone", "concept_head"])
     summary = evaluate(model, batches(Squares(8))).summary()
-    record = dataclasses.replace(model.record, metrics=summary)
+    record = dataclasses.replace(model.record, metrics=dict.fromkeys(summary, 0.5))
     said = section(model_card(model.config, record, title=""), "Measured")
-    assert all(re.search(rf"(\| |; ){name}(:| \|)", said) for name in summary)
-    (pointing,) = (row for row in table(said) if row[0] == "pointing")
+    assert (
+        "_" not in said and len(set(re.findall(r"(?:\| |; )([^|;:]+)(?=: 0.500| \| 0.500)", said))) == len(summary) - 1
+    )
+    (pointing,) = (row for row in table(said) if row[0] == "pointing game")
     assert [part.split(":")[0] for part in pointing[2].split("; ")] == [
-        "pointing_random_map",
-        "pointing_center_prior",
-        "pointing_chance",
+        "random maps",
+        "the centre of the image",
+        "area of the boxes",
     ]
 
 
@@ -218,7 +245,7 @@ def test_licence_of_a_known_backbone_and_its_warning_are_in_the_card():
 
 def test_licence_of_an_unknown_backbone_is_said_to_be_unknown():
     said = section(model_card(tiny_config(), ModelRecord(), title=""), "Licence")
-    assert "small_cnn_s8, and their licence, are not known to conceptcam" in said
+    assert "knows no published weights of the backbone small_cnn_s8. If this model started from some, their" in said
 
 
 def test_card_says_what_it_is_not():

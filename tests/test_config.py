@@ -37,6 +37,8 @@ RECORD = ModelRecord(
     provenance="validation split",
     training_data="phantom",
     metrics={"auroc": 0.95, "ap": nan},
+    measured_on="test split",
+    license="MIT",
     weights_sha256="ab" * 32,
 )
 
@@ -189,3 +191,9 @@ def test_hundreds_of_names_do_not_bury_the_rest_of_a_config_or_a_record():
     record = repr(ModelRecord(stages=("concepts",), thresholds=dict.fromkeys(names, 0.5)))
     assert "thresholds={'concept number 0': 0.5, 'concept number 1': 0.5, 'concept number 2': 0.5 and 297" in record
     assert max(len(config), len(record)) < 800
+
+
+def test_a_record_does_not_keep_the_images_of_figures_and_the_licence_of_weights_that_are_gone():
+    after = RECORD.after("task", ["task_head"])
+    assert (after.metrics, after.measured_on, after.license, after.weights_sha256) == ({}, "", "", "")
+    assert after.training_data == "phantom"

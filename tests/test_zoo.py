@@ -1,6 +1,7 @@
 """The zoo's records are true as far as this machine can tell, and say what must be said before a download."""
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def with_models(tmp_path, monkeypatch):
     (tmp_path / "models" / "a-model" / "config.json").write_text(to_json(config, record), encoding="utf-8")
     monkeypatch.setattr(zoo, "MODELS", tmp_path / "models")
     return config, record
+
+
+@pytest.fixture(scope="module")
+def benchmark_of_models():
+    """The script that trains the models of the package and writes their cards."""
+    spec = importlib.util.spec_from_file_location("bundled", Path(__file__).parents[1] / "benchmarks" / "bundled.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 @pytest.mark.parametrize("record", OF_TIMM, ids=named)
@@ -155,6 +165,23 @@ def test_models_of_the_package_are_those_whose_folder_is_there(with_models):
     assert bundled_models() == {"a-model": zoo.MODELS / "a-model"}
     info = model_info("a-model")
     assert (info.config, info.record, info.folder) == (config, record, zoo.MODELS / "a-model")
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_card_of_a_model_of_the_package_is_what_its_config_file_gives(name, benchmark_of_models):
+    info = model_info(name)
+    shown = (info.folder / "README.md").read_text(encoding="utf-8")
+    assert shown == benchmark_of_models.card_of(name, info.config, info.record), "python benchmarks/bundled.py --cards"
+    assert (info.folder / "config.json").read_text(encoding="utf-8") == to_json(info.config, info.record)
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_model_of_the_package_states_the_licence_of_the_package_and_what_it_was_measured_on(name):
+    info = model_info(name)
+    assert info.record.license == info.license == "Apache-2.0"
+    assert info.record.measured_on == "1600 drawn chest radiographs of another seed (conceptcam phantom)"
+    shown = (info.folder / "README.md").read_text(encoding="utf-8")
+    assert "Of these weights: Apache-2.0." in shown and f"\nOn {info.record.measured_on}.\n" in shown
 
 
 def test_list_has_models_then_recipes_then_backbones(with_models):
