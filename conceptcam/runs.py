@@ -1,101 +1,50 @@
 """One training run as a folder: model, history, metrics and figures, all of which the command line writes."""
 
-import copy
+import contextlib
 import dataclasses
+import hashlib
 import importlib.util
-import json
 import logging
-import math
-import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from conceptcam import __version__, distributed
 from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import ConceptConfig, nan_to_null
+from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem
 from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
 from conceptcam.explanation import MapHistory, explain
-from conceptcam.frozen import Storage
 from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
-from conceptcam.losses.imbalance import Imbalance, classification_loss
 from conceptcam.model import ConceptModel
-from conceptcam.stages import Preset, Recipe, Stage, preset
-from conceptcam.steps import Precision
+from conceptcam.optimization import parameter_groups
+from conceptcam.precision import faster_precision
+from conceptcam.run_folder import (
+    CHECKPOINTS,
+    FIGURES,
+    HISTORY_FILE,
+    begin_run,
+    finish_run,
+    read_run,
+    removed_unless_taught,
+    write_json,
+)
+from conceptcam.run_options import RunOptions, refuse_changed, run_recipe, told_of
+from conceptcam.stages import Stage, preset
+from conceptcam.steps import Precision, checkpointing
 from conceptcam.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-HISTORY_FILE = "history.csv"
 METRICS_FILE = "metrics.json"
 TABLE_FILE = "metrics.txt"
-FIGURES = "figures"
-EXPLANATIONS = "figures/images"
-RUN_FILE = "run.json"
-CHECKPOINTS = "checkpoints"
+EXPLANATIONS = f"{FIGURES}/images"
 TENSORBOARD = "tensorboard"
-
-# Options that may be others when a run is resumed, because what is learned does not follow from them.
-_FREE = ("device", "gradient_checkpointing", "cache", "tensorboard", "resume", "workers", "progress")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run trains.
-
-    Attributes:
-        preset: Name of the training preset.
-        epochs: Epochs of each stage by name; stages not named keep the preset's.
-        batch_size: Images per step.
-        seed: Of everything random.
-        device: Where to train.
-        precision: As `Trainer`'s, or `"auto"`: bf16 where a trial step shows it to be faster than fp32.
-        pretrained: Whether to download the backbone's published weights.
-        weights: A file or a place on the Hub to start the backbone from; see `create_backbone`. One that starts from
-            trained weights moves slowly.
-        freeze_backbone: Whether it should not move at all.
-        layer_decay: Each layer of a backbone that starts from trained weights learns at this times the rate of the
-            layer behind it; see `Stage`.
-        accumulate: Batches per step.
-        gradient_checkpointing: Whether to save memory by computing activations twice.
-        compile: Whether to run training steps through `torch.compile`.
-        cache: Where stages keep what frozen parts say of each image; see `Trainer`.
-        tensorboard: Whether to log epochs for TensorBoard too, into the run's folder.
-        resume: Whether to go on with a run that was killed, in the same folder and with the same options, save those
-            that what is learned does not follow from.
-        imbalance: What to do about rare labels, of concepts and tasks; see `classification_loss`. None is what the
-            preset was made with: "ratio", save that multi-class tasks are not weighted, and nothing at all for
-            `paper`, which takes no other choice.
-        workers: Processes that load data.
-        progress: Whether to show progress bars.
-    """
-
-    preset: str = "recommended"
-    epochs: Mapping[str, int] = field(default_factory=dict)
-    batch_size: int = 32
-    seed: int = 0
-    device: str = "cpu"
-    precision: Precision | Literal["auto"] = "auto"
-    pretrained: bool = False
-    weights: str | Path | None = None
-    freeze_backbone: bool = False
-    layer_decay: float = 1.0
-    accumulate: int = 1
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    cache: Storage = "auto"
-    tensorboard: bool = False
-    resume: bool = False
-    imbalance: Imbalance | None = None
-    workers: int = 0
-    progress: bool = False
 
 
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
@@ -112,15 +61,18 @@ def train_run(
     options: RunOptions,
     *,
     training_data: str,
+    data: Mapping[str, Any] | None = None,
     watch: ConceptItem | None = None,
     follow: Sequence[str] = (),
     augment: Callable[[ConceptItem], ConceptItem] | None = None,
+    say: Callable[[str], None] = log.info,
 ) -> ConceptModel:
     """Train a model through the stages of a preset and write it into a folder.
 
-    Writes `run.json` (the options), `history.csv` (a row as each epoch ends), checkpoints (which `end_run` removes),
-    `config.json` and `model.safetensors` (after the first stage and after the last), `figures/curves.png` if matplotlib
-    is there and, if an image is watched, `figures/learning.png`, of the epochs since the run was last resumed.
+    Writes `run.json` (all that is needed to repeat the run), `history.csv` (a row as each epoch ends), checkpoints
+    (which `end_run` removes), `config.json` and `model.safetensors` (after the first stage and after the last),
+    `figures/curves.png` if matplotlib is there and, if an image is watched, `figures/learning.png`, of the epochs since
+    the run was last resumed. An error that comes before the first epoch is over leaves the folder as it was.
 
     Under `torchrun` every process calls this alike, and the first one writes.
 
@@ -131,84 +83,68 @@ def train_run(
         folder: Where to write.
         options: How to train.
         training_data: What to call the training data in the model's record.
+        data: Where the data came from and how they were read, to be written down, and the same when resumed. Entries
+            named `folder` and `images` may be others then; labels are always compared.
         watch: An image as read whose concept maps are drawn epoch by epoch.
         follow: Names of the concepts to draw.
         augment: Changes training images of the first stage in place of `train.augment`.
+        say: Takes what a reader should know of how the run begins.
+
+    Returns:
+        The trained model.
 
     Raises:
-        ValueError: If there is nothing to resume in the folder, or it was begun with other options.
+        ValueError: If an option does not fit the data or the model, or a run to resume was begun with others.
+        FileExistsError: If the folder holds a run and `options.resume` is off.
     """
-    chosen = preset(options.preset)
-    recipe = _recipe(config, train, options, chosen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = ConceptModel.from_config(
-            chosen.configure(config), pretrained_backbone=options.pretrained, backbone_weights=options.weights
-        )
-    train.preprocess = val.preprocess = model.preprocess
-    stages = chosen.stages(model.config, recipe)
+    config = preset(options.preset).configure(config)
+    stages = preset(options.preset).stages(config, run_recipe(options, config, train))
+    data = {**(data or {}), **_known_by(train, val), "training_data": training_data}
     with distributed.joined(options.device):
-        options = _resumed(folder, options) if options.resume else _begun(folder, model, stages[0], val, options)
+        first = distributed.is_first()
+        then = distributed.share(read_run(folder) if first else {})
+        if then and not options.resume:
+            raise FileExistsError(_holds_a_run(folder, then))
+        told = _told(config, options, stages, data)
+        refuse_changed(folder, then, told)
+        if then.get("finished"):
+            return ConceptModel.from_pretrained(folder)
+        model = _built(config, options, say)
+        train.preprocess = val.preprocess = model.preprocess
+        _check_trainable(model, stages, options)
+        options = _with_precision(options, then, model, stages[0], val, say)
         maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
-        own = train.augment
-        try:
-            # Only stage 1 learns what images look like and sees them changed. The others are run together: they read
-            # what it made of the images, which is computed once for all of them.
-            for name, part in _phases(stages):
-                train.augment = (augment or own) if name == "concepts" else None
-                trainer = _trainer(folder, name, options, maps)
-                trainer.fit(
-                    model, part, loader(train, options, shuffle=True), loader(val, options), resume=options.resume
-                )
-                if name == "concepts":
-                    why = f"highest F1 on {len(val)} validation images"
-                    choose_thresholds(model, loader(val, options), provenance=why)
-                model.record = dataclasses.replace(model.record, training_data=training_data)
-                if distributed.is_first():
-                    model.save_pretrained(folder)
-        finally:
-            train.augment = own
-        if distributed.is_first():
+        phases = [(name, part, _trainer(folder, name, options, maps)) for name, part in _phases(stages)]
+        with removed_unless_taught(folder) if first else contextlib.nullcontext():
+            if first and not then:
+                begin_run(folder, {**told, "precision": options.precision})
+            own = train.augment
+            try:
+                # Only stage 1 learns what images look like and sees them changed. The others are run together: they
+                # read what it made of the images, which is computed once for all of them.
+                for name, part, trainer in phases:
+                    train.augment = (augment or own) if name == "concepts" else None
+                    batches = loader(train, options, shuffle=True)
+                    trainer.fit(model, part, batches, loader(val, options), resume=options.resume)
+                    if name == "concepts":
+                        why = f"highest F1 on {len(val)} validation images"
+                        choose_thresholds(model, loader(val, options), provenance=why)
+                    model.record = dataclasses.replace(model.record, training_data=training_data)
+                    if first:
+                        model.save_pretrained(folder)
+            finally:
+                train.augment = own
+        if first:
             _draw_learning(folder, model, maps, watch)
     return model
 
 
 def end_run(folder: Path) -> None:
-    """Remove checkpoints, once everything that `resume` should still bring about is in the folder."""
-    gone = folder / f".{CHECKPOINTS}"
-    (folder / CHECKPOINTS).rename(gone)  # at once: half of them would look like a run to go on with
-    shutil.rmtree(gone)
+    """Say in `run.json` that a run is finished, once everything that `resume` should still bring about is there.
 
-
-def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
-    """The stages that look at images as they are read, and those that read what frozen parts made of them."""
-    seeing = [stage for stage in stages if stage.needs == "see"]
-    rest = [stage for stage in stages if stage.needs != "see"]
-    return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
-
-
-def _begun(folder: Path, model: ConceptModel, stage: Stage, val: ConceptDataset, options: RunOptions) -> RunOptions:
-    """The options of a run that begins, with its precision, written down."""
-    options = dataclasses.replace(options, precision=distributed.share(_precision(model, stage, val, options)))
-    if distributed.is_first():
-        _write_json(folder / RUN_FILE, {**dataclasses.asdict(options), "conceptcam": __version__})
-        (folder / CHECKPOINTS).mkdir()
-    return options
-
-
-def _resumed(folder: Path, options: RunOptions) -> RunOptions:
-    """The options of a run that goes on, with the precision that it began with."""
-    if not (folder / CHECKPOINTS).is_dir():
-        raise ValueError(f"{folder} holds no unfinished run to resume; it is finished, or was never begun")
-    then = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    if options.precision == "auto":
-        options = dataclasses.replace(options, precision=then["precision"])
-    now = json.loads(_as_json(dataclasses.asdict(options)))
-    different = [name for name in now if name not in _FREE and now[name] != then.get(name)]
-    if different:
-        told = "; ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in different)
-        raise ValueError(f"cannot resume {folder} with other options than it began with: {told}")
-    return options
+    Checkpoints are removed.
+    """
+    finish_run(folder)
 
 
 def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | None) -> Trainer:
@@ -236,6 +172,13 @@ def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | N
     )
 
 
+def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
+    """The stages that look at images as they are read, and those that read what frozen parts made of them."""
+    seeing = [stage for stage in stages if stage.needs == "see"]
+    rest = [stage for stage in stages if stage.needs != "see"]
+    return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
+
+
 def _draw_learning(folder: Path, model: ConceptModel, maps: MapHistory | None, watch: ConceptItem | None) -> None:
     """Draw what was learned epoch by epoch: the watched image's maps, and the curves if matplotlib is there."""
     if watch is not None and maps is not None and maps.epochs:
@@ -245,22 +188,86 @@ def _draw_learning(folder: Path, model: ConceptModel, maps: MapHistory | None, w
         learning_curves(read_history(folder / HISTORY_FILE)).savefig(folder / FIGURES / "curves.png")
 
 
-def _recipe(config: ConceptConfig, train: ConceptDataset, options: RunOptions, chosen: Preset) -> Recipe:
-    asked, kind = options.imbalance, config.task_kind
-    if asked not in (None, "none") and not chosen.weighs:
-        raise ValueError(
-            f"the preset {options.preset!r} leaves rare labels as they are, so imbalance {asked!r} would do nothing; "
-            "leave it out or choose another preset"
+def _told(
+    config: ConceptConfig, options: RunOptions, stages: Sequence[Stage], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` says: all that is needed to repeat a run, save the precision that is yet to be chosen."""
+    return {
+        **told_of(options, config.task_kind),
+        "stages": {stage.name: stage.epochs for stage in stages},
+        "data": dict(data),
+        "model": dataclasses.asdict(config),
+        "processes": distributed.world(),
+        "conceptcam": __version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def _known_by(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
+    """By what data are known again, wherever they are: their number, and SHA-256 of their labels."""
+    known: dict[str, Any] = {}
+    for part, dataset in (("train", train), ("val", val)):
+        known |= {
+            f"{part}_images": len(dataset),
+            f"{part}_labels": _digest(dataset.concept_labels, dataset.task_labels),
+        }
+    return known
+
+
+def _digest(*labels: Tensor) -> str:
+    return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in labels)).hexdigest()
+
+
+def _holds_a_run(folder: Path, then: Mapping[str, Any]) -> str:
+    if then.get("finished"):
+        return f"{folder} holds a finished run; choose another folder"
+    return f"{folder} holds an unfinished run; go on with it with `resume=True`, or choose another folder"
+
+
+def _built(config: ConceptConfig, options: RunOptions, say: Callable[[str], None]) -> ConceptModel:
+    """The model to train, the same for the same seed."""
+    if not options.pretrained and options.weights is None:
+        say(f"The backbone {config.backbone} starts from random weights.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return ConceptModel.from_config(
+            config, pretrained_backbone=options.pretrained, backbone_weights=options.weights
         )
-    for_tasks = asked or ("ratio" if kind == "multilabel" else "none")
-    return Recipe(
-        concept_loss=classification_loss(asked or "ratio", train.concept_labels),
-        task_loss=classification_loss(for_tasks, train.task_labels, kind=kind) if train.tasks else None,
-        epochs=options.epochs,
-        backbone_pretrained=options.pretrained or options.weights is not None,
-        freeze_backbone=options.freeze_backbone,
-        layer_decay=options.layer_decay,
-    )
+
+
+def _check_trainable(model: ConceptModel, stages: Sequence[Stage], options: RunOptions) -> None:
+    """Refuse at once what a later stage would refuse.
+
+    Raises:
+        ValueError: If a stage cannot teach this model as the options say.
+    """
+    learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for stage in stages:
+        parameter_groups(model, stage)
+        with checkpointing(model.backbone, stage, wanted=options.gradient_checkpointing):
+            pass
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learning[name])
+    model.eval()
+
+
+def _with_precision(
+    options: RunOptions,
+    then: Mapping[str, Any],
+    model: ConceptModel,
+    stage: Stage,
+    val: ConceptDataset,
+    say: Callable[[str], None],
+) -> RunOptions:
+    """The options with a precision in place of `"auto"`: that of the run resumed, or the faster one."""
+    if options.precision != "auto":
+        return options
+    if then:
+        return dataclasses.replace(options, precision=then["precision"])
+    batch = next(iter(loader(val, options)))
+    chosen = distributed.share(faster_precision(model, stage, batch, options.device))
+    say(f"Training in {chosen}, in which a trial step was faster (of fp32 and bf16).")
+    return dataclasses.replace(options, precision=chosen)
 
 
 def measure(
@@ -269,7 +276,7 @@ def measure(
     """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
     result = evaluate(model, loader(dataset, options), canaries=canaries, device=options.device)
-    _write_json(folder / METRICS_FILE, result.as_dict())
+    write_json(folder / METRICS_FILE, result.as_dict())
     (folder / TABLE_FILE).write_text(result.table(), encoding="utf-8")
     return result
 
@@ -305,33 +312,3 @@ def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path
         boxes=[boxes.xyxy[boxes.concept == k] for k in index],
     )
     save_png(picture, path)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_as_json(content), encoding="utf-8")
-
-
-def _as_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"
-
-
-def _precision(model: ConceptModel, stage: Stage, dataset: ConceptDataset, options: RunOptions) -> Precision:
-    """The precision asked for; `"auto"` times a step of each, because not every machine is fast in bf16."""
-    if options.precision != "auto":
-        return options.precision
-    batch = next(iter(loader(dataset, options))).to(options.device)
-    seconds: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
-    trial = copy.deepcopy(model).to(options.device)
-    stage.prepare(trial)
-    for _ in range(3):
-        for precision in seconds:
-            start = time.perf_counter()
-            with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=precision == "bf16"):
-                output = trial.see(batch.images)
-            output.concept_logits.float().mean().backward()
-            output.concept_logits.detach().sum().item()  # waits for a GPU
-            seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    fastest = min(seconds, key=lambda precision: seconds[precision])
-    log.info("a step takes %.3f s in fp32 and %.3f s in bf16: training in %s", *seconds.values(), fastest)
-    return fastest

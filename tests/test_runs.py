@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -7,18 +9,21 @@ from safetensors.torch import save_file
 
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.history import read_history
 from conceptcam.model import ConceptModel
-from conceptcam.runs import RunOptions, end_run, measure, save_explanations, train_run
+from conceptcam.run_options import RunOptions
+from conceptcam.runs import end_run, measure, save_explanations, train_run
 from tests.worlds import Squares, tiny_config, tiny_model
 
 QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
 
 
-def run(folder, *, train=None, val=None, config=None, augment=None, **options):
+def run(folder, *, train=None, val=None, config=None, **options):
+    rest = {name: options.pop(name) for name in ("augment", "data", "say") if name in options}
     options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
     train = train or Squares(16, 0)
     return train_run(
-        config or tiny_config(), train, val or Squares(8, 1), folder, options, training_data="squares", augment=augment
+        config or tiny_config(), train, val or Squares(8, 1), folder, options, training_data="squares", **rest
     )
 
 
@@ -108,16 +113,35 @@ def test_auto_precision_is_one_of_two_and_written_down(tmp_path):
 
 
 def test_run_json_says_how_the_model_was_taught(tmp_path):
-    run(tmp_path, seed=7, preset="seed")
+    run(tmp_path, seed=7, preset="seed", data={"folder": "here", "uncertain": "ones"})
     content = json.loads((tmp_path / "run.json").read_text())
     assert (content["seed"], content["preset"], content["epochs"]) == (7, "seed", QUICK)
+    assert content["stages"] == {"concepts": 1, "prototypes": 1, "task": 1}
+    assert (content["data"]["folder"], content["data"]["uncertain"]) == ("here", "ones")
+    assert (content["data"]["train_images"], content["data"]["training_data"]) == (16, "squares")
+    assert content["model"]["backbone"] == "small_cnn_s8"
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"),
+    [
+        ({}, {"concepts": "ratio", "tasks": "ratio"}),
+        ({"preset": "paper"}, {"concepts": "none", "tasks": "none"}),
+        ({"task_kind": "multiclass"}, {"concepts": "ratio", "tasks": "none"}),
+    ],
+)
+def test_run_json_says_what_was_done_about_rare_labels_where_nothing_was_asked(asked, resolved, tmp_path):
+    multiclass = asked.pop("task_kind", "multilabel") == "multiclass"
+    data = {"train": OneOfTwo(16, 0), "val": OneOfTwo(8, 1), "config": tiny_config(task_kind="multiclass")}
+    run(tmp_path, **asked, **(data if multiclass else {}))
+    assert json.loads((tmp_path / "run.json").read_text())["imbalance"] == resolved
 
 
 def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_path):
     run(tmp_path, seed=7)
     for changed in ({"imbalance": "focal"}, {"batch_size": 4}, {"precision": "bf16"}, {"epochs": {**QUICK, "task": 2}}):
         (name,) = changed
-        with pytest.raises(ValueError, match=f"with other options than it began with: {name} was .* and is "):
+        with pytest.raises(ValueError, match=f"with other options than it began with: `{name}` was .* and is "):
             run(tmp_path, **{"seed": 7, "resume": True, **changed})
 
 
@@ -127,12 +151,121 @@ def test_a_resumed_run_may_load_and_keep_otherwise_and_has_the_precision_it_bega
     assert all(torch.equal(began[name], again[name]) for name in began)
 
 
-def test_an_ended_run_leaves_no_checkpoints_and_is_not_resumed(tmp_path):
-    run(tmp_path)
+def test_an_ended_run_leaves_no_checkpoints_and_comes_back_when_resumed(tmp_path):
+    taught = run(tmp_path).state_dict()
     end_run(tmp_path)
     assert not list(tmp_path.glob("*checkpoints*"))
-    with pytest.raises(ValueError, match="no unfinished run to resume; it is finished, or was never begun"):
-        run(tmp_path, resume=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = run(tmp_path, resume=True).state_dict()
+    assert all(torch.equal(taught[name], again[name]) for name in taught)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_an_ended_run_does_not_come_back_for_other_options(tmp_path):
+    run(tmp_path)
+    end_run(tmp_path)
+    with pytest.raises(ValueError, match="`batch_size` was 8 and is 4"):
+        run(tmp_path, batch_size=4, resume=True)
+
+
+def test_resume_begins_where_there_is_no_run(tmp_path):
+    begun = run(tmp_path / "a").state_dict()
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)  # a run that was killed before it had said anything
+    for folder in ("b", "c"):
+        resumed = run(tmp_path / folder, resume=True).state_dict()
+        assert all(torch.equal(begun[name], resumed[name]) for name in begun)
+
+
+def test_a_run_without_checkpoints_is_not_resumed_with_another_model_or_other_data(tmp_path):
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="`map_temperature` was 1.0 and is 2.0"):
+        run(tmp_path, config=tiny_config(map_temperature=2.0), resume=True)
+    with pytest.raises(ValueError, match="`train_labels` was '.*' and is '"):
+        run(tmp_path, train=Squares(16, 2), resume=True)
+    with pytest.raises(ValueError, match="`uncertain` was None and is 'ones'"):
+        run(tmp_path, data={"folder": "elsewhere", "uncertain": "ones"}, resume=True)
+
+
+def test_a_folder_with_a_run_is_not_written_over_and_says_how_to_go_on(tmp_path):
+    run(tmp_path)
+    with pytest.raises(FileExistsError, match="holds an unfinished run; go on with it with `resume=True`"):
+        run(tmp_path)
+    end_run(tmp_path)
+    with pytest.raises(FileExistsError, match="holds a finished run; choose another folder"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"layer_decay": 0.75}, "does not say in `layer_numbers"),
+        ({"gradient_checkpointing": True}, "SmallCnn cannot do it"),
+        ({"precision": "fp16"}, "needs a GPU"),
+        ({"epochs": {"task": 0}}, "needs an epoch"),
+        ({"train": "broken"}, "the loss of stage 'concepts' is nan"),
+    ],
+)
+def test_a_run_that_fails_before_anything_is_learned_leaves_the_folder_as_it_was(wrong, sentence, tmp_path):
+    if "train" in wrong:
+        wrong = {"train": Broken(16, 0)}
+    for folder in (tmp_path / "new", tmp_path):
+        (tmp_path / "mine.txt").write_text("a file that was there before")
+        with pytest.raises((ValueError, FloatingPointError), match=re.escape(sentence)):
+            run(folder, **wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_fails_after_an_epoch_leaves_what_it_can_be_resumed_from(tmp_path):
+    class Stops(Squares):
+        reads = 0
+
+        def __getitem__(self, index):
+            type(self).reads += 1
+            if type(self).reads == 20:  # in the second epoch
+                raise OSError("disk gone")
+            return super().__getitem__(index)
+
+    whole = run(tmp_path / "whole", epochs={**QUICK, "concepts": 2}).state_dict()
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path / "cut", train=Stops(16, 0), epochs={**QUICK, "concepts": 2})
+    resumed = run(tmp_path / "cut", epochs={**QUICK, "concepts": 2}, resume=True).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_says_that_its_backbone_is_random_and_which_precision_it_chose(tmp_path):
+    said = []
+    run(tmp_path / "a", precision="auto", say=said.append)
+    assert said[0] == "The backbone small_cnn_s8 starts from random weights."
+    assert said[1].startswith(f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}, ")
+    save_file({name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}, tmp_path / "w")
+    run(tmp_path / "b", weights=tmp_path / "w", say=said.append)
+    assert len(said) == 2
+
+
+def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
+    run(tmp_path / "a", solve_task=True, epochs={"concepts": 1, "prototypes": 1})
+    content = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert content["solve_task"] is True and content["stages"]["task"] == 1
+    stages = [(record.stage, record.lr) for record in read_history(tmp_path / "a" / "history.csv")]
+    assert stages[-1] == ("task", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"epochs": {"task": 3}}, "leave the epochs of 'task' out of `epochs`"),
+        ({"train": "no tasks"}, "the data have no task labels, so there is no task head to solve for"),
+    ],
+)
+def test_a_task_head_is_not_solved_for_where_that_contradicts_or_does_nothing(wrong, sentence, tmp_path):
+    if "train" in wrong:
+        train = Squares(16, 0)
+        train.tasks, train.task_labels = (), train.task_labels[:, :0]
+        wrong = {"train": train, "config": tiny_config(tasks=())}
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "a", **{"epochs": {}, **wrong}, solve_task=True)
+    assert not (tmp_path / "a").exists()
 
 
 def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
@@ -227,7 +360,8 @@ def test_multiclass_tasks_are_weighted_only_if_told_to(tmp_path):
 def test_each_answer_to_imbalance_teaches_something_else_and_is_written_down(choice, tmp_path):
     told = run(tmp_path / choice, imbalance=choice)
     assert {"concept_head", "task_head"} <= differing(told, run(tmp_path / "default"))
-    assert json.loads((tmp_path / choice / "run.json").read_text())["imbalance"] == choice
+    written = json.loads((tmp_path / choice / "run.json").read_text())["imbalance"]
+    assert written == {"concepts": choice, "tasks": choice}
 
 
 def test_an_answer_to_imbalance_that_would_do_nothing_is_refused_before_anything_is_made(tmp_path):

@@ -1,0 +1,149 @@
+"""What a run's folder says of the run: how it was begun, and whether it goes on or is finished."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from conceptcam.config import nan_to_null
+from conceptcam.folders import WEIGHTS_FILE
+
+RUN_FILE = "run.json"
+HISTORY_FILE = "history.csv"
+CHECKPOINTS = "checkpoints"
+FIGURES = "figures"
+
+State = Literal["new", "unfinished", "finished"]
+
+_FINISHED = "finished"
+# Parts of `run.json` whose entries are compared, and named, one by one.
+_SECTIONS = ("data", "model")
+# What may be there before `run.json` is: a demonstration draws its data first.
+_BEFORE_A_RUN = {CHECKPOINTS, FIGURES}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What was told of the run in a folder when it began; empty if none was begun there.
+
+    Raises:
+        FileExistsError: If the folder is a file.
+        ValueError: If `run.json` is none that a run has written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; a run needs a folder of its own")
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; choose another folder") from error
+    if not isinstance(told, dict) or not told:
+        raise ValueError(f"{path} is not one that a run has written; choose another folder")
+    return told
+
+
+def run_state(folder: Path) -> State:
+    """Whether a run is still to begin in a folder, goes on there, or is finished.
+
+    Raises:
+        FileExistsError: If the folder is a file, or holds something else than a run.
+        ValueError: If its `run.json` is none that a run has written.
+    """
+    told = read_run(folder)
+    if told:
+        return "finished" if told.get(_FINISHED) else "unfinished"
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if strange := [name for name in names if name not in _BEFORE_A_RUN and not name.startswith(".")]:
+        raise FileExistsError(f"{folder} holds {strange[:3]} but no {RUN_FILE}, so no run; choose another folder")
+    return "new"
+
+
+def begin_run(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write down how a run begins, whole or not at all."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    _write_run(folder, {**told, _FINISHED: False})
+
+
+def finish_run(folder: Path) -> None:
+    """Write down that a run is finished, and remove its checkpoints."""
+    _write_run(folder, {**read_run(folder), _FINISHED: True})
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # what is left of them does no harm any more
+
+
+def refuse_other(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str]) -> None:
+    """Refuse to go on with a run in another way than it was begun.
+
+    Args:
+        folder: Where it is, for the message.
+        then: What was told when it began.
+        now: What is told now, or the part of it that is known; the rest is not compared.
+        free: Names of what may differ.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    before, after = _flat(then), _flat(json.loads(as_json(now)))
+    different = [name for name in after if name not in free and after[name] != before.get(name)]
+    if different:
+        told = "; ".join(f"`{name}` was {_short(before.get(name))} and is {_short(after[name])}" for name in different)
+        raise ValueError(
+            f"cannot resume {folder} with other options than it began with: {told}. Set them as they were, or choose "
+            "another folder"
+        )
+
+
+@contextlib.contextmanager
+def removed_unless_taught(folder: Path) -> Iterator[None]:
+    """Leave nothing behind in a folder if an error comes before anything was learned; what was there before stays."""
+    before = set(folder.iterdir()) if folder.exists() else None
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove_untaught, folder, before)
+        yield
+        undo.pop_all()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, whole or not at all; what is undefined is null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(as_json(content), encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """A mapping as the text of a JSON file; values that JSON does not know are written as texts."""
+    return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _write_run(folder: Path, told: Mapping[str, Any]) -> None:
+    write_json(folder / RUN_FILE, told)
+
+
+def _flat(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of all sections beside the rest."""
+    sections = [told.get(name) for name in _SECTIONS]
+    rest = {name: value for name, value in told.items() if name not in _SECTIONS}
+    return {**rest, **{name: value for section in sections if section for name, value in section.items()}}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _remove_untaught(folder: Path, before: Collection[Path] | None) -> None:
+    """Remove what is new in a folder in which nothing was learned, and the folder itself if it is new."""
+    taught = (folder / HISTORY_FILE).exists() or (folder / WEIGHTS_FILE).exists()
+    if not folder.exists() or taught or any(folder.glob(f"{CHECKPOINTS}/**/*.pt")):
+        return
+    for path in set(folder.iterdir()) - set(before or ()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if before is None:
+        folder.rmdir()
