@@ -311,3 +311,12 @@ def test_a_child_process_measures_memory():
 def test_two_processes_are_timed_in_turns_with_one():
     rows = training.processes(SMALL, 1)
     assert [row["what"] for row in rows] == ["1 process", "1 process, 2 threads", "2 processes"]
+
+
+def test_stages_2_and_3_of_the_preset_end_with_the_same_weights_however_they_are_timed():
+    stages = script("stages")
+    rows = stages.stages_cost("small_cnn_s8", size=32, images=8, batch=4, epochs=2)
+    assert [row["stages 2 and 3"] for row in rows] == [
+        "plain pass", "kept in memory", "kept on disk", "anew in each epoch"
+    ]  # fmt: skip
+    assert rows[0]["of a plain pass"] == 1 and [row["same weights"] for row in rows] == [None, True, True, None]
