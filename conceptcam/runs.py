@@ -109,7 +109,8 @@ def train_run(
         refuse_changed(folder, then, told)
         if then.get("finished"):
             return ConceptModel.from_pretrained(folder)
-        model = _built(config, options, say)
+        say(_beginning(folder, config, options, then))
+        model = _built(config, options)
         train.preprocess = val.preprocess = model.preprocess
         _check_trainable(model, stages, options)
         options = _with_precision(options, then, model, stages[0], val, say)
@@ -224,10 +225,15 @@ def _holds_a_run(folder: Path, then: Mapping[str, Any]) -> str:
     return f"{folder} holds an unfinished run; go on with it with `resume=True`, or choose another folder"
 
 
-def _built(config: ConceptConfig, options: RunOptions, say: Callable[[str], None]) -> ConceptModel:
+def _beginning(folder: Path, config: ConceptConfig, options: RunOptions, then: Mapping[str, Any]) -> str:
+    if then:
+        return f"Going on with the run in {folder}."
+    weights = "published" if options.pretrained else "random" if options.weights is None else "given"
+    return f"The backbone {config.backbone} starts from {weights} weights."
+
+
+def _built(config: ConceptConfig, options: RunOptions) -> ConceptModel:
     """The model to train, the same for the same seed."""
-    if not options.pretrained and options.weights is None:
-        say(f"The backbone {config.backbone} starts from random weights.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return ConceptModel.from_config(

@@ -22,7 +22,8 @@ LAYERS = [
     {"trainer", "evaluation", "conversion", "report", "export", "precision", "run_options"},
     {"runs"},
     {"demo"},
-    {"arguments"},
+    {"training_arguments", "command_inputs", "complaints"},
+    {"arguments", "commands", "training_commands"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

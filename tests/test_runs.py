@@ -240,7 +240,11 @@ def test_a_run_says_that_its_backbone_is_random_and_which_precision_it_chose(tmp
     assert said[1].startswith(f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}, ")
     save_file({name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}, tmp_path / "w")
     run(tmp_path / "b", weights=tmp_path / "w", say=said.append)
-    assert len(said) == 2
+    run(tmp_path / "b", weights=tmp_path / "w", say=said.append, resume=True)
+    assert said[2:] == [
+        "The backbone small_cnn_s8 starts from given weights.",
+        f"Going on with the run in {tmp_path / 'b'}.",
+    ]
 
 
 def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
