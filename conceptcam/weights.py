@@ -14,20 +14,6 @@ from torch import Tensor, nn
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def load_tensors(module: nn.Module, path: Path) -> None:
-    """Fill a module with the tensors of a safetensors file that fit it exactly.
-
-    Args:
-        module: What to fill; untouched if anything does not fit.
-        path: The safetensors file.
-
-    Raises:
-        ValueError: If the file is no safetensors file, or a tensor is missing, left over or of another
-            shape or kind. The message counts what matched and names the first that did not.
-    """
-    module.load_state_dict(_fitting(module, path))
-
-
 def build_filled(build: Callable[[], _Module], path: Path) -> _Module:
     """A module with the tensors of a file, built without first drawing the random weights they replace.
 
@@ -37,10 +23,12 @@ def build_filled(build: Callable[[], _Module], path: Path) -> _Module:
 
     Args:
         build: Makes the module; may be called twice.
-        path: The safetensors file, which must fit exactly, as for `load_tensors`.
+        path: The safetensors file.
 
     Raises:
-        ValueError: As `load_tensors`, or if the module has parameters that no file can hold.
+        ValueError: If the file is no safetensors file; if a tensor is missing, left over or of another shape or kind,
+            where the message counts what matched and names the first that did not; if it holds two values for one
+            parameter of two names; or if the module has parameters that no file can hold.
     """
     module = _built_on_meta(build)
     if module is not None:
@@ -138,7 +126,25 @@ def _fitting(module: nn.Module, path: Path) -> dict[str, Tensor]:
     weights, wanted = read_tensors(path), module.state_dict()
     if what := misfit(weights, wanted, weights.keys() - wanted.keys()):
         raise ValueError(f"{path} does not fit: {what}")
+    for first, *others in _tied(module):
+        if different := [other for other in others if not _equal(weights[first], weights[other])]:
+            raise ValueError(
+                f"{path} holds different values for {first!r} and {different[0]!r}, which are one parameter of this "
+                "model under two names; which of them it should have cannot be known"
+            )
     return weights
+
+
+def _tied(module: nn.Module) -> list[list[str]]:
+    """All names of each parameter, in the order of the module."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def _built_on_meta(build: Callable[[], _Module]) -> _Module | None:
@@ -153,11 +159,9 @@ def _built_on_meta(build: Callable[[], _Module]) -> _Module | None:
 
 def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Make the tensors the module's own, without copying; what was one parameter under two names stays one."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    names = _tied(module)  # assigning parts them
     module.load_state_dict(weights, assign=True)
-    for first, *others in names.values():
+    for first, *others in names:
         for other in others:
             owner, _, leaf = other.rpartition(".")
             setattr(module.get_submodule(owner), leaf, module.get_parameter(first))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from conceptcam.backbones import create_backbone
 from conceptcam.config import ConceptConfig
 from conceptcam.model import ConceptModel
-from conceptcam.weights import build_filled, load_tensors, save_tensors
+from conceptcam.weights import build_filled, save_tensors
 
 # One of each way to know where a patch is, since that is what lies in buffers that no file holds.
 FAMILIES = {
@@ -199,6 +199,22 @@ def test_what_was_one_parameter_under_two_names_stays_one(tmp_path):
     assert len(list(loaded.parameters())) == 3
 
 
+class PeekingTied(Tied):
+    """As the former, and reads a value while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(()).item()
+
+
+@pytest.mark.parametrize("kind", [Tied, PeekingTied])
+def test_two_values_for_one_parameter_are_refused_and_both_names_told(kind, tmp_path):
+    weights = kind().state_dict()
+    save_tensors({**weights, "second.weight": weights["second.weight"] + 1}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="different values for 'first.weight' and 'second.weight', which are one para"):
+        build_filled(kind, tmp_path / "w.safetensors")
+
+
 def test_half_precision_is_kept_and_what_no_file_holds_follows_it(tmp_path):
     def build() -> nn.Module:
         return create_backbone("timm:eva02_tiny_patch14_224")
@@ -225,7 +241,7 @@ def test_whole_numbers_in_place_of_real_ones_are_refused(tmp_path):
         ValueError,
         match=r"1 of 2 tensors match; .* 1 of another shape or kind \['weight \(2, 2\) int64 for \(2, 2\)'\]",
     ):
-        load_tensors(nn.Linear(2, 2), tmp_path / "w.safetensors")
+        build_filled(lambda: nn.Linear(2, 2), tmp_path / "w.safetensors")
 
 
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
