@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
         ValueError: If the config cannot be read by this version of conceptcam, or a file is a link to elsewhere.
     """
     if folder.is_file():
-        raise FileNotFoundError(f"{folder} is a file; a model is the folder of its files, {folder.parent}")
+        raise FileNotFoundError(_no_folder(folder))
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder {folder}")
     config_file, weights_file = _find(folder, CONFIG_FILE), _find(folder, WEIGHTS_FILE)
@@ -89,6 +89,17 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return config, record, weights_file
+
+
+def _no_folder(file: Path) -> str:
+    """What to pass in place of a file."""
+    said = f"{file} is a file; a model is the folder of its files"
+    if (file.parent / CONFIG_FILE).is_file():
+        return f"{said}: pass {str(file.parent)!r}"
+    return (
+        f"{said}, and no {CONFIG_FILE} lies beside this one; a backbone starts from it with `create_backbone(name, "
+        "weights=...)`, and `conceptcam convert` makes a folder of a whole model"
+    )
 
 
 def is_hand_written(card: Path) -> bool:

@@ -7,60 +7,14 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from conceptcam.config import did_you_mean
 from conceptcam.folders import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written
+from conceptcam.sources import Address, parse_source
 from conceptcam.zoo import bundled_models
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class Address(NamedTuple):
-    """Something on the Hub."""
-
-    repository: str
-    """`"organization/name"`."""
-    revision: str | None = None
-    """Branch, tag or commit; None is the main branch."""
-    file: str | None = None
-    """Path of one file in the repository."""
-
-    def __str__(self) -> str:
-        at = f"@{self.revision}" if self.revision else ""
-        return self.repository + (f"/{self.file}" if self.file else "") + at
-
-
-def parse_source(source: str | os.PathLike[str], revision: str | None = None) -> Path | Address:
-    """Where a source is: a path, or an address on the Hub.
-
-    A path object, a name of something that is there, and text that starts with `.`, `/` or `~` are paths.
-    Other text with a slash is an address: `org/name`, `org/name/file`, each perhaps with `@revision` behind or
-    `hf-hub:` before. Anything else is a path, which is not there.
-
-    Raises:
-        ValueError: If it is empty, or a revision is given twice, for a path, or announced by `@` and then left out.
-    """
-    if source == "":
-        raise ValueError("an empty text names nothing; for the folder you are in write '.'")
-    path = Path(source).expanduser()
-    if not isinstance(source, str) or source.startswith((".", "/", "~")) or path.exists():
-        if revision is not None:
-            raise ValueError(f"{source} is a path, which has no revision {revision!r}")
-        return path
-    name, at, inline = source.removeprefix("hf-hub:").partition("@")
-    if at and not inline:
-        raise ValueError(f"{source!r} ends before its revision; write a branch, tag or commit behind the @")
-    if inline and revision is not None:
-        raise ValueError(f"{source!r} names a revision, and so does revision={revision!r}; give one of them")
-    found = _REPOSITORY.match(name)
-    if found is None:
-        return path
-    rest = name[found.end() :]
-    if rest and not rest.startswith("/"):
-        return path
-    return Address(found[0], inline or revision, rest.strip("/") or None)
+_FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".ckpt")
 
 
 def find_model(
@@ -76,10 +30,14 @@ def find_model(
     Arguments and errors are those of `ConceptModel.from_pretrained`.
     """
     place = parse_source(source, revision)
+    _refuse_missing_file(source, place)
     if isinstance(place, Path):
         return _bundled(source, revision) if isinstance(source, str) and not place.exists() else place
     if place.file is not None:
-        raise ValueError(f"{source!r} names a file; a model is a whole repository: {place.repository!r}")
+        raise ValueError(
+            f"{source!r} is not here, and on the Hub it would be a file; a model is a whole folder, or a whole "
+            f"repository: {place.repository!r}"
+        )
     return fetch(
         place,
         (CONFIG_FILE, WEIGHTS_FILE),
@@ -87,6 +45,16 @@ def find_model(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
+
+
+def _refuse_missing_file(source: str | os.PathLike[str], place: Path | Address) -> None:
+    """Refuse what is called like a file and is not there, before the Hub is asked for a repository of that name."""
+    path = place if isinstance(place, Path) else Path(place.repository)
+    if path.suffix in _FILES and not (isinstance(place, Path) and path.exists()):
+        raise FileNotFoundError(
+            f"no file {source} is here; a model is the folder of its files, or a repository on the Hub: pass "
+            f"{str(path.parent)!r}"
+        )
 
 
 def _bundled(name: str, revision: str | None) -> Path:

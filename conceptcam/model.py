@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, ModelRecord, few
 from conceptcam.data.transforms import Preprocess
+from conceptcam.devices import usable_device
 from conceptcam.folders import read_folder, save_folder
 from conceptcam.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
 from conceptcam.hub import find_model, upload
@@ -151,8 +152,8 @@ class ConceptModel(nn.Module):
 
         Args:
             source: A folder written by `save_pretrained`, a name that `list_models(kind="model")` lists, or
-                `"organization/name"` on the Hub, perhaps with `@revision`. A path object, the name of a folder that
-                is there and text that starts with `.`, `/` or `~` are always folders.
+                `"organization/name"` on the Hub, perhaps with `@revision`, or the address of its page there. A path
+                object, the name of a folder that is there and text that starts with `.`, `/` or `~` are always folders.
             revision: Branch, tag or commit on the Hub; None is the main branch.
             token: For private and gated repositories; None takes the one you are logged in with.
             cache_dir: Where downloads are kept; None is the Hub client's cache.
@@ -166,8 +167,12 @@ class ConceptModel(nn.Module):
             FileNotFoundError: If the folder, the repository, the revision or a file is not there.
             PermissionError: If the Hub refuses access.
             ConnectionError: If the Hub cannot be reached, or breaks off.
-            ValueError: If the config or the weights do not fit this version of conceptcam, or each other.
+            ValueError: If the config or the weights do not fit this version of conceptcam, or each other; or, before
+                anything is downloaded, if this machine has no such device or `dtype` is no floating-point type.
         """
+        where = usable_device(device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype!r}")
         folder = find_model(
             source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -181,7 +186,7 @@ class ConceptModel(nn.Module):
             )
         model = build_filled(lambda: cls.from_config(config), weights)
         model.record = record
-        return model.to(device=device, dtype=dtype).eval()
+        return model.to(device=where, dtype=dtype).eval()
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the config, the record and the weights that `from_pretrained` reads, and a model card.
@@ -380,7 +385,7 @@ def _prior(pooling: str) -> float:
 def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
     """Put a model in eval mode, and on a device, for a while; gives the device. It is left as it was."""
     was_training, home = model.training, next(model.parameters()).device
-    where = home if device is None else torch.device(device)
+    where = home if device is None else usable_device(device)
     try:
         model.to(where).eval()
         yield where

@@ -195,8 +195,19 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_file_in_place_of_its_folder_says_which_folder(saved):
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors is a file; a model is the folder .*/model$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model.safetensors is a file; a model is the folder .*: pass '.*/model'$"
+    ):
         ConceptModel.from_pretrained(saved / "model.safetensors")
+
+
+def test_a_file_without_a_config_beside_it_says_where_weights_go(saved):
+    (saved / "config.json").unlink()
+    message = (
+        r"is a file; .* and no config.json lies beside .* `create_backbone\(name, weights=...\)`, and `conceptcam co"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        ConceptModel.from_pretrained(str(saved / "model.safetensors"))
 
 
 def test_an_empty_source_is_not_the_folder_one_is_in(saved, monkeypatch):

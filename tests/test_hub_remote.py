@@ -17,6 +17,7 @@ from torch import nn
 
 from conceptcam.config import ModelRecord
 from conceptcam.model import ConceptModel
+from conceptcam.sources import Address, parse_source
 from tests.hub_api import OWNER, READER, Repo
 from tests.hub_server import HubServer
 from tests.worlds import tiny_model
@@ -80,6 +81,8 @@ def one_sentence(error: BaseException, *words: str) -> None:
 @pytest.mark.parametrize("source, revision, seed", [
     (NAME, None, 2), (NAME, "main", 2), (NAME, "v1", 1), (NAME, "feature/x", 1), (f"{NAME}@v1", None, 1),
     (f"hf-hub:{NAME}", None, 2), (f"hf-hub:{NAME}@v1", None, 1), (f"{NAME}@feature/x", None, 1),
+    (f"https://huggingface.co/{NAME}", None, 2), (f"https://huggingface.co/{NAME}/", "v1", 1),
+    (f"huggingface.co/{NAME}/tree/v1", None, 1), (f"https://hf.co/{NAME}/tree/feature%2Fx?x=1#y", None, 1),
 ])  # fmt: skip
 def test_a_model_comes_by_branch_or_tag_in_each_way_to_write_it(repo, second, load, source, revision, seed):
     repo.tags["v1"] = repo.branches["feature/x"] = repo.find("main")
@@ -229,6 +232,55 @@ def test_what_can_be_no_repository_is_an_error_before_any_request(hub, repo, loa
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         load(source)
     one_sentence(caught.value, source.split("@")[0])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("source, message", [
+    ("https://example.org/org/name", "is a page of another site than the Hugging Face Hub; download what is there"),
+    ("https://huggingface.co/datasets/org/name", "is no page of a model on the Hub; write its name there, 'organiz"),
+    ("https://huggingface.co/name", "is no page of a model on the Hub"),
+    ("https://huggingface.co/org/name/discussions/3", "is no page of a model on the Hub"),
+    ("https://huggingface.co/org/name/blob/main/model.safetensors", "a model is a whole folder, .* 'org/name'"),
+])  # fmt: skip
+def test_a_page_that_is_no_model_is_explained_before_any_request(hub, repo, load, source, message):
+    with pytest.raises(ValueError, match=f"'{re.escape(source)}' .*{message}") as caught:
+        load(source)
+    one_sentence(caught.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("word", ["blob", "resolve", "raw"])
+def test_the_page_of_a_file_is_the_address_of_that_file_as_weights_of_a_backbone_are_given(word):
+    found = parse_source(f"https://huggingface.co/{NAME}/{word}/v1/onnx/a%20b.safetensors?download=true")
+    assert found == Address(NAME, "v1", "onnx/a b.safetensors")
+
+
+def test_a_page_has_one_revision(hub, repo, load):
+    with pytest.raises(ValueError, match="names a revision, and so does revision='v1'; give one of them"):
+        load(f"https://huggingface.co/{NAME}/tree/main", revision="v1")
+
+
+@pytest.mark.parametrize("source, instead", [
+    ("mine/model.safetensors", "'mine'"), ("model.safetensors", "'.'"), ("./runs/mine/config.json", "'runs/mine'"),
+])  # fmt: skip
+def test_a_file_that_is_not_there_is_no_repository_and_what_to_pass_is_told(hub, load, source, instead):
+    with pytest.raises(FileNotFoundError, match=f"no file {source} is here; a model is the folder .* pass {instead}$"):
+        load(source)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "hpu", "", "cpu:-1", 3.5])
+def test_a_device_that_cannot_be_used_is_refused_before_any_request(hub, repo, load, device):
+    with pytest.raises(ValueError, match=f"^cannot use device '{device}' here; this machine has \\['cpu'") as caught:
+        load(device=device)
+    one_sentence(caught.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, "bfloat16"])
+def test_a_type_that_weights_cannot_have_is_refused_before_any_request(hub, repo, load, dtype):
+    with pytest.raises(ValueError, match="`dtype` must be a floating-point type such as torch.bfloat16, got "):
+        load(dtype=dtype)
     assert hub.requests == []
 
 

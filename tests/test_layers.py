@@ -10,7 +10,7 @@ import conceptcam
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = [
     {"config", "outputs", "boxes", "labels", "pooling", "weights", "formats", "zoo", "card", "folders", "hub"}
-    | {"published", "distributed", "storage", "pages"},
+    | {"published", "distributed", "storage", "pages", "sources", "devices"},
     {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},

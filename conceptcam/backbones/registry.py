@@ -12,8 +12,9 @@ import torch
 from conceptcam.backbones.base import Backbone
 from conceptcam.config import did_you_mean
 from conceptcam.folders import WEIGHTS_FILE
-from conceptcam.hub import Address, fetch, parse_source
+from conceptcam.hub import fetch
 from conceptcam.published import BACKBONES, BackboneRecord, backbone_record, noncommercial_notice, repository_notice
+from conceptcam.sources import Address, parse_source
 from conceptcam.zoo import licence_notice
 
 log = logging.getLogger(__name__)
