@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def create_backbone(
     """
     if pretrained and weights is not None:
         raise ValueError("give either `pretrained=True` or `weights`, not both")
+    image_size = _checked_size(image_size)
     path = _fetched(weights) if weights is not None else None
     # Loading leaves the global random state as it was: what is random at first is overwritten.
     with torch.random.fork_rng(devices=[], enabled=pretrained or path is not None):
@@ -102,6 +103,14 @@ def create_backbone(
             name,
             BackboneRequest(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path),
         )
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W), as a tuple."""
+    whole = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not whole:
+        raise ValueError(f"`image_size` must be (H, W), two ints above 0, got {size!r}")
+    return (size[0], size[1])
 
 
 def _build(name: str, request: BackboneRequest) -> Backbone:

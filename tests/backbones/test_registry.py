@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -72,3 +74,21 @@ def test_two_sources_of_weights_are_refused(tmp_path):
 def test_a_weights_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file .*nowhere.safetensors"):
         create_backbone("small_cnn_s8", weights=tmp_path / "nowhere.safetensors")
+
+
+WRONG_SIZES = [224, (224,), (224, 224, 3), (0, 224), (224, -8), (224.0, 224), ("2", "2"), "22", (True, 8), None]
+
+
+@pytest.mark.parametrize("size", WRONG_SIZES, ids=repr)
+@pytest.mark.parametrize("name", ["small_cnn_s8", "blank", "timm:resnet10t"])
+def test_a_size_that_is_not_two_whole_numbers_is_refused_before_anything_is_built(names, name, size):
+    register_backbone("blank")(_Blank)
+    with pytest.raises(
+        ValueError, match=rf"`image_size` must be \(H, W\), two ints above 0, got {re.escape(repr(size))}"
+    ):
+        create_backbone(name, image_size=size)
+
+
+def test_a_factory_is_given_its_size_as_a_tuple(names):
+    register_backbone("blank")(_Blank)
+    assert create_backbone("blank", image_size=[8, 12]).request.image_size == (8, 12)
