@@ -1,0 +1,187 @@
+"""What stands in a COCO detection file: its entries and boxes, checked."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+BadBoxes = Literal["refuse", "skip"]
+
+NUMBER = (int, float)
+"""Types of a number in JSON."""
+
+# Annotation tools round box corners; a box this little beyond the image, in pixels, is cut at the border.
+_OVERSHOOT = 2.0
+_ID = (int, str)
+_FIELDS: dict[str, dict[str, Any]] = {
+    "images": {"id": _ID, "file_name": str, "width": NUMBER, "height": NUMBER},
+    "annotations": {"image_id": _ID, "category_id": _ID, "bbox": list},
+    "categories": {"id": _ID, "name": str},
+}
+_OPTIONAL = (
+    ("concepts", dict, '{"Edema": 1, "Nodule": null}'),
+    ("tasks", dict, '{"Pneumonia": 1}'),
+    ("annotated", bool, "false"),
+)
+_log = logging.getLogger(__name__)
+
+
+class DrawnBoxes(NamedTuple):
+    """N boxes of chosen concepts, ordered by image."""
+
+    xyxy: Tensor
+    """(N, 4) float32 fractions."""
+    concept: Tensor
+    """(N,) index into the concepts."""
+    image: Tensor
+    """(N,) index into the images, ascending."""
+    skipped: Tensor
+    """(S, 2) image and concept of boxes that were left out."""
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """The content of a COCO detection file, with its fields and ids checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no COCO detection JSON, lists no images, or repeats an id or a category's name.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+    if not isinstance(content, dict) or any(not isinstance(content.get(part), list) for part in _FIELDS):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{str(path)!r} is no COCO detection file: expected the lists {list(_FIELDS)}, got {found}")
+    for part, fields in _FIELDS.items():
+        entries = content[part]
+        if lacking := [entry for entry in entries if not _has(entry, fields)]:
+            raise ValueError(
+                f"{len(lacking)} of {len(entries)} `{part}` lack one of {list(fields)}, or have it in another type; "
+                f"first: {lacking[0]}"
+            )
+        _refuse_repeated(f"ids in `{part}`", [entry["id"] for entry in entries if "id" in entry])
+    _refuse_repeated("category names", [entry["name"] for entry in content["categories"]])
+    if not content["images"]:
+        raise ValueError(f"{str(path)!r} lists no images")
+    return content
+
+
+def _has(entry: Any, fields: Mapping[str, Any]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in fields.items())
+
+
+def _refuse_repeated(what: str, values: list[Any]) -> None:
+    if repeated := [repr(value) for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"repeated {what}: {some(repeated)}; each may occur once")
+
+
+def check_images(images: list[dict[str, Any]], folder: Path) -> None:
+    """Refuse entries of images that no data set can be made of.
+
+    Args:
+        images: The file's `images`.
+        folder: What their file names are relative to.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a file name is repeated, a file is missing, a size is impossible, or one of the fields that other
+            readers ignore is of another type.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    _refuse_repeated("file names in `images`", [image["file_name"] for image in images])
+    for image in images:
+        for key, kind, example in _OPTIONAL:
+            if not isinstance(image.get(key), kind | None):
+                raise ValueError(
+                    f"{key!r} of image {image['file_name']!r} is {image[key]!r}; expected such as {example}"
+                )
+    sizes = [(image["width"], image["height"]) for image in images]
+    if wrong := [repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not min(size) > 0]:
+        raise ValueError(f"width and height must be above 0, which they are not for {some(wrong)}")
+    if missing := [repr(image["file_name"]) for image in images if not (folder / image["file_name"]).is_file()]:
+        raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {some(missing)}")
+
+
+def draw_boxes(
+    content: dict[str, Any], categories: dict[Any, str], concepts: tuple[str, ...], bad_boxes: BadBoxes
+) -> DrawnBoxes:
+    """The boxes of the chosen concepts, checked, as fractions of their images.
+
+    Args:
+        content: As `read_coco` gives it.
+        categories: Names by id.
+        concepts: Names of those that are wanted.
+        bad_boxes: Whether boxes that cannot be are refused, or left out with a warning.
+
+    Raises:
+        ValueError: If an annotation is of an unknown image or category, or of an image in which nobody drew boxes, or a
+            box cannot be.
+    """
+    images, annotations = content["images"], content["annotations"]
+    row = {image["id"]: index for index, image in enumerate(images)}
+    for key, known in (("image_id", row), ("category_id", categories)):
+        if strange := [entry for entry in annotations if entry[key] not in known]:
+            ids = list(dict.fromkeys(repr(entry[key]) for entry in strange))
+            raise ValueError(f"{len(strange)} of {len(annotations)} annotations have an unknown {key}: {some(ids)}")
+    chosen = [entry for entry in annotations if categories[entry["category_id"]] in concepts]
+    chosen.sort(key=lambda entry: row[entry["image_id"]])
+    image = torch.tensor([row[entry["image_id"]] for entry in chosen], dtype=torch.long)
+    concept = torch.tensor([concepts.index(categories[entry["category_id"]]) for entry in chosen], dtype=torch.long)
+    if unlooked := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not is_annotated(images[i])]:
+        raise ValueError(f"'annotated' is false, yet there are annotations, for {some(unlooked)}")
+    sizes = torch.tensor([[entry["width"], entry["height"]] for entry in images], dtype=torch.float64)
+    xyxy, bad = _fractions(
+        torch.tensor([_numbers(entry["bbox"]) for entry in chosen], dtype=torch.float64).view(-1, 4), sizes[image]
+    )
+    if bad.any():
+        found = some([_describe(chosen[i], images[image[i]]) for i in bad.nonzero()[:, 0].tolist()])
+        if bad_boxes == "refuse":
+            raise ValueError(
+                f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
+                "pixels, with an area, inside the image. Correct them, or pass bad_boxes='skip' to leave them out."
+            )
+        _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
+    good = ~bad
+    return DrawnBoxes(xyxy[good], concept[good], image[good], torch.stack([image[bad], concept[bad]], dim=1))
+
+
+def _numbers(bbox: list[Any]) -> list[float]:
+    """Four numbers, or four NaN if `bbox` is something else."""
+    return bbox if len(bbox) == 4 and all(isinstance(value, NUMBER) for value in bbox) else [torch.nan] * 4
+
+
+def _fractions(xywh: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 4) corners in [0, 1], and (N,) which boxes cannot be; a small overshoot is cut off."""
+    low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    beyond = torch.maximum(-low, high - sizes).amax(dim=1)
+    xyxy = (torch.cat([low, high], dim=1) / sizes.repeat(1, 2)).clamp(0, 1).float()
+    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= _OVERSHOOT)
+    if cut := int((sane & (beyond > 1e-3)).sum()):
+        _log.info(
+            "cut %d of %d boxes at the border, beyond which they went by at most %g pixels", cut, len(xywh), _OVERSHOOT
+        )
+    return xyxy, ~sane
+
+
+def _describe(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    size = f"{image['width']} x {image['height']}"
+    return f"{annotation['bbox']} (annotation {annotation.get('id')}) in {image['file_name']!r} of {size} pixels"
+
+
+def is_annotated(image: Mapping[str, Any]) -> bool:
+    """Whether somebody drew boxes in an image, unless there was nothing to draw."""
+    return image.get("annotated") is not False
+
+
+def some(items: Iterable[str]) -> str:
+    """The first three of them, and how many more there are."""
+    listed = list(items)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
