@@ -138,12 +138,12 @@ def _facts(record: Any) -> list[tuple[str, str]]:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         facts += _facts(value) if dataclasses.is_dataclass(value) else [(field.name, _as_text(value))]
-    return facts
+    return list(dict.fromkeys(facts))
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "-"
+        return "; ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "-"
     if isinstance(value, tuple):
         return ", ".join(map(_as_text, value)) or "-"
     if isinstance(value, bool):

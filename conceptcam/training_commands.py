@@ -83,7 +83,10 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
     if not distributed.is_first():
         return None
     result = measure(model, val, folder, run)
-    model.record = dataclasses.replace(model.record, metrics=result.summary())
+    where = (
+        f"the {len(val)} validation images of {options.data.name}/{options.val}, which also chose epochs and thresholds"
+    )
+    model.record = dataclasses.replace(model.record, metrics=result.summary(), measured_on=where)
     model.save_pretrained(folder)
     save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
     end_run(folder)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from conceptcam import runs
+from conceptcam.arguments import build_parser
 from conceptcam.backbones import create_backbone
-from conceptcam.cli import main
+from conceptcam.cli import COMMANDS, main
+from conceptcam.command_inputs import run_options
 from conceptcam.model import ConceptModel
 from tests.worlds import CONCEPTS, SIZE, TASKS, Squares, tiny_model
 
@@ -51,7 +55,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    assert main(["train", str(data), *TINY, "--out", str(out)]) == 0
+    # As in a script that is started again and again: this is the first start.
+    assert main(["train", str(data), *TINY, "--out", str(out), "--resume"]) == 0
     return out
 
 
@@ -77,12 +82,113 @@ def test_train_writes_a_folder_that_loads_and_tells_all(run):
     images = {"figures/images/val-0.png", "figures/images/val-1.png"}
     assert figures == {"figures/learning.png", "figures/curves.png", *images}
     assert all(width(run / figure) > 100 for figure in figures)
-    assert json.loads((run / "run.json").read_text())["precision"] == "fp32"
     assert model.record.metrics["images"] == 12
     assert {path.name for path in run.iterdir()} == {
         "README.md", "config.json", "model.safetensors", "run.json", "history.csv", "metrics.json", "metrics.txt",
         "figures",
     }  # fmt: skip
+
+
+def test_run_json_says_all_that_repeats_a_run(run, data):
+    told = json.loads((run / "run.json").read_text())
+    assert told["precision"] == "fp32" and told["finished"] is True and told["processes"] == 1
+    assert told["imbalance"] == {"concepts": "ratio", "tasks": "ratio"}
+    assert told["model"]["backbone"] == "small_cnn_s8" and told["model"]["image_size"] == [48, 64]
+    here = told["data"]
+    assert (here["folder"], here["images"]) == (str(data), str(data / "images"))
+    assert (here["train"], here["val"], here["train_images"], here["val_images"]) == ("train.json", "val.json", 24, 12)
+    assert (here["uncertain"], here["bad_boxes"], here["no_augment"]) == ("ignore", "refuse", False)
+
+
+def test_a_finished_run_is_said_to_be_finished_and_left_alone_wherever_its_data_are_now(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["train", "/nowhere", *TINY, "--out", str(run), "--resume"]) == 0
+    assert f"The run in {run} is finished, with these options" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (["--batch-size", "4"], "--batch-size was 8 and is 4"),
+        (["--backbone", "small_cnn_s8_w64"], "--backbone was 'small_cnn_s8' and is 'small_cnn_s8_w64'"),
+        (["--no-augment"], "--no-augment was False and is True"),
+        (["--uncertain", "ones"], "--uncertain was 'ignore' and is 'ones'"),
+        (["--imbalance", "focal"], "--imbalance was {'concepts': 'ratio', 'tasks': 'ratio'} and is"),
+        (["--val", "other.json"], "--val was 'val.json' and is 'other.json'"),
+    ],
+)
+def test_resume_says_which_option_differs_though_there_are_no_checkpoints(
+    changed, sentence, finished, run, data, tmp_path, capsys
+):
+    told = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**told, "finished": finished}))
+    (data / "other.json").write_text((data / "val.json").read_text())
+    assert main(["train", str(data), *TINY, *changed, "--out", str(tmp_path), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "choose another --out" in said and "`" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_with_an_unfinished_run_is_refused_with_a_word_about_resume(run, data, tmp_path, capsys):
+    told = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**told, "finished": False}))
+    assert main(["train", str(data), *TINY, "--out", str(tmp_path)]) == 2
+    assert "holds an unfinished run; add --resume to go on with it, or choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("notes.txt", "holds ['notes.txt'] but no run.json, so no run"), ("run.json", "cannot be read")],
+)
+def test_resume_in_a_folder_of_something_else_is_refused(content, sentence, data, tmp_path, capsys):
+    (tmp_path / content).write_text("something else")
+    assert main(["train", str(data), *TINY, "--out", str(tmp_path), "--resume"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert main(["train", str(data), *TINY, "--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--layer-decay", "0.75"], "does not say which layer 'position' is in; leave --layer-decay out"),
+        (["--gradient-checkpointing"], "a SmallCnn cannot do it; leave --gradient-checkpointing out"),
+        (["--solve-task"], "--solve-task finds the task head's weights at once: leave task=N out of --epochs"),
+        (["--image-size", "50", "50"], "multiples of 8"),
+        (["--feature-level", "-2"], "has one feature level"),
+    ],
+)
+def test_a_first_command_that_fails_leaves_no_folder_in_the_way(wrong, sentence, data, tmp_path, capsys):
+    assert main(["train", str(data), *TINY, *wrong, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "`" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_first_demo_that_fails_leaves_no_folder_in_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    small = ["--images", "16", "--size", "64", "--layer-decay", "0.75", "--precision", "fp32"]
+    assert main(["demo", *small, "--out", str(tmp_path / "out")]) == 2
+    assert "leave --layer-decay out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_solves_for_the_task_head_and_says_how_it_begins(data, tmp_path, capsys):
+    quick = ["--epochs", "concepts=1", "prototypes=1", "--precision", "auto", "--solve-task", "--figures", "0"]
+    assert main(["train", str(data), *TINY, *quick, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "The backbone small_cnn_s8 starts from random weights." in printed
+    assert f"Training in {told['precision']}, in which a trial step was faster" in printed
+    assert told["solve_task"] is True and told["stages"]["task"] == 1
+
+
+def test_a_demo_that_solves_for_its_task_head_has_no_epochs_for_it():
+    options = build_parser(COMMANDS).parse_args(["demo", "--solve-task"])
+    assert run_options(options).epochs == {"concepts": 8, "prototypes": 10}
 
 
 def test_train_answers_imbalance_as_told(run, data, tmp_path):
@@ -204,7 +310,14 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
     [
         (["train", "{data}", "--backbone", "small_cnn_s9"], "did you mean ['small_cnn_s8'"),
         (["train", "{data}", "--backbone", "timm:resnet19"], "timm has no model 'resnet19'"),
-        (["train", "{data}/nowhere"], "train.json"),
+        (["train", "{data}/nowhere"], "there is no folder {data}/nowhere with train.json in it"),
+        (["train", "{data}", "--train", "trian.json"], "name the annotations with --train"),
+        (["train", "{data}", "--val", "vla.json"], "name the annotations with --val"),
+        (["evaluate", "{run}", "{data}", "--split", "tset.json"], "name the annotations with --split"),
+        (["train", "{data}", "--train", "images"], "images is a folder; give a file"),
+        (["train", "{data}", "--images", "{data}/pictures"], "name the folder of the images with --images"),
+        (["train", "{data}", "--layer-decay", "7"], "--layer-decay of stage 'concepts' must be in [0, 1]"),
+        (["train", "{data}", "--precision", "fp16"], "--precision fp16 needs a GPU"),
         (["train", "{data}", "--val", "train.json"], "24 images are in both training and validation data"),
         (
             ["train", "{data}", *TINY, "--preset", "paper", "--imbalance", "sqrt"],
@@ -231,9 +344,10 @@ def test_users_error_is_one_sentence_and_exit_code_2(arguments, sentence, run, d
     filled = [argument.format(data=data, run=run) for argument in arguments]
     assert main([*filled, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert sentence in said
+    assert sentence.format(data=data) in said
     assert said.count("\n") == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "Errno" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_that_holds_something_is_not_written_over(run, data, capsys):
@@ -259,6 +373,7 @@ def test_help_reads_like_a_manual_page(command, capsys):
         (["train", "x", "--imbalance", "focl"], "unknown answer to imbalance 'focl'; did you mean ['focal']"),
         (["demo", "--preset", "papers"], "unknown preset 'papers'; did you mean ['paper']"),
         (["dmeo"], "invalid choice: 'dmeo'"),
+        (["demo", "--workers", "-1"], "expected a whole number, 0 or above, got '-1'"),
     ],
 )
 def test_wrong_options_are_explained(arguments, sentence, capsys):
@@ -278,6 +393,27 @@ def test_models_lists_what_fits_the_pattern_and_a_full_name_shows_its_record(cap
     assert shown.endswith("Note: the weights of medmae_vit_b16 are under CC-BY-NC-4.0, which forbids commercial use.\n")
     assert main(["models", "medmae_vitb16"]) == 2
     assert "did you mean ['medmae_vit_b16'" in capsys.readouterr().err
+
+
+def test_models_shows_a_bundled_model_in_readable_lines(capsys):
+    assert main(["models", "phantom-csr"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if not line.startswith(" ")}
+    assert shown["backbone"] == "small_cnn_s8" and shown["image_size"] == "112, 112"
+    assert shown["tasks"].startswith("Pneumonia, Tuberculosis, ")
+    assert shown["stages"] == "concepts, prototypes, task"
+    assert max(map(len, lines)) <= 110
+    assert not any(sign in line for line in lines for sign in ("ConceptConfig(", "ModelRecord(", "{", "None"))
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "small_cnn_s8"])
+def test_models_says_of_a_backbone_what_it_is_and_how_to_use_it(name, capsys):
+    assert main(["models", name]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name} is a backbone, not a model") and said.count("\n") == 1
+    assert f"`conceptcam train DATA --backbone {name}`" in said and f"`create_backbone('{name}')`" in said
+    assert main(["models", "timm:resnet19"]) == 2
+    assert "timm has no model 'resnet19'" in capsys.readouterr().err
 
 
 def test_verify_counts_a_whole_models_tensors_and_tells_a_flipped_bit(tmp_path, capsys):
@@ -308,6 +444,20 @@ def test_convert_says_how_many_tensors_fit_and_writes_nothing_unless_all_do(tmp_
     assert all(torch.equal(value, loaded[name]) for name, value in backbone.state_dict().items())
 
 
+def test_convert_writes_over_what_is_there_only_if_forced(tmp_path, capsys):
+    weights = {name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}
+    save_file(weights, tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    out.write_text("mine")
+    command = ["convert", str(tmp_path / "in.safetensors"), str(out), "--backbone", "small_cnn_s8"]
+    command += ["--image-size", "48", "64"]
+    assert main(command) == 2 and out.read_text() == "mine"
+    assert "is there already; add --force to write over it, or choose another OUT" in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path), *command[3:], "--concepts", "a"]) == 2  # a folder with something in it
+    assert "is there already; add --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0 and out.stat().st_size > 1000
+
+
 def test_convert_takes_the_size_and_normalization_of_a_concept_model(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr("conceptcam.conversion.convert_concept_model", lambda *files, **names: asked.update(names))
@@ -330,3 +480,26 @@ def test_explain_checks_every_image_before_it_writes_anything(run, data, tmp_pat
     assert main(["explain", str(run), *images, "--out", str(tmp_path / "out")]) == 2
     assert "1 of 2 images are not there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^##+ ([^\n]+)\n(.*?)(?=^##+ |\Z)", "## all\n" + PAGE, flags=re.MULTILINE | re.DOTALL))
+FLAG = r"(?<![\w-])--?[a-z][a-z-]*"
+
+
+def flags_of(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    return {flag for flag in re.findall(FLAG, usage) if flag.startswith("--")} | {"--help", "--verbose"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_tells_of_every_flag_of_a_command_and_of_no_other(command, capsys):
+    text = (
+        SECTIONS["all"] + SECTIONS[command] + (SECTIONS["Options of training"] if command in ("demo", "train") else "")
+    )
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `-")]
+    told = {flag for cell in cells for flag in re.findall(FLAG, cell)} - {"-h", "-v"}
+    told |= {"--revision"} if command == "verify" and "`--revision NAME`" in text else set()
+    assert told == flags_of(command, capsys)
