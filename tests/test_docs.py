@@ -89,6 +89,18 @@ def test_links_of_the_readme_lead_somewhere():
         assert target.startswith("https://") or (ROOT / target).is_file(), target
 
 
+def test_every_page_is_linked_from_the_front_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/index.md"]))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])
+def test_a_page_that_tells_of_the_stages_names_every_row_that_logs_show(name):
+    config = ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8")
+    rows = {stage.name for stage in preset("recommended").stages(config, Recipe())} - {"concepts", "task"}
+    assert rows == {"embedding", "prototypes"} and all(f"`{row}`" in PAGES[name] for row in rows)
+
+
 def test_first_screen_of_the_readme_has_both_commands_and_ten_lines_of_python():
     screen = "\n".join(README.splitlines()[:30])
     assert {line.split("#")[0].strip() for line in shell_lines(screen)} == {"make demo", "make test"}
