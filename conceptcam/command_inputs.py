@@ -35,7 +35,8 @@ def read_data(options: argparse.Namespace, flag: str, **names: Any) -> "CocoData
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        named = str(path) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def images_folder(options: argparse.Namespace) -> Path:

@@ -109,8 +109,8 @@ def train_run(
         refuse_changed(folder, then, told)
         if then.get("finished"):
             return ConceptModel.from_pretrained(folder)
-        say(_beginning(folder, config, options, then))
         model = _built(config, options)
+        say(_beginning(folder, config, options, then))
         train.preprocess = val.preprocess = model.preprocess
         _check_trainable(model, stages, options)
         options = _with_precision(options, then, model, stages[0], val, say)

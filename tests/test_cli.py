@@ -355,6 +355,13 @@ def test_folder_that_holds_something_is_not_written_over(run, data, capsys):
     assert "choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_file_of_annotations_that_cannot_be_used_is_named_once(content, data, tmp_path, capsys):
+    (data / "broken.json").write_text(content)
+    assert main(["train", str(data), "--train", "broken.json", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("broken.json") == 1
+
+
 @pytest.mark.parametrize("command", ["demo", "train", "evaluate", "explain"])
 def test_help_reads_like_a_manual_page(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -216,6 +216,13 @@ def test_a_run_that_fails_before_anything_is_learned_leaves_the_folder_as_it_was
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("wrong", [{"layer_decay": 0.75}, {"gradient_checkpointing": True}, {"precision": "fp16"}])
+def test_what_can_be_checked_is_checked_before_anything_is_written(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("conceptcam.runs.begin_run", lambda *given: pytest.fail("the run has begun"))
+    with pytest.raises(ValueError):
+        run(tmp_path / "a", **wrong)
+
+
 def test_a_run_that_fails_after_an_epoch_leaves_what_it_can_be_resumed_from(tmp_path):
     class Stops(Squares):
         reads = 0
