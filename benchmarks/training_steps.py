@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel, distributed
 from conceptcam.feed import Feed
 from conceptcam.outputs import Seen
+from conceptcam.presets import Recipe, preset
 from conceptcam.ranks import Images, Work
-from conceptcam.stages import Recipe, Stage, preset
+from conceptcam.stages import Stage
 from conceptcam.steps import Precision, Stepper, checkpointing
 
 CLIP = 1.0

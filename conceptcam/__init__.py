@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from conceptcam.model import ConceptModel
     from conceptcam.outputs import ConceptOutput, Seen
     from conceptcam.pooling import create_pooling, list_poolings
-    from conceptcam.stages import Preset, Recipe, Stage, list_presets, preset
+    from conceptcam.presets import Preset, Recipe, list_presets, preset
+    from conceptcam.stages import Stage
     from conceptcam.trainer import Trainer
     from conceptcam.zoo import list_models, model_info
 
@@ -52,9 +53,9 @@ _PUBLIC: dict[str, str] = {
     "HistoryFile": "conceptcam.history",
     "ModelRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
-    "Preset": "conceptcam.stages",
+    "Preset": "conceptcam.presets",
     "PrototypeContrastiveLoss": "conceptcam.losses",
-    "Recipe": "conceptcam.stages",
+    "Recipe": "conceptcam.presets",
     "Seen": "conceptcam.outputs",
     "Stage": "conceptcam.stages",
     "TensorBoardLog": "conceptcam.history",
@@ -71,11 +72,11 @@ _PUBLIC: dict[str, str] = {
     "list_backbones": "conceptcam.backbones",
     "list_models": "conceptcam.zoo",
     "list_poolings": "conceptcam.pooling",
-    "list_presets": "conceptcam.stages",
+    "list_presets": "conceptcam.presets",
     "model_card": "conceptcam.card",
     "model_info": "conceptcam.zoo",
     "positive_weight": "conceptcam.losses",
-    "preset": "conceptcam.stages",
+    "preset": "conceptcam.presets",
     "prototype_contrastive_loss": "conceptcam.losses",
     "read_history": "conceptcam.history",
     "register_backbone": "conceptcam.backbones",

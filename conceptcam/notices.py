@@ -27,6 +27,8 @@ def tell_of_labels_never_seen(config: ConceptConfig, labels: Sequence[Tensor] | 
     if labels is None or not distributed.is_first():
         return
     for kind, names, columns in zip(("concepts", "tasks"), (config.concepts, config.tasks), labels, strict=True):
+        if len(names) != columns.shape[1]:
+            continue  # data may have tasks that a model without a task head does not learn
         absent = [name for name, column in zip(names, columns.T, strict=True) if not (column > 0).any()]
         if absent:
             log.warning("no training sample shows the %s %s: nothing can be learned of them", kind, absent)

@@ -10,9 +10,9 @@ from conceptcam.config import ConceptConfig, TaskKind
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.frozen import Storage
 from conceptcam.losses.imbalance import Imbalance, classification_loss
+from conceptcam.presets import Recipe, preset
 from conceptcam.run_folder import refuse_other
 from conceptcam.solving import LinearSolver
-from conceptcam.stages import Recipe, preset
 from conceptcam.steps import Precision
 
 # What may be other than at its beginning when a run is resumed, because what is learned does not follow from it.

@@ -24,6 +24,7 @@ from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learnin
 from conceptcam.model import ConceptModel
 from conceptcam.optimization import parameter_groups
 from conceptcam.precision import faster_precision
+from conceptcam.presets import preset
 from conceptcam.run_folder import (
     CHECKPOINTS,
     FIGURES,
@@ -35,7 +36,7 @@ from conceptcam.run_folder import (
     write_json,
 )
 from conceptcam.run_options import RunOptions, refuse_changed, run_recipe, told_of
-from conceptcam.stages import Stage, preset
+from conceptcam.stages import Stage
 from conceptcam.steps import Precision, checkpointing
 from conceptcam.trainer import Trainer
 

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import ConceptBatch, ConceptItem, collate
 from conceptcam.model import ConceptModel
+from conceptcam.presets import Recipe, preset
 from conceptcam.solving import LinearSolver
-from conceptcam.stages import Recipe, Stage, preset
+from conceptcam.stages import Stage
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model, weights
 

@@ -15,7 +15,7 @@ from conceptcam.data.phantom import PhantomKnobs
 from conceptcam.demo import DemoData
 from conceptcam.losses import box_localization_loss
 from conceptcam.optimization import parameter_groups
-from conceptcam.stages import Recipe, preset
+from conceptcam.presets import Recipe, preset
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from conceptcam.boxes import ConceptBoxes
 from conceptcam.evaluation import choose_thresholds, evaluate
-from conceptcam.stages import Recipe, preset
+from conceptcam.presets import Recipe, preset
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
 

@@ -17,8 +17,8 @@ from conceptcam.feed import Feed
 from conceptcam.frozen import FrozenOutputs, FrozenSource
 from conceptcam.history import EpochRecord
 from conceptcam.outputs import Compared
+from conceptcam.presets import Recipe, preset
 from conceptcam.ranks import Images
-from conceptcam.stages import Recipe, preset
 from conceptcam.trainer import Trainer
 from tests.test_distributed import torchrun
 from tests.worlds import Squares, batches, tiny_model, weights

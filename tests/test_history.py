@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
-from conceptcam.stages import Recipe, preset
+from conceptcam.presets import Recipe, preset
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
 

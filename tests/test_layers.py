@@ -14,7 +14,7 @@ LAYERS = [
     {"backbones", "heads", "clusters", "solving", "losses", "metrics", "data", "draw"},
     {"model", "feed"},
     {"stages", "intervene", "explanation"},
-    {"optimization", "history", "ranks", "resume", "frozen_parts", "run_folder"},
+    {"optimization", "history", "presets", "ranks", "resume", "frozen_parts", "run_folder"},
     {"notices", "frozen"},
     {"steps"},
     {"settings", "gathered"},

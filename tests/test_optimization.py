@@ -11,7 +11,8 @@ from timm.optim import param_groups_layer_decay
 from conceptcam.backbones import Backbone
 from conceptcam.backbones.timm import TimmBackbone
 from conceptcam.optimization import parameter_groups, schedule
-from conceptcam.stages import Recipe, Stage, preset
+from conceptcam.presets import Recipe, preset
+from conceptcam.stages import Stage
 from tests.worlds import tiny_model
 
 VIT, SWIN, CNN = "timm:test_vit4", "timm:swin_tiny_patch4_window7_224", "timm:test_resnet"

@@ -5,8 +5,9 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from conceptcam.losses.imbalance import multiclass_loss, multilabel_loss
+from conceptcam.presets import Recipe, list_presets, preset
 from conceptcam.solving import LinearSolver
-from conceptcam.stages import Recipe, list_presets, preset, prototype_stage, task_stage
+from conceptcam.stages import prototype_stage, task_stage
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conceptcam.losses import classification_loss, positive_weight
-from conceptcam.stages import Recipe, Stage, list_presets, preset
+from conceptcam.presets import Recipe, list_presets, preset
+from conceptcam.stages import Stage
 from tests.worlds import Squares, batches, tiny_config, tiny_model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import as_batch, collate
-from conceptcam.stages import Recipe, preset
+from conceptcam.presets import Recipe, preset
 from conceptcam.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
 

@@ -13,8 +13,8 @@ import torch
 from conceptcam import zoo
 from conceptcam.config import ConceptConfig, ModelRecord, to_json
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
+from conceptcam.presets import preset
 from conceptcam.published import BACKBONES, BackboneRecord, backbone_record
-from conceptcam.stages import preset
 from conceptcam.zoo import (
     RECIPES,
     VINDR_CONCEPTS,
