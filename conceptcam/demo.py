@@ -115,11 +115,13 @@ def run_demo(
         training_data=f"{len(data.train)} drawn chest radiographs (conceptcam phantom)",
         watch=data.val.read(watch),
         follow=FOLLOWED,
+        say=say,
     )
     say("Measuring on images it has never seen ...")
     result = measure(model, data.test, folder, options, canaries=CANARIES)
     figures = headline(model, result, data)
-    model.record = dataclasses.replace(model.record, metrics=figures)
+    where = f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)"
+    model.record = dataclasses.replace(model.record, metrics=figures, measured_on=where)
     model.save_pretrained(folder)
     (folder / "summary.json").write_text(json.dumps(nan_to_null(figures), indent=2) + "\n", encoding="utf-8")
     save_explanations(model, [data.test.read(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)

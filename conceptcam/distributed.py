@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from conceptcam.devices import usable_device
+
 T = TypeVar("T")
 
 
@@ -23,11 +25,15 @@ def joined(device: torch.device | str) -> Iterator[torch.device]:
 
     Args:
         device: Where to compute; `"cuda"` without a number becomes the GPU of this process.
+
+    Raises:
+        ValueError: If this machine has no such device.
     """
     device = torch.device(device)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    device = usable_device(device)
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
     joins = started and dist.is_available() and not dist.is_initialized()
     if joins:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conceptcam.config import check_names, did_you_mean, nan_to_null
+from conceptcam.config import check_names, did_you_mean, nan_to_null, refuse_text
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.explanation import refuse_untaught, taught_tasks
 from conceptcam.metrics.classification import (
@@ -161,6 +161,7 @@ def evaluate(
     """
     refuse_untaught(model)
     names = model.config.concepts
+    refuse_text("canaries", canaries)
     for name in canaries:
         if name not in names:
             raise ValueError(f"unknown canary {name!r}{did_you_mean(name, names)}; concepts: {list(names)}")

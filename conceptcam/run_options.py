@@ -93,6 +93,10 @@ def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset
         raise ValueError("the data have no task labels, so there is no task head to solve for: leave out `solve_task`")
     if options.solve_task and "task" in options.epochs:
         raise ValueError("`solve_task` solves for the task head at once: leave the epochs of 'task' out of `epochs`")
+    if options.solve_task and options.imbalance in ("focal", "asymmetric"):
+        raise ValueError(
+            f"`solve_task` needs a convex loss, and imbalance {options.imbalance!r} is none: choose another, or descend"
+        )
     kind, answers = config.task_kind, _answers(options, config.task_kind)
     return Recipe(
         concept_loss=classification_loss(answers["concepts"], train.concept_labels),

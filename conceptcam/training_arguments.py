@@ -117,7 +117,7 @@ def _training_options(parser: argparse.ArgumentParser, *, epochs: Sequence[str],
     )  # fmt: skip
     parser.set_defaults(default_epochs=dict(_epochs(text) for text in epochs))
     parser.add_argument(
-        "--epochs", type=_epochs, nargs="+", default=[], metavar="STAGE=N",
+        "--epochs", type=_epochs, nargs="+", action="extend", default=[], metavar="STAGE=N",
         help=f"epochs of stages concepts, prototypes, task (default: {' '.join(epochs) or 'those of the preset'})",
     )  # fmt: skip
     parser.add_argument(

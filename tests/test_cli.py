@@ -178,12 +178,17 @@ def test_a_first_demo_that_fails_leaves_no_folder_in_the_way(tmp_path, monkeypat
 
 def test_train_solves_for_the_task_head_and_says_how_it_begins(data, tmp_path, capsys):
     quick = ["--epochs", "concepts=1", "prototypes=1", "--precision", "auto", "--solve-task", "--figures", "0"]
-    assert main(["train", str(data), *TINY, *quick, "--out", str(tmp_path / "out")]) == 0
+    assert main(["train", str(data), *TINY[: TINY.index("--epochs")], *quick, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "run.json").read_text())
     assert "The backbone small_cnn_s8 starts from random weights." in printed
     assert f"Training in {told['precision']}, in which a trial step was faster" in printed
     assert told["solve_task"] is True and told["stages"]["task"] == 1
+
+
+def test_epochs_given_in_several_places_add_up_and_the_last_of_a_stage_counts():
+    typed = ["demo", "--epochs", "concepts=1", "task=2", "--epochs", "prototypes=3", "task=4"]
+    assert run_options(build_parser(COMMANDS).parse_args(typed)).epochs == {"concepts": 1, "prototypes": 3, "task": 4}
 
 
 def test_a_demo_that_solves_for_its_task_head_has_no_epochs_for_it():

@@ -171,3 +171,8 @@ def test_area_is_the_energy_and_iou_of_a_map_that_is_the_same_everywhere(model):
     place = evaluate(model, TEST).localization
     torch.testing.assert_close(place.energy, place.chance)
     torch.testing.assert_close(place.iou, place.chance)
+
+
+def test_a_text_in_place_of_canaries_is_refused(model):
+    with pytest.raises(ValueError, match="`canaries` must be a list of names, got the text 'square'"):
+        evaluate(model, [], canaries="square")

@@ -265,6 +265,7 @@ def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
+        ({"imbalance": "focal"}, "`solve_task` needs a convex loss, and imbalance 'focal' is none"),
         ({"epochs": {"task": 3}}, "leave the epochs of 'task' out of `epochs`"),
         ({"train": "no tasks"}, "the data have no task labels, so there is no task head to solve for"),
     ],

@@ -510,3 +510,9 @@ def test_loaders_may_be_told_apart_by_neither_workers_nor_what_is_random_meanwhi
         Trainer(seed=0).fit(model, stages_of(model, epochs=2)[:1], loader, VAL[:1])
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="cannot use device 'warp' here; this machine has "):
+        Trainer(device="warp").fit(model, stages_of(model), TRAIN, VAL)
