@@ -1,6 +1,7 @@
 """Where prototypes begin: at the centres of what each concept's vectors look like, apart from one another."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 log = logging.getLogger(__name__)
+
+_TURNS = 1000  # of each vector, at most: far more than vectors of some dimensions ever need
+_NEAR_ENOUGH = 1e-4  # above the limit of a cosine
 
 
 @torch.no_grad()
@@ -67,28 +71,24 @@ def spherical_kmeans(vectors: Tensor, count: int, *, generator: torch.Generator,
 
 
 def spread(centres: Tensor, *, limit: float) -> Tensor:
-    """Push unit vectors (M, D) away from their mean just until no two have a cosine above `limit`.
+    """Turn unit vectors (M, D) away from one another until no two have a cosine above `limit`.
 
+    The nearest two turn first, each by half of what is missing, in the plane they span; what is apart already stays.
     Identical ones stay identical.
     """
-    mean = centres.mean(dim=0)
-    itself = torch.eye(len(centres), dtype=torch.bool)
-
-    def pushed(by: float) -> Tensor:
-        return F.normalize(mean + by * (centres - mean), dim=-1)
-
-    def too_near(by: float) -> bool:
-        return bool(((pushed(by) @ pushed(by).T).masked_fill(itself, -1) > limit).any())
-
-    if not too_near(1.0):
-        return centres
-    low = high = 1.0
-    while too_near(high) and high < 1e3:
-        high *= 2
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_near(middle) else (low, middle)
-    return pushed(high)
+    different, which = torch.unique(centres, dim=0, return_inverse=True)
+    itself = torch.eye(len(different), dtype=torch.bool)
+    half = math.acos(limit) / 2
+    for _ in range(_TURNS * len(different)):
+        cosine, place = (different @ different.T).masked_fill(itself, -1).flatten().max(dim=0)
+        if cosine <= limit + _NEAR_ENOUGH:
+            break
+        pair = torch.tensor([place // len(different), place % len(different)])
+        first, second = different[pair]
+        middle, aside = F.normalize(torch.stack([first + second, first - second]), dim=-1)
+        turned = math.cos(half) * middle + math.sin(half) * torch.stack([aside, -aside])
+        different[pair] = F.normalize(turned, dim=-1)  # nearly equal ones have a rough difference
+    return different[which]
 
 
 def _draw(weights: Tensor, generator: torch.Generator) -> Tensor:

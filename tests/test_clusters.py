@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -54,8 +55,35 @@ def test_spreading_stops_just_where_no_two_are_nearer_than_the_limit():
     near = F.normalize(torch.ones(5, 8) + 0.05 * torch.randn(5, 8, generator=rng()), dim=-1)
     assert cosines(near).max() > 0.98
     apart = spread(near, limit=0.95)
-    assert 0.9499 < cosines(apart).max() <= 0.95 + 1e-5
+    assert 0.9499 < cosines(apart).max() <= 0.95 + 2e-4
     torch.testing.assert_close(apart.norm(dim=-1), torch.ones(5))
+
+
+def test_two_that_are_near_move_apart_evenly_and_the_others_stay():
+    vectors = torch.eye(8)[:4].clone()
+    vectors[1] = F.normalize(vectors[0] + 0.001 * vectors[1], dim=-1)
+    apart = spread(vectors, limit=0.95)
+    assert torch.equal(apart[2:], vectors[2:])
+    assert math.isclose(apart[0] @ apart[1], 0.95, abs_tol=2e-4)
+    assert math.isclose(apart[0] @ vectors[0], apart[1] @ vectors[1], abs_tol=1e-4)
+    assert apart[0] @ vectors[0] > 0.98
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-2, 0.3])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 128), (60, 32)])
+def test_however_near_they_are_no_two_stay_nearer_than_the_limit_and_none_goes_far(shape, noise):
+    vectors = F.normalize(torch.ones(shape) + noise * torch.randn(shape, generator=rng()), dim=-1)
+    apart = spread(vectors, limit=0.95)
+    assert cosines(apart).max() <= 0.95 + 2e-4
+    torch.testing.assert_close(apart.norm(dim=-1), torch.ones(len(apart)))
+    if len(vectors) <= 5:
+        assert (apart * vectors).sum(dim=-1).min() > 0.9
+
+
+def test_identical_ones_stay_identical_and_leave_the_others():
+    vectors = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.01, 0.0], [1.0, 0.0, 0.0]]), dim=-1)
+    apart = spread(vectors, limit=0.95)
+    assert torch.equal(apart[0], apart[2]) and apart[0] @ apart[1] <= 0.95 + 2e-4
 
 
 def test_what_is_apart_already_stays_as_it_is():
