@@ -4,8 +4,7 @@
     python benchmarks/bundled.py --cards   # write the cards of the models that are there anew, and train nothing
 
 Both are the demonstration's model (`conceptcam demo`), one for each bottleneck, the classic one with a narrower
-backbone. Their cards hold the figures on test
-images that neither has seen. On 2 cores it takes about ten minutes.
+backbone. Their cards hold the figures on test images that neither has seen. On 2 cores it takes about ten minutes.
 """
 
 import argparse
@@ -41,8 +40,7 @@ def train(name: str, folder: Path, options: argparse.Namespace) -> None:
         bottleneck, backbone = MODELS_TO_TRAIN[name]
         run_demo(Path(scratch), data, run, bottleneck=bottleneck, backbone=backbone, say=print)
         model = ConceptModel.from_pretrained(scratch)
-    measured_on = f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)"
-    model.record = dataclasses.replace(model.record, measured_on=measured_on, license=LICENSE)
+    model.record = dataclasses.replace(model.record, license=LICENSE)
     model.save_pretrained(folder, card=card_of(name, model.config, model.record))
 
 
