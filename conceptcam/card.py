@@ -90,7 +90,7 @@ def model_card(
 
     Args:
         config: What the model is.
-        record: What it has been taught; an undefined figure is shown as `-`.
+        record: What it has been taught; undefined figures are named below the table.
         title: Heading of the card.
         license: Identifier of the licence of these weights; None is the record's.
         description: What its author says of the model, as plain text; an empty line starts a paragraph.

@@ -50,8 +50,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         with contextlib.redirect_stderr(said):
             return parser.parse_args(arguments)
-    except SystemExit:
-        tell(said.getvalue().rstrip())
+    except SystemExit as end:
+        if end.code:
+            tell(said.getvalue().rstrip())
         raise
 
 

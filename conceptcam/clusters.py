@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptcam import distributed
+
 log = logging.getLogger(__name__)
 
 _TURNS = 1000  # of each vector, at most: far more than vectors of some dimensions ever need
@@ -35,7 +37,7 @@ def place_prototypes(
         embeddings: (N, D) vectors of present concepts, of any length.
         concept: (N,) whose each is.
         names: The K names, for the log.
-        limit: Centres are pushed apart until no two of a concept have a higher cosine.
+        limit: Centres are turned apart until no two of a concept have a higher cosine; see `spread`.
         seed: Of the start of the clustering; the global random state is not touched.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +52,7 @@ def place_prototypes(
         centres = spread(spherical_kmeans(own, count, generator=generator), limit=limit)
         # As long as random ones are, so that a step of the optimizer turns them as far.
         prototypes[k] = centres.to(prototypes) * size**0.5
-    if kept:
+    if kept and distributed.is_first():
         log.warning("too few vectors to place %d prototypes each, so these keep theirs: %s", count, ", ".join(kept))
 
 
@@ -74,7 +76,8 @@ def spread(centres: Tensor, *, limit: float) -> Tensor:
     """Turn unit vectors (M, D) away from one another until no two have a cosine above `limit`.
 
     The nearest two turn first, each by half of what is missing, in the plane they span; what is apart already stays.
-    Identical ones stay identical.
+    Identical ones stay identical. Where there is not room enough, as for many in few dimensions, the nearest stay
+    nearer, which is logged.
     """
     different, which = torch.unique(centres, dim=0, return_inverse=True)
     itself = torch.eye(len(different), dtype=torch.bool)
@@ -88,6 +91,9 @@ def spread(centres: Tensor, *, limit: float) -> Tensor:
         middle, aside = F.normalize(torch.stack([first + second, first - second]), dim=-1)
         turned = math.cos(half) * middle + math.sin(half) * torch.stack([aside, -aside])
         different[pair] = F.normalize(turned, dim=-1)  # nearly equal ones have a rough difference
+    else:
+        if distributed.is_first():
+            log.warning("%d prototypes have no room to be apart in %d dimensions", *different.shape)
     return different[which]
 
 

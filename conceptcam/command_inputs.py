@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -51,12 +52,14 @@ def run_options(options: argparse.Namespace) -> "RunOptions":
     Raises:
         ValueError: If the device cannot be used, or options contradict each other.
     """
+    from conceptcam.devices import usable_device
     from conceptcam.run_options import RunOptions
 
     given = vars(options)
     names = {field.name for field in dataclasses.fields(RunOptions)} - {"epochs", "progress"}
     known = {name: given[name] for name in names & given.keys()}
-    _check_device(given.get("device", "cpu"))
+    if "RANK" not in os.environ:  # of several, each has a device of its own, which is looked at when it trains
+        usable_device(given.get("device", "cpu"))
     asked, usual = dict(given.get("epochs", ())), dict(given.get("default_epochs", {}))
     if known.get("solve_task"):
         usual.pop("task", None)
@@ -118,12 +121,3 @@ def is_finished(folder: Path, run: "RunOptions", known: Mapping[str, Any], *, ta
         return False
     refuse_changed(folder, then, {**told_of(run, task_kind), **known})
     return True
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"cannot use --device {name}: {str(error).splitlines()[0]}") from error

@@ -27,6 +27,7 @@ _NO_FLAGS = {"command", "run", "default_epochs", "data", "images", "model", "pat
 # Words of Python that have no flag of their own name, and what they are here.
 _PHRASES = (
     (r"`fit\(\.\.\., resume=True\)`", "--resume"),
+    (r"cannot use device '([^']*)' here", r"cannot use --device \1 here"),
     (r"another (`checkpoint_dir`|folder\b)", "another --out"),
     (r"`train_labels` was '\w+' and is '\w+'", "the labels of the training data are not what they were"),
     (r"`val_labels` was '\w+' and is '\w+'", "the labels of the validation data are not what they were"),

@@ -29,11 +29,11 @@ def joined(device: torch.device | str) -> Iterator[torch.device]:
     Raises:
         ValueError: If this machine has no such device.
     """
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     device = usable_device(device)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(device)
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
     joins = started and dist.is_available() and not dist.is_initialized()
     if joins:

@@ -66,9 +66,9 @@ class Fit:
 
     def run(self, *, resume: bool) -> list[EpochRecord]:
         """Take the model through its stages; gives the records of all epochs. See `Trainer.fit`."""
-        self._open(resume=resume)
-        tell_of_labels_never_seen(self.model.config, self.train.labels)
         try:
+            self._open(resume=resume)
+            self._check_labels()
             with self.settings.frozen_outputs() as kept:
                 while self.progress.stage < len(self.stages):
                     self._stage(self.stages[self.progress.stage], kept)
@@ -76,7 +76,23 @@ class Fit:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name not in self.frozen)
             self.model.eval()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
         return self._records()
+
+    def _check_labels(self) -> None:
+        """Refuse data without targets before the first step if a stage needs them; warn of labels never seen."""
+        tasks, stages = self.model.config.tasks, self.stages[self.progress.stage :]
+        deciding = [stage.name for stage in stages if stage.needs == "decide"]
+        for name, feed in (("train_batches", self.train), ("val_batches", self.val)):
+            if deciding and tasks and feed.labels is not None and not feed.labels[1].shape[1]:
+                raise ValueError(
+                    f"stage {deciding[0]!r} learns {list(tasks[:3])}, and `{name}` have no `targets`; add them, or "
+                    "leave the model's tasks out"
+                )
+        if not self.progress.records:
+            kinds = {"concepts"} if len(deciding) < len(stages) else set()
+            tell_of_labels_never_seen(self.model.config, self.train.labels, kinds | ({"tasks"} if deciding else set()))
 
     def _stage(self, stage: Stage, kept: FrozenOutputs) -> None:
         progress = self.progress
@@ -233,7 +249,8 @@ class Fit:
         kept = ("stepper", "epoch_random", "random") if self.progress.batches else ("stepper",)
         self.saved = {name: saved[name] for name in kept if saved[name] is not None}
         progress = self.progress
-        tell_of_resume(progress.stage + 1, progress.epoch, progress.batches)
+        if progress.stage < len(self.stages):
+            tell_of_resume(self.stages[progress.stage], progress.epoch, progress.batches)
 
     def _save(self, stepper: Stepper | None) -> None:
         if self.checkpoints is None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
@@ -17,18 +17,19 @@ OVERFITTING_GAP = 0.1
 """Validation minus training loss from which the loop warns of overfitting (the founding document's rule)."""
 
 
-def tell_of_labels_never_seen(config: ConceptConfig, labels: Sequence[Tensor] | None) -> None:
+def tell_of_labels_never_seen(config: ConceptConfig, labels: Sequence[Tensor] | None, kinds: Collection[str]) -> None:
     """Warn of labels that no training sample has: nothing can be learned of them.
 
     Args:
         config: Names the labels.
         labels: (N, K) concepts and (N, T) tasks of the training data; None if nobody knows them beforehand.
+        kinds: Which of `"concepts"` and `"tasks"` are learned from.
     """
     if labels is None or not distributed.is_first():
         return
     for kind, names, columns in zip(("concepts", "tasks"), (config.concepts, config.tasks), labels, strict=True):
-        if len(names) != columns.shape[1]:
-            continue  # data may have tasks that a model without a task head does not learn
+        if kind not in kinds or len(names) != columns.shape[1]:
+            continue  # what augments samples may give them other labels
         absent = [name for name, column in zip(names, columns.T, strict=True) if not (column > 0).any()]
         if absent:
             log.warning("no training sample shows the %s %s: nothing can be learned of them", kind, absent)
@@ -52,10 +53,10 @@ def tell_of_early_stop(stage: Stage) -> None:
         log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
 
 
-def tell_of_resume(stage: int, epoch: int, batch: int) -> None:
+def tell_of_resume(stage: Stage, epoch: int, batch: int) -> None:
     """Log where a killed run goes on."""
     if distributed.is_first():
-        log.info("resumed at stage %d, epoch %d, batch %d", stage, epoch, batch)
+        log.info("resumed at stage %s, epoch %d, batch %d", stage.name, epoch, batch)
 
 
 def tell_of_undefined_score(stage: Stage, records: Sequence[EpochRecord]) -> None:

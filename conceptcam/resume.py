@@ -5,6 +5,7 @@ holds tensors and plain values only, so it loads without running code (`weights_
 """
 
 import dataclasses
+import logging
 import os
 import pickle
 import random
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from conceptcam.config import ConceptConfig
 from conceptcam.stages import Stage
+
+log = logging.getLogger(__name__)
 
 _UNFINISHED = ".part"
 
@@ -81,15 +84,18 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self._lock: int | None = None
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """Clear away what a killed run left half written; gives the newest checkpoint, if there is one.
 
         Raises:
             FileExistsError: If there is one and nobody wants to resume from it.
+            BlockingIOError: If another process has them open.
             ValueError: If it cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_folder()
         for left_by_a_killed_run in self.folder.glob(f".checkpoint-*{_UNFINISHED}"):
             left_by_a_killed_run.unlink()
         paths = self.paths()
@@ -107,6 +113,30 @@ class Checkpoints:
                 f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain "
                 "values; remove it to resume from the one before"
             ) from error
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _lock_folder(self) -> None:
+        """Keep other processes out until this one closes the folder or ends, however it ends."""
+        if os.name != "posix":
+            return
+        import fcntl
+
+        self.close()
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise BlockingIOError(
+                f"another process is training with the checkpoints in {self.folder}; wait until it ends, or stop it"
+            ) from error
+        except OSError as error:  # some network file systems know no locks
+            log.debug("%s cannot be locked: %s", self.folder, error)
 
     def paths(self) -> list[Path]:
         """The checkpoints there are, oldest first."""

@@ -17,8 +17,11 @@ from conceptcam.steps import Precision
 
 # What may be other than at its beginning when a run is resumed, because what is learned does not follow from it.
 _FREE_OPTIONS = ("device", "gradient_checkpointing", "cache", "tensorboard", "workers")
-# Of data it is the labels that count: a cluster may copy them to a new place for each start.
-_FREE = (*_FREE_OPTIONS, "folder", "images", "training_data", "conceptcam", "torch")
+_FREE = {
+    "": (*_FREE_OPTIONS, "finished", "conceptcam", "torch"),
+    # It is the labels that count: a cluster may copy data to a new place for each start.
+    "data": ("folder", "images", "training_data"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +130,9 @@ def refuse_changed(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]
     Raises:
         ValueError: Naming what differs.
     """
-    free = (*_FREE, "precision") if now.get("precision") == "auto" else _FREE
+    chosen_then = ("precision",) if now.get("precision") == "auto" else ()
     if then:
-        refuse_other(folder, then, now, free=free)
+        refuse_other(folder, then, now, free={**_FREE, "": (*_FREE[""], *chosen_then)})
 
 
 def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Imbalance]:

@@ -29,6 +29,7 @@ from conceptcam.run_folder import (
     CHECKPOINTS,
     FIGURES,
     HISTORY_FILE,
+    TENSORBOARD,
     begin_run,
     finish_run,
     read_run,
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 TABLE_FILE = "metrics.txt"
 EXPLANATIONS = f"{FIGURES}/images"
-TENSORBOARD = "tensorboard"
 
 
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
@@ -109,7 +109,9 @@ def train_run(
         told = _told(config, options, stages, data)
         refuse_changed(folder, then, told)
         if then.get("finished"):
-            return ConceptModel.from_pretrained(folder)
+            model = ConceptModel.from_pretrained(folder, device=options.device)
+            train.preprocess = val.preprocess = model.preprocess
+            return model
         model = _built(config, options)
         say(_beginning(folder, config, options, then))
         train.preprocess = val.preprocess = model.preprocess

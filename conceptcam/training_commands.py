@@ -135,4 +135,4 @@ def _say_nothing(line: str) -> None:
     """What processes say that are not the first."""
 
 
-_FINISHED = "The run in {} is finished, with these options; there is nothing left to do."
+_FINISHED = "The run in {} is finished; there is nothing left to do."

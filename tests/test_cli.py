@@ -103,7 +103,7 @@ def test_run_json_says_all_that_repeats_a_run(run, data):
 def test_a_finished_run_is_said_to_be_finished_and_left_alone_wherever_its_data_are_now(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert main(["train", "/nowhere", *TINY, "--out", str(run), "--resume"]) == 0
-    assert f"The run in {run} is finished, with these options" in capsys.readouterr().out
+    assert f"The run in {run} is finished; there is nothing left to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 

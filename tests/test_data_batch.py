@@ -115,3 +115,11 @@ def test_a_data_set_ends_where_its_labels_end():
     for index in (4, -5):
         with pytest.raises(IndexError, match=f"item {index} of 4"):
             data[index]
+
+
+@pytest.mark.parametrize(("slip", "meant"), [("boxes", "bboxes"), ("target", "targets"), ("concept", "concepts")])
+def test_an_entry_that_is_nearly_one_that_is_read_is_taken_for_a_slip(slip, meant):
+    batch = {"image": torch.zeros(2, 3, 4, 4), "concepts": torch.zeros(2, 1)}
+    with pytest.raises(ValueError, match=f"entry '{slip}', which nothing reads; did you mean .*'{meant}'"):
+        as_batch({**batch, slip: torch.zeros(2, 1)})
+    assert as_batch({**batch, "patient": [1, 2]}).boxes is None

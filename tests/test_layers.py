@@ -25,6 +25,7 @@ LAYERS = [
     {"training_arguments", "command_inputs", "complaints"},
     {"arguments", "commands", "training_commands"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODEL_FREE = ("losses", "metrics", "boxes")

@@ -426,3 +426,14 @@ def test_a_checkpoint_keeps_the_best_weights_only_of_what_its_stage_can_change(t
     buffers = {name for name, _ in model.named_buffers()}
     assert learning
     assert set(kept) == learning | (buffers & set(model.state_dict()))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX alone")
+def test_a_second_training_with_the_same_checkpoints_is_refused_while_the_first_one_runs(tmp_path):
+    first, second = Checkpoints(tmp_path, 2), Checkpoints(tmp_path, 2)
+    first.open(resume=True)
+    with pytest.raises(BlockingIOError, match="another process is training with the checkpoints in"):
+        second.open(resume=True)
+    first.close()
+    assert second.open(resume=True) is None
+    second.close()

@@ -385,3 +385,45 @@ def test_an_answer_to_imbalance_that_would_do_nothing_is_refused_before_anything
     with pytest.raises(ValueError, match="unknown `imbalance` 'focus'; known:"):
         run(tmp_path / "a", imbalance="focus")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_user_keeps_in_the_folder_stays_when_a_run_ends(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    run(tmp_path)
+    end_run(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["notes.txt"]
+
+
+def test_checkpoints_without_a_run_that_they_belong_to_are_refused(tmp_path):
+    run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(FileExistsError, match="holds checkpoints, but there is no run.json that says of which run"):
+        run(tmp_path, imbalance="focal", resume=True)
+
+
+def test_a_run_that_fails_untaught_leaves_what_others_put_into_its_folder(tmp_path):
+    class Fails(Squares):
+        def __getitem__(self, index):
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path / "out", train=Fails(16, 0))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_entries_of_data_named_like_options_do_not_hide_them(tmp_path):
+    data = {"seed": 5, "imbalance": "mine"}
+    run(tmp_path, data=data, seed=1)
+    with pytest.raises(ValueError, match="`seed` was 1 and is 2"):
+        run(tmp_path, data=data, seed=2, resume=True)
+
+
+def test_a_finished_run_comes_back_ready_to_measure(tmp_path):
+    run(tmp_path)
+    end_run(tmp_path)
+    train, val = Squares(16, 0), Squares(8, 1)
+    train.preprocess = val.preprocess = None
+    model = run(tmp_path, train=train, val=val, resume=True)
+    assert train.preprocess is val.preprocess is model.preprocess

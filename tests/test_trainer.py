@@ -432,9 +432,20 @@ def test_labels_that_no_training_sample_has_are_named(caplog, given):
     model = tiny_model()
     with caplog.at_level(logging.WARNING):
         train = batches(data) if given == "list" else data.batches(8)
-        Trainer(seed=0).fit(model, stages_of(model, epochs=1)[:1], train, VAL)
+        seeing, *_, deciding = stages_of(model, epochs=1)
+        Trainer(seed=0).fit(model, [seeing, deciding], train, VAL)
     assert "no training sample shows the concepts ['striped']: nothing can be learned of them" in caplog.text
     assert "no training sample shows the tasks ['bright and dark']" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_batches_without_targets_are_refused_before_the_first_step_if_a_stage_needs_them(where):
+    model = tiny_model()
+    before, bare = weights(model), [batch._replace(targets=batch.targets[:, :0]) for batch in TRAIN]
+    given = (bare, VAL) if where == "train" else (TRAIN, bare)
+    with pytest.raises(ValueError, match=f"stage 'task' learns .*, and `{where}_batches` have no `targets`; add them"):
+        Trainer(seed=0).fit(model, stages_of(model), *given)
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own

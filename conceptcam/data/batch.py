@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from conceptcam.boxes import ConceptBoxes
+from conceptcam.config import did_you_mean
 
 
 class ConceptItem(NamedTuple):
@@ -66,6 +67,9 @@ def collate(items: Sequence[ConceptItem]) -> ConceptBatch:
     )
 
 
+_KEYS = ("image", "concepts", "targets", "bboxes", "names")
+
+
 def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
     """A batch from either form that training code uses.
 
@@ -74,11 +78,16 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
             `targets` (B, T), and optionally `bboxes`, a list of dicts per image as
             `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`.
 
+    Entries of other names are not read; one that is nearly of one of these names is taken for a slip.
+
     Raises:
-        ValueError: If a dict lacks `image` or `concepts`, or its parts differ in length.
+        ValueError: If a dict lacks `image` or `concepts`, has a slip, or its parts differ in length.
     """
     if isinstance(batch, ConceptBatch):
         return batch
+    for key in set(batch) - set(_KEYS):
+        if near := did_you_mean(str(key), _KEYS):
+            raise ValueError(f"a batch has an entry {key!r}, which nothing reads{near}; entries are {list(_KEYS)}")
     if missing := [key for key in ("image", "concepts") if key not in batch]:
         raise ValueError(f"a batch needs 'image' and 'concepts'; {missing} is missing from {sorted(batch)}")
     images, concepts = batch["image"], batch["concepts"].float()

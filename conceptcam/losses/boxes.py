@@ -65,6 +65,11 @@ def box_localization_loss(
     if concept_maps.ndim != 4:
         raise ValueError(f"concept maps must be (B, K, h, w), got {tuple(concept_maps.shape)}")
     if not isinstance(boxes, ConceptBoxes):
+        if isinstance(boxes, Tensor):
+            raise ValueError(
+                f"boxes are a tensor of shape {tuple(boxes.shape)}, which does not say whose they are; pass "
+                "`ConceptBoxes(xyxy, concept, image)`, or a list of dicts per image"
+            )
         if len(boxes) != len(concept_maps):
             raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
         boxes = ConceptBoxes.from_dicts(boxes)

@@ -424,3 +424,8 @@ def test_positive_weights_with_a_focused_loss_are_refused(name):
 def test_an_unknown_classification_is_refused():
     with pytest.raises(ValueError, match=r"unknown `classification` 'mse'; known: \['bce', 'focal', 'asymmetric'\]"):
         BBoxGuidedConceptLoss(classification="mse")
+
+
+def test_boxes_as_a_bare_tensor_are_refused_because_nobody_knows_whose_they_are():
+    with pytest.raises(ValueError, match=r"boxes are a tensor of shape \(1, 4\).* pass `ConceptBoxes\("):
+        box_localization_loss(torch.zeros(2, 3, 4, 4), torch.rand(1, 4))
