@@ -14,6 +14,7 @@ from conceptcam.sources import Address, parse_source
 from conceptcam.zoo import bundled_models
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SURELY_HUB = ("hf-hub:", "http://", "https://")
 _FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".ckpt")
 
 
@@ -49,11 +50,13 @@ def find_model(
 
 def _refuse_missing_file(source: str | os.PathLike[str], place: Path | Address) -> None:
     """Refuse what is called like a file and is not there, before the Hub is asked for a repository of that name."""
+    if isinstance(place, Address) and (place.revision is not None or str(source).startswith(_SURELY_HUB)):
+        return
     path = place if isinstance(place, Path) else Path(place.repository)
     if path.suffix in _FILES and not (isinstance(place, Path) and path.exists()):
+        on_the_hub = f", or 'hf-hub:{path}' for a repository of that name" if isinstance(place, Address) else ""
         raise FileNotFoundError(
-            f"no file {source} is here; a model is the folder of its files, or a repository on the Hub: pass "
-            f"{str(path.parent)!r}"
+            f"no file {source} is here; a model is the folder of its files: pass {str(path.parent)!r}{on_the_hub}"
         )
 
 

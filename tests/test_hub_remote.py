@@ -264,9 +264,17 @@ def test_a_page_has_one_revision(hub, repo, load):
     ("mine/model.safetensors", "'mine'"), ("model.safetensors", "'.'"), ("./runs/mine/config.json", "'runs/mine'"),
 ])  # fmt: skip
 def test_a_file_that_is_not_there_is_no_repository_and_what_to_pass_is_told(hub, load, source, instead):
-    with pytest.raises(FileNotFoundError, match=f"no file {source} is here; a model is the folder .* pass {instead}$"):
+    told = f"no file {source} is here; a model is the folder .* pass {instead}(, or |$)"
+    with pytest.raises(FileNotFoundError, match=told):
         load(source)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("source", ["hf-hub:org/yolo.pt", "https://huggingface.co/org/yolo.pt", "org/yolo.pt@v1"])
+def test_a_repository_whose_name_ends_like_a_file_is_asked_for_if_it_is_surely_one(hub, load, source):
+    with pytest.raises((FileNotFoundError, PermissionError), match="org/yolo.pt"):
+        load(source)
+    assert hub.requests
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "hpu", "", "cpu:-1", 3.5])
