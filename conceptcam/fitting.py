@@ -1,9 +1,7 @@
 """One fit: a model taken through its stages, epoch by epoch, from where a killed run was."""
 
-import hashlib
 import math
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from conceptcam.feed import Feed
 from conceptcam.frozen import FrozenOutputs
 from conceptcam.gathered import gather_embeddings, solve_task_head
 from conceptcam.history import EpochRecord
+from conceptcam.labels import digest
 from conceptcam.model import ConceptModel
 from conceptcam.notices import (
     tell_of_early_stop,
@@ -282,7 +281,7 @@ class Fit:
             self.model.config,
             self.stages,
             batches=self.train.length,
-            labels=[_digest(feed.labels) for feed in (self.train, self.val)],
+            labels=["" if feed.labels is None else digest(*feed.labels) for feed in (self.train, self.val)],
             processes=distributed.world(),
             frozen=sorted(self.frozen),
             **self.settings.fixed,
@@ -296,13 +295,6 @@ class Fit:
 
         shown = self.settings.progress and distributed.is_first()
         return tqdm(total=self.train.length, desc=title, disable=not shown, leave=True, mininterval=0.5)
-
-
-def _digest(labels: Sequence[Tensor] | None) -> str:
-    """SHA-256 of labels, by which data are known again; empty if nobody knows them beforehand."""
-    if labels is None:
-        return ""
-    return hashlib.sha256(b"".join(part.detach().cpu().float().numpy().tobytes() for part in labels)).hexdigest()
 
 
 def _copy_weights(model: ConceptModel, stage: Stage) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from conceptcam import __version__, distributed
@@ -21,6 +19,7 @@ from conceptcam.draw import learning_figure, save_png
 from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
 from conceptcam.explanation import MapHistory, explain
 from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
+from conceptcam.labels import digest
 from conceptcam.model import ConceptModel
 from conceptcam.optimization import parameter_groups
 from conceptcam.precision import faster_precision
@@ -213,13 +212,9 @@ def _known_by(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
     for part, dataset in (("train", train), ("val", val)):
         known |= {
             f"{part}_images": len(dataset),
-            f"{part}_labels": _digest(dataset.concept_labels, dataset.task_labels),
+            f"{part}_labels": digest(dataset.concept_labels, dataset.task_labels),
         }
     return known
-
-
-def _digest(*labels: Tensor) -> str:
-    return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in labels)).hexdigest()
 
 
 def _holds_a_run(folder: Path, then: Mapping[str, Any]) -> str:
