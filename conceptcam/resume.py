@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import random
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,9 @@ class Checkpoints:
             ) from error
         except OSError as error:  # some network file systems know no locks
             log.debug("%s cannot be locked: %s", self.folder, error)
+        # Workers that load data are forks, and may outlive this process by seconds: they must not hold the lock then.
+        mine = weakref.WeakMethod(self.close)
+        os.register_at_fork(after_in_child=lambda: (mine() or _nothing)())
 
     def paths(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
@@ -163,6 +167,10 @@ class Checkpoints:
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
+
+
+def _nothing() -> None:
+    """For checkpoints that are gone."""
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

@@ -437,3 +437,21 @@ def test_a_second_training_with_the_same_checkpoints_is_refused_while_the_first_
     first.close()
     assert second.open(resume=True) is None
     second.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX alone")
+def test_a_fork_that_outlives_its_process_does_not_keep_the_folder(tmp_path):
+    source = f"""
+import os, sys, time
+from pathlib import Path
+from conceptcam.resume import Checkpoints
+checkpoints = Checkpoints(Path({str(tmp_path)!r}), 2)
+checkpoints.open(resume=True)
+if os.fork() == 0:
+    time.sleep(30)
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+    checkpoints = Checkpoints(tmp_path, 2)
+    assert checkpoints.open(resume=True) is None
+    checkpoints.close()
