@@ -24,12 +24,13 @@ from torch import Tensor
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Seen, Stage, Trainer, evaluate
 from conceptcam.data.phantom import CANARIES, ONE_SIDED, SMALL_FINDINGS, UPRIGHT
-from conceptcam.demo import phantom_data
 from conceptcam.losses import box_localization_loss, multilabel_loss, positive_weight
 from conceptcam.metrics.classification import macro
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
-from conceptcam.runs import RunOptions, loader
-from conceptcam.stages import Loss
+from conceptcam.runs.demo import phantom_data
+from conceptcam.runs.options import loader
+from conceptcam.runs.run import RunOptions
+from conceptcam.training.stages import Loss
 
 BETA = 0.5  # weight of localization, as in the recommended preset
 LEAST = 0.05  # a smaller move catches nothing, however small the standard deviation of a few seeds happens to be

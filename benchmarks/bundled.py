@@ -12,13 +12,13 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from conceptcam.card import model_card
 from conceptcam.config import Bottleneck, ConceptConfig, ModelRecord
-from conceptcam.demo import phantom_data, run_demo
-from conceptcam.folders import CARD_FILE, read_folder
-from conceptcam.model import ConceptModel
-from conceptcam.runs import RunOptions
-from conceptcam.zoo import MODELS
+from conceptcam.hub.model_card import model_card
+from conceptcam.hub.model_folder import CARD_FILE, read_folder
+from conceptcam.hub.zoo import MODELS
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.runs.demo import phantom_data, run_demo
+from conceptcam.runs.run import RunOptions
 
 MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
     "phantom-csr": ("prototypes", "small_cnn_s8"),

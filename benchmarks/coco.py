@@ -1,6 +1,6 @@
 """What do trained weights buy on real images with boxes? One backbone, from its weights file and from nothing.
 
-Both models are trained alike, by `conceptcam.runs.train_run` as `conceptcam train` does, on a folder with train.json,
+Both models are trained alike, by `train_run` as `conceptcam train` does, on a folder with train.json,
 val.json and images/, and measured on the validation images, which also choose the epoch: the figures compare, they do
 not promise. Each model's folder, with pictures of what it sees, stays in `--out`.
 """
@@ -12,10 +12,11 @@ from typing import Any
 from measuring import finish
 
 from conceptcam import CocoDataset, ConceptConfig
+from conceptcam.analysis.evaluation import Evaluation
 from conceptcam.backbones import expected_normalization
 from conceptcam.data.transforms import light_augmentation
-from conceptcam.evaluation import Evaluation
-from conceptcam.runs import EXPLANATIONS, RunOptions, end_run, measure, save_explanations, train_run
+from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
+from conceptcam.runs.run import RunOptions, end_run, train_run
 
 COLUMNS = ("start", "concept", "pos", "neg", "AUROC", "AP", "share of pos", "boxes", "pointing", "random map", "centre")
 

@@ -28,7 +28,7 @@ import timm
 from safetensors.torch import load_file
 if sys.argv[1] == "model":
     import conceptcam.backbones.timm
-    from conceptcam.model import ConceptModel
+    from conceptcam.model.concept_model import ConceptModel
 imported, before = time.perf_counter(), resident()
 if sys.argv[1] == "model":
     tensors = (model := ConceptModel.from_pretrained(sys.argv[2])).state_dict()

@@ -15,14 +15,15 @@ from measuring import machine
 from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, preset
 from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
-from conceptcam.demo import DemoData, demo_config, headline, phantom_data
 from conceptcam.losses import PrototypeContrastiveLoss, classification_loss
 from conceptcam.metrics.classification import label_scores, macro
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
-from conceptcam.runs import RunOptions, loader
-from conceptcam.solving import LinearSolver
-from conceptcam.stages import prototype_stage
-from conceptcam.steps import Precision
+from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
+from conceptcam.runs.options import loader
+from conceptcam.runs.run import RunOptions
+from conceptcam.training.stages import prototype_stage
+from conceptcam.training.step import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
 COMPLETENESS = (0.0, 1.0)

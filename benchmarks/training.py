@@ -25,7 +25,7 @@ from training_steps import WAYS, Size, Step, Way, compare_alone, library_step, p
 
 from conceptcam import CocoDataset, ConceptDataset, ConceptModel, PhantomDataset
 from conceptcam.data.phantom import PhantomKnobs
-from conceptcam.feed import Feed
+from conceptcam.training.batches import Feed
 
 Rows = list[dict[str, Any]]
 

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from measuring import interleave
 from torch import Tensor, nn
 
-from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel, distributed
-from conceptcam.feed import Feed
-from conceptcam.outputs import Seen
-from conceptcam.presets import Recipe, preset
-from conceptcam.ranks import Images, Work
-from conceptcam.stages import Stage
-from conceptcam.steps import Precision, Stepper, checkpointing
+from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel
+from conceptcam.model.outputs import Seen
+from conceptcam.training import distributed
+from conceptcam.training.batches import Feed
+from conceptcam.training.inputs import Images, Work
+from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.stages import Stage
+from conceptcam.training.step import Precision, Stepper, checkpointing
 
 CLIP = 1.0
 CPU = torch.device("cpu")

@@ -3,20 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from conceptcam._version import __version__
 
 if TYPE_CHECKING:
+    from conceptcam.analysis.evaluation import Evaluation, choose_thresholds, evaluate
+    from conceptcam.analysis.explanation import Explanation, explain
     from conceptcam.backbones import Backbone, BackboneRequest, create_backbone, list_backbones, register_backbone
-    from conceptcam.boxes import ConceptBoxes
-    from conceptcam.card import model_card
     from conceptcam.config import ConceptConfig, ModelRecord
     from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
+    from conceptcam.data.boxes import ConceptBoxes
     from conceptcam.data.coco import CocoDataset
+    from conceptcam.data.labels import resolve_uncertain
     from conceptcam.data.phantom.dataset import PhantomDataset
-    from conceptcam.evaluation import Evaluation, choose_thresholds, evaluate
-    from conceptcam.explanation import Explanation, explain
-    from conceptcam.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
-    from conceptcam.labels import resolve_uncertain
+    from conceptcam.hub.model_card import model_card
+    from conceptcam.hub.zoo import list_models, model_info
     from conceptcam.losses import (
         BBoxGuidedConceptLoss,
         PrototypeContrastiveLoss,
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
         positive_weight,
         prototype_contrastive_loss,
     )
-    from conceptcam.model import ConceptModel
-    from conceptcam.outputs import ConceptOutput, Seen
-    from conceptcam.pooling import create_pooling, list_poolings
-    from conceptcam.presets import Preset, Recipe, list_presets, preset
-    from conceptcam.stages import Stage
-    from conceptcam.trainer import Trainer
-    from conceptcam.zoo import list_models, model_info
+    from conceptcam.model.concept_model import ConceptModel
+    from conceptcam.model.outputs import ConceptOutput, Seen
+    from conceptcam.model.pooling import create_pooling, list_poolings
+    from conceptcam.training.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
+    from conceptcam.training.presets import Preset, Recipe, list_presets, preset
+    from conceptcam.training.stages import Stage
+    from conceptcam.training.trainer import Trainer
 
 # Public name -> module that defines it. Resolved on first use (PEP 562), so that importing the package is
 # instant and whoever only wants a loss does not wait for timm.
@@ -41,46 +41,46 @@ _PUBLIC: dict[str, str] = {
     "BackboneRequest": "conceptcam.backbones",
     "CocoDataset": "conceptcam.data.coco",
     "ConceptBatch": "conceptcam.data.batch",
-    "ConceptBoxes": "conceptcam.boxes",
+    "ConceptBoxes": "conceptcam.data.boxes",
     "ConceptConfig": "conceptcam.config",
     "ConceptDataset": "conceptcam.data.batch",
     "ConceptItem": "conceptcam.data.batch",
-    "ConceptModel": "conceptcam.model",
-    "ConceptOutput": "conceptcam.outputs",
-    "EpochRecord": "conceptcam.history",
-    "Evaluation": "conceptcam.evaluation",
-    "Explanation": "conceptcam.explanation",
-    "HistoryFile": "conceptcam.history",
+    "ConceptModel": "conceptcam.model.concept_model",
+    "ConceptOutput": "conceptcam.model.outputs",
+    "EpochRecord": "conceptcam.training.history",
+    "Evaluation": "conceptcam.analysis.evaluation",
+    "Explanation": "conceptcam.analysis.explanation",
+    "HistoryFile": "conceptcam.training.history",
     "ModelRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
-    "Preset": "conceptcam.presets",
+    "Preset": "conceptcam.training.presets",
     "PrototypeContrastiveLoss": "conceptcam.losses",
-    "Recipe": "conceptcam.presets",
-    "Seen": "conceptcam.outputs",
-    "Stage": "conceptcam.stages",
-    "TensorBoardLog": "conceptcam.history",
-    "Trainer": "conceptcam.trainer",
+    "Recipe": "conceptcam.training.presets",
+    "Seen": "conceptcam.model.outputs",
+    "Stage": "conceptcam.training.stages",
+    "TensorBoardLog": "conceptcam.training.history",
+    "Trainer": "conceptcam.training.trainer",
     "box_localization_loss": "conceptcam.losses",
-    "choose_thresholds": "conceptcam.evaluation",
+    "choose_thresholds": "conceptcam.analysis.evaluation",
     "classification_loss": "conceptcam.losses",
     "collate": "conceptcam.data.batch",
     "create_backbone": "conceptcam.backbones",
-    "create_pooling": "conceptcam.pooling",
-    "evaluate": "conceptcam.evaluation",
-    "explain": "conceptcam.explanation",
-    "learning_curves": "conceptcam.history",
+    "create_pooling": "conceptcam.model.pooling",
+    "evaluate": "conceptcam.analysis.evaluation",
+    "explain": "conceptcam.analysis.explanation",
+    "learning_curves": "conceptcam.training.history",
     "list_backbones": "conceptcam.backbones",
-    "list_models": "conceptcam.zoo",
-    "list_poolings": "conceptcam.pooling",
-    "list_presets": "conceptcam.presets",
-    "model_card": "conceptcam.card",
-    "model_info": "conceptcam.zoo",
+    "list_models": "conceptcam.hub.zoo",
+    "list_poolings": "conceptcam.model.pooling",
+    "list_presets": "conceptcam.training.presets",
+    "model_card": "conceptcam.hub.model_card",
+    "model_info": "conceptcam.hub.zoo",
     "positive_weight": "conceptcam.losses",
-    "preset": "conceptcam.presets",
+    "preset": "conceptcam.training.presets",
     "prototype_contrastive_loss": "conceptcam.losses",
-    "read_history": "conceptcam.history",
+    "read_history": "conceptcam.training.history",
     "register_backbone": "conceptcam.backbones",
-    "resolve_uncertain": "conceptcam.labels",
+    "resolve_uncertain": "conceptcam.data.labels",
 }
 
 __all__ = [

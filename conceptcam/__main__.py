@@ -2,6 +2,6 @@
 
 import sys
 
-from conceptcam.cli import main
+from conceptcam.cli.main import main
 
 sys.exit(main())

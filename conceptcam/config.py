@@ -1,15 +1,16 @@
 """What a model is (`ConceptConfig`) and what it has been taught (`ModelRecord`); together, `config.json`."""
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
+from conceptcam._checks import _MANY, check_names, few, refuse_text
+from conceptcam._files import nan_to_null
+
 FORMAT_VERSION = 1
-_MANY = 8  # names that a line can still show
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -193,44 +194,6 @@ class ModelRecord:
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, provenance="")
 
 
-def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
-    """Refuse names that are empty, repeated, no strings, or too few, or one string in place of a list.
-
-    Raises:
-        ValueError: Naming the offenders.
-    """
-    refuse_text(what, names)
-    strange = [name for name in names if not isinstance(name, str) or not name.strip()]
-    repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
-    if strange or repeated or len(names) < at_least:
-        raise ValueError(
-            f"`{what}` needs at least {at_least} name(s), none empty and none repeated; "
-            f"got {len(names)}, empty or not text: {strange}, repeated: {repeated}"
-        )
-
-
-def refuse_text(what: str, names: object) -> None:
-    """Refuse a string where names are expected: each of its letters would count as one.
-
-    Raises:
-        ValueError: If it is a string.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"`{what}` must be a list of names, got the text {names!r}; for one name write [{names!r}]")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean ['resnet']"` if known names are near, else nothing: a part of an error message."""
-    near = difflib.get_close_matches(name, list(known))
-    return f"; did you mean {near}" if near else ""
-
-
-def few(names: Iterable[object]) -> str:
-    """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
-    shown = [repr(name) for name in names]
-    return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
-
-
 def _short(record: "ConceptConfig | ModelRecord") -> str:
     """The record as Python writes it, unless it holds so many names that nothing else could be seen."""
     return f"{type(record).__name__}({', '.join(f'{name}={_few(value)}' for name, value in vars(record).items())})"
@@ -247,7 +210,7 @@ def _few(value: object) -> str:
 
 def to_json(config: ConceptConfig, record: ModelRecord) -> str:
     """The text of `config.json`."""
-    from conceptcam import __version__
+    from conceptcam._version import __version__
 
     content = {
         "format_version": FORMAT_VERSION,
@@ -297,15 +260,6 @@ def _build(cls: type[_Record], values: object) -> _Record:
 
 def _required(known: "dataclasses.Field[Any]") -> bool:
     return known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
-
-
-def nan_to_null(value: Any) -> Any:
-    """The value with None for every number that is not finite, as JSON wants it."""
-    if isinstance(value, Mapping):
-        return {key: nan_to_null(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [nan_to_null(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _null_to_nan(value: Any) -> Any:

@@ -8,11 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import ConceptBatch, ConceptItem, collate
-from conceptcam.model import ConceptModel
-from conceptcam.presets import Recipe, preset
-from conceptcam.solving import LinearSolver
-from conceptcam.stages import Stage
-from conceptcam.trainer import Trainer
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.stages import Stage
+from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model, weights
 
 

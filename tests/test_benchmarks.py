@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, PhantomDataset
 from conceptcam.data.phantom import PhantomKnobs
-from conceptcam.demo import DemoData
 from conceptcam.losses import box_localization_loss
-from conceptcam.optimization import parameter_groups
-from conceptcam.presets import Recipe, preset
+from conceptcam.runs.demo import DemoData
+from conceptcam.training.optimizer import parameter_groups
+from conceptcam.training.presets import Recipe, preset
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 

@@ -12,8 +12,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import conceptcam
 from conceptcam import ConceptConfig, ConceptModel, Recipe, list_presets, preset
-from conceptcam.arguments import build_parser
-from conceptcam.demo import demo_config
+from conceptcam.cli.arguments import build_parser
+from conceptcam.runs.demo import demo_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

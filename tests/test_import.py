@@ -31,7 +31,7 @@ def test_the_config_needs_no_torch():
 USE_THE_LOSS = """
 import torch
 from conceptcam.losses import BBoxGuidedConceptLoss, PrototypeContrastiveLoss
-from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.boxes import ConceptBoxes
 maps = torch.zeros(1, 2, 4, 4, requires_grad=True)
 box = [[{"concept_idx": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]]
 BBoxGuidedConceptLoss()(maps, torch.ones(1, 2), box).backward()
@@ -46,7 +46,7 @@ def test_using_the_losses_imports_torch_alone():
 def test_a_model_with_our_own_backbone_does_not_wait_for_timm():
     code = """
 from conceptcam.config import ConceptConfig
-from conceptcam.model import ConceptModel
+from conceptcam.model.concept_model import ConceptModel
 config = ConceptConfig(concepts=('a',), backbone='small_cnn_s8', image_size=(16, 16))
 ConceptModel.from_config(config)
 """

@@ -47,7 +47,7 @@ def test_the_wheel_has_the_models_and_nothing_but_the_package(built):
     names = set(contents(wheel))
     for model in ("phantom-csr", "phantom-cbm"):
         for file in ("config.json", "model.safetensors", "README.md"):
-            assert f"conceptcam/models/{model}/{file}" in names
+            assert f"conceptcam/hub/bundled/{model}/{file}" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"conceptcam"}
     assert "conceptcam/py.typed" in names
 
@@ -74,5 +74,5 @@ def test_an_installed_wheel_runs_the_readmes_first_example_without_the_sources(b
 
 
 def test_an_installed_wheel_verifies_its_models(built, python):
-    code = "from conceptcam.cli import main; main(['verify', 'phantom-csr']); main(['verify', 'phantom-cbm'])"
+    code = "from conceptcam.cli.main import main; main(['verify', 'phantom-csr']); main(['verify', 'phantom-cbm'])"
     assert run(python, "-c", code, cwd=built / "env").count(": whole; all ") == 2

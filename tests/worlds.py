@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem, collate
-from conceptcam.model import ConceptModel
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.model.concept_model import ConceptModel
 
 CONCEPTS = ("bright", "dark", "striped")
 TASKS = ("any", "bright and dark")

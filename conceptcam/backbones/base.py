@@ -1,6 +1,8 @@
 """What every backbone promises."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -30,3 +32,20 @@ class Backbone(nn.Module, ABC):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay would harm, such as position embeddings, biases and norms aside."""
         return set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRequest:
+    """What a backbone's factory is asked for.
+
+    Attributes:
+        image_size: (H, W) of the images in pixels.
+        feature_level: Which feature grid to give, counted as in a Python list; -1 is the last.
+        pretrained: Whether to load the published weights.
+        weights: A checkpoint to load, of which every tensor must fit; None loads none.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    feature_level: int = -1
+    pretrained: bool = False
+    weights: Path | None = None

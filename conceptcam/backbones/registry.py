@@ -4,40 +4,28 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from conceptcam.backbones.base import Backbone
-from conceptcam.config import did_you_mean
-from conceptcam.folders import WEIGHTS_FILE
-from conceptcam.hub import fetch
-from conceptcam.published import BACKBONES, BackboneRecord, backbone_record, noncommercial_notice, repository_notice
-from conceptcam.sources import Address, parse_source
-from conceptcam.zoo import licence_notice
+from conceptcam._checks import did_you_mean
+from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.hub.address import Address, parse_source
+from conceptcam.hub.download import fetch
+from conceptcam.hub.model_folder import WEIGHTS_FILE
+from conceptcam.hub.published_backbones import (
+    BACKBONES,
+    BackboneRecord,
+    backbone_record,
+    noncommercial_notice,
+    repository_notice,
+)
+from conceptcam.hub.zoo import licence_notice
 
 log = logging.getLogger(__name__)
 
 PICKLE_FILE = "pytorch_model.bin"
 """What older repositories hold in place of safetensors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneRequest:
-    """What a backbone's factory is asked for.
-
-    Attributes:
-        image_size: (H, W) of the images in pixels.
-        feature_level: Which feature grid to give, counted as in a Python list; -1 is the last.
-        pretrained: Whether to load the published weights.
-        weights: A checkpoint to load, of which every tensor must fit; None loads none.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    feature_level: int = -1
-    pretrained: bool = False
-    weights: Path | None = None
 
 
 Factory = Callable[[BackboneRequest], Backbone]

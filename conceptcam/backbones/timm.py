@@ -15,10 +15,9 @@ from timm.models.hieradet_sam2 import HieraDet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from conceptcam.backbones.base import Backbone
-from conceptcam.backbones.registry import BackboneRequest
-from conceptcam.formats import read_encoder
-from conceptcam.hub import told_of
+from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.hub.checkpoints import read_encoder
+from conceptcam.hub.errors import told_of
 
 Channels = tuple[float, float, float]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import did_you_mean
+from conceptcam._checks import did_you_mean
+from conceptcam.data.boxes import ConceptBoxes
 
 
 class ConceptItem(NamedTuple):

@@ -9,12 +9,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from conceptcam.boxes import ConceptBoxes
-from conceptcam.config import TaskKind, check_names
+from conceptcam._checks import check_names
+from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.coco_file import NUMBER, BadBoxes, check_images, draw_boxes, is_annotated, read_coco, some
 from conceptcam.data.images import read_image
-from conceptcam.labels import Uncertain, resolve_uncertain
+from conceptcam.data.labels import Uncertain, resolve_uncertain
 
 _UNCERTAIN = -1.0
 

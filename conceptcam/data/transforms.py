@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

@@ -1,16 +1,15 @@
 """Losses. Each takes plain tensors, so it fits any training loop."""
 
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
-from conceptcam.losses.imbalance import (
+from conceptcam.losses.class_weights import class_weight, positive_weight
+from conceptcam.losses.classification import (
     AsymmetricLoss,
     FocalLoss,
     asymmetric_loss,
-    class_weight,
     classification_loss,
     focal_loss,
     multiclass_loss,
     multilabel_loss,
-    positive_weight,
 )
 from conceptcam.losses.prototypes import (
     PrototypeContrastiveLoss,

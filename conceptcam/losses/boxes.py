@@ -7,16 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptcam.boxes import ConceptBoxes, MaskRule
-from conceptcam.losses.imbalance import (
-    AsymmetricLoss,
-    FocalLoss,
-    at_least_float32,
-    check_choice,
-    masked_mean,
-    multilabel_loss,
-    split_known,
-)
+from conceptcam._checks import check_choice
+from conceptcam.data.boxes import ConceptBoxes, MaskRule
+from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, multilabel_loss
+from conceptcam.losses.masking import at_least_float32, masked_mean, split_known
 
 Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]

@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from conceptcam.losses.imbalance import at_least_float32, masked_mean, multilabel_loss, split_known
+from conceptcam.losses.classification import multilabel_loss
+from conceptcam.losses.masking import at_least_float32, masked_mean, split_known
 
 Form = Literal["nearest", "infonce", "supcon", "softtriple"]
 MarginSign = Literal["softtriple", "paper", "numerator"]

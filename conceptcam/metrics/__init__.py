@@ -13,7 +13,7 @@ from conceptcam.metrics.classification import (
     typical_probabilities,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores, best_iou_thresholds
-from conceptcam.metrics.pairs import box_iou, drawn_pairs, energy_in_box, find_peaks, pointing_game, random_peaks
+from conceptcam.metrics.map_scores import box_iou, drawn_pairs, energy_in_box, find_peaks, pointing_game, random_peaks
 from conceptcam.metrics.prototypes import (
     PrototypeAccuracy,
     PrototypeHealth,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conceptcam.config import TaskKind
-from conceptcam.metrics.gather import RowMetric, ShareMetric
+from conceptcam.metrics.base import RowMetric, ShareMetric
 
 # As in the losses, so that what can be trained on can be measured: shares rounded to two digits, or in bfloat16.
 _SUM_TOLERANCE = 1e-2

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam.boxes import ConceptBoxes
-from conceptcam.metrics.gather import RowMetric
-from conceptcam.metrics.pairs import (
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.metrics.base import RowMetric
+from conceptcam.metrics.map_scores import (
     IOU_THRESHOLDS,
     DrawnPairs,
     Energy,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conceptcam.metrics.gather import ShareMetric
+from conceptcam.metrics.base import ShareMetric
 
 
 class PrototypeHealth(NamedTuple):

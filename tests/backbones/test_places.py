@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptcam.backbones import Backbone, create_backbone
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.config import ConceptConfig
-from conceptcam.heads import ConceptHead, TaskHead
-from conceptcam.model import ConceptModel
-from conceptcam.pooling import MaxPool
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.heads import ConceptHead, TaskHead
+from conceptcam.model.pooling import MaxPool
 
 SIDE = 8  # pixels of a cell of `CellMeans`
 SIZES = [(32, 32), (24, 40), (48, 16)]

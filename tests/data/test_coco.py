@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import collate
 from conceptcam.data.coco import CocoDataset
+from conceptcam.data.labels import SOFT_LABEL, Uncertain
 from conceptcam.data.transforms import Preprocess, light_augmentation
-from conceptcam.labels import SOFT_LABEL, Uncertain
 
 CONTENT: dict[str, Any] = {
     "images": [

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.transforms import BoxSafe, Preprocess, light_augmentation
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
-from conceptcam.losses.imbalance import AsymmetricLoss, FocalLoss, classification_loss, positive_weight
+from conceptcam.losses.class_weights import positive_weight
+from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, classification_loss
 
 nan = torch.nan
 PENALTIES, REDUCTIONS, MASKS = ("bce", "hinge", "mse"), ("area", "grid"), ("coverage", "center")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 from torch import Tensor
 
-from conceptcam.labels import Uncertain, resolve_uncertain
+from conceptcam.data.labels import Uncertain, resolve_uncertain
 from conceptcam.losses import multiclass_loss, positive_weight
 from conceptcam.metrics.classification import (
     LabelMetrics,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conceptcam.boxes import ConceptBoxes
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics import pairs as pairs_module
 from conceptcam.metrics.classification import macro
 from conceptcam.metrics.localization import (
@@ -17,7 +17,7 @@ from conceptcam.metrics.localization import (
     pair_scores,
     summarize,
 )
-from conceptcam.metrics.pairs import (
+from conceptcam.metrics.map_scores import (
     IOU_THRESHOLDS,
     box_iou,
     drawn_pairs,

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.random import Generator
 
 from conceptcam.data.phantom.arrays import Floats, Ints
-from conceptcam.zoo import VINDR_CONCEPTS, VINDR_TASKS
+from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
 
 PHANTOM_VERSION = 1
 """Rises whenever the same (seed, index, knobs) would give another image, label or box."""

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from conceptcam.boxes import ConceptBoxes
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.phantom.cache import Request, cached, render
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
 from conceptcam.data.phantom.knobs import PhantomKnobs

@@ -1,0 +1,51 @@
+"""Checks of arguments, and hints in error messages."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+_MANY = 8  # names that a line can still show
+
+
+def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
+    """Refuse names that are empty, repeated, no strings, or too few, or one string in place of a list.
+
+    Raises:
+        ValueError: Naming the offenders.
+    """
+    refuse_text(what, names)
+    strange = [name for name in names if not isinstance(name, str) or not name.strip()]
+    repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
+    if strange or repeated or len(names) < at_least:
+        raise ValueError(
+            f"`{what}` needs at least {at_least} name(s), none empty and none repeated; "
+            f"got {len(names)}, empty or not text: {strange}, repeated: {repeated}"
+        )
+
+
+def refuse_text(what: str, names: object) -> None:
+    """Refuse a string where names are expected: each of its letters would count as one.
+
+    Raises:
+        ValueError: If it is a string.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"`{what}` must be a list of names, got the text {names!r}; for one name write [{names!r}]")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean ['resnet']"` if known names are near, else nothing: a part of an error message."""
+    near = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {near}" if near else ""
+
+
+def few(names: Iterable[object]) -> str:
+    """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
+    shown = [repr(name) for name in names]
+    return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
+
+
+def check_choice(name: str, value: str, known: Any) -> None:
+    """Refuse a value that is not one of a `Literal`'s."""
+    if value not in get_args(known):
+        raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")

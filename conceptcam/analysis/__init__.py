@@ -1,0 +1,1 @@
+"""Believe a model, explain what it says, and draw it."""

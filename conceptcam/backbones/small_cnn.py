@@ -1,0 +1,78 @@
+"""A small convolutional backbone of our own, made to train from scratch on images of 112 to 128 pixels."""
+
+import torch
+from torch import Tensor, nn
+
+from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.backbones.registry import register_backbone
+from conceptcam.hub.checkpoints import read_encoder
+
+STRIDE = 8
+
+
+class SmallCnn(Backbone):
+    """Features (B, width, H / 8, W / 8) of 0.7 million parameters at a width of 96.
+
+    Three strided convolutions, a learned map of where a cell is (anatomy has places), and residual blocks, the
+    last of them dilated, so that a cell of 8 pixels sees most of a small image.
+    """
+
+    def __init__(self, image_size: tuple[int, int], width: int = 96) -> None:
+        super().__init__()
+        rows, columns = image_size[0] // STRIDE, image_size[1] // STRIDE
+        self.out_channels = width
+        self.stem = nn.Sequential(_conv(3, 24, 2), _conv(24, 48, 2), _conv(48, width, 2))
+        self.position = nn.Parameter(torch.zeros(1, width, rows, columns))
+        self.blocks = nn.Sequential(*(_Residual(width, dilation) for dilation in (1, 1, 2, 4)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalized -> features (B, width, H / 8, W / 8)."""
+        return self.blocks(self.stem(images) + self.position)
+
+    def no_weight_decay(self) -> set[str]:
+        """The map of where a cell is."""
+        return {"position"}
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _conv(width, width, 1),
+            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features + self.layers(features)).relu()
+
+
+def _conv(inside: int, outside: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+    )
+
+
+@register_backbone("small_cnn_s8")
+def small_cnn_s8(request: BackboneRequest) -> Backbone:
+    """A `SmallCnn` for images whose sides are multiples of 8; it has no published weights."""
+    return _small_cnn("small_cnn_s8", 96, request)
+
+
+@register_backbone("small_cnn_s8_w64")
+def small_cnn_s8_w64(request: BackboneRequest) -> Backbone:
+    """`small_cnn_s8` with 64 channels in place of 96: half the size."""
+    return _small_cnn("small_cnn_s8_w64", 64, request)
+
+
+def _small_cnn(name: str, width: int, request: BackboneRequest) -> Backbone:
+    if request.pretrained:
+        raise ValueError(f"{name} has no published weights; it is made to train from scratch")
+    if request.feature_level not in (-1, 0):
+        raise ValueError(f"{name} has one feature level, got {request.feature_level}")
+    if any(side % STRIDE for side in request.image_size):
+        raise ValueError(f"{name} needs sides that are multiples of {STRIDE}, got {request.image_size}")
+    backbone = SmallCnn(request.image_size, width)
+    if request.weights is not None:
+        backbone.load_state_dict(read_encoder(request.weights, backbone.state_dict()).tensors)
+    return backbone

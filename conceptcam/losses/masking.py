@@ -1,0 +1,47 @@
+"""Labels that nobody knows: left out of losses."""
+
+import torch
+from torch import Tensor
+
+
+def _known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) which rows are known, and multi-class targets with 0 in place of the unknown."""
+    known, target = split_known(logits, targets)
+    rows = known.all(dim=-1)
+    sums = target.sum(dim=-1)[rows]
+    if ((sums - 1).abs() > 1e-2).any():
+        strange = sums[(sums - 1).abs().argmax()].item()
+        raise ValueError(f"multi-class targets must be rows that sum to 1, or hold NaN; one sums to {strange:g}")
+    return rows, target
+
+
+def split_known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels are known, and the labels with 0 in place of the unknown.
+
+    Raises:
+        ValueError: If shapes differ or a known label is outside [0, 1].
+    """
+    if logits.shape != labels.shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, but predictions {tuple(logits.shape)}")
+    known = ~labels.isnan()
+    target = torch.where(known, labels, 0).to(logits.dtype)
+    if ((target < 0) | (target > 1)).any():
+        strange = target[(target < 0) | (target > 1)][0].item()
+        raise ValueError(
+            f"labels must be in [0, 1], or NaN where unknown; got {strange:g}. If that is a code for uncertain, "
+            "`conceptcam.data.labels.resolve_uncertain` says what it should count as."
+        )
+    return known, target
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are; half precision loses small terms and overflows in sums."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of values by weights of the same shape; exactly 0, with a gradient path, where all weigh 0."""
+    weights = weights.to(values.dtype)
+    total = weights.sum()
+    # `where` keeps an infinite value of weight 0 from becoming NaN.
+    return torch.where(weights > 0, values * weights, 0).sum() / torch.where(total > 0, total, 1)

@@ -1,0 +1,1 @@
+"""The model: image -> features -> concepts -> prototypes -> task."""

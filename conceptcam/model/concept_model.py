@@ -1,0 +1,402 @@
+"""The model: image -> features -> concepts -> prototypes -> task."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from conceptcam._checks import few
+from conceptcam.backbones import Backbone, create_backbone
+from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.data.transforms import Preprocess
+from conceptcam.hub.architectures import recipe_config
+from conceptcam.hub.download import find_model, upload
+from conceptcam.hub.model_folder import read_folder, save_folder
+from conceptcam.hub.weights import build_filled, sha256
+from conceptcam.model.device import usable_device
+from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
+from conceptcam.model.outputs import Compared, ConceptOutput, Decided, Seen
+from conceptcam.model.pooling import create_pooling
+
+
+class ConceptModel(nn.Module):
+    """A concept-bottleneck model that says which concepts it sees, where, and what each counted for.
+
+    Build one with `from_config` or `from_pretrained`; use the constructor to put in parts of your own.
+    Every part is an attribute, and stages name parts by those attributes.
+
+    Attributes:
+        config: What the model is.
+        record: What it has been taught.
+        preprocess: Turns an image as read into what the model wants.
+
+    Raises:
+        ValueError: If prototypes are asked for without the parts they need.
+    """
+
+    task_head: TaskHead
+
+    def __init__(
+        self,
+        config: ConceptConfig,
+        *,
+        backbone: Backbone,
+        concept_head: nn.Module,
+        pool: nn.Module,
+        task_head: TaskHead,
+        projector: nn.Module | None = None,
+        prototypes: nn.Module | None = None,
+        record: ModelRecord | None = None,
+    ) -> None:
+        super().__init__()
+        if config.bottleneck == "prototypes" and (projector is None or prototypes is None):
+            raise ValueError("a 'prototypes' bottleneck needs a projector and prototypes; or choose 'concepts'")
+        self.config = config
+        self.record = record or ModelRecord()
+        self.preprocess = Preprocess(config.image_size, config.mean, config.std)
+        self.backbone = backbone
+        self.concept_head = concept_head
+        self.pool = pool
+        self.projector = projector
+        self.prototypes = prototypes
+        self.task_head = task_head
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ConceptConfig,
+        *,
+        pretrained_backbone: bool = False,
+        backbone_weights: str | Path | None = None,
+    ) -> Self:
+        """Build the standard parts, sized by the config and untrained, save perhaps the backbone.
+
+        Args:
+            config: What the model is.
+            pretrained_backbone: Whether to download the backbone's published weights.
+            backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
+
+        Raises:
+            ValueError: If a name in the config is unknown, or the weights do not fit.
+        """
+        backbone = create_backbone(
+            config.backbone,
+            pretrained=pretrained_backbone,
+            weights=backbone_weights,
+            image_size=config.image_size,
+            feature_level=config.feature_level,
+        )
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"backbone {config.backbone!r} gave a {type(backbone).__name__}; its factory must return a `Backbone`"
+            )
+        channels, concepts = backbone.out_channels, len(config.concepts)
+        with_prototypes = config.bottleneck == "prototypes"
+        per_concept = config.prototypes_per_concept if with_prototypes else 1
+        return cls(
+            config,
+            backbone=backbone,
+            concept_head=ConceptHead(channels, concepts, bias=config.head_bias, prior=_prior(config.pooling)),
+            pool=create_pooling(config.pooling, num_concepts=concepts, value=config.pooling_value),
+            projector=create_projector(config.projector, channels, config.embed_dim) if with_prototypes else None,
+            prototypes=Prototypes(concepts, per_concept, config.embed_dim) if with_prototypes else None,
+            task_head=TaskHead(concepts, per_concept, len(config.tasks)),
+        )
+
+    @classmethod
+    def from_recipe(
+        cls,
+        name: str,
+        *,
+        concepts: Sequence[str],
+        tasks: Sequence[str] = (),
+        pretrained_backbone: bool = False,
+        backbone_weights: str | Path | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Build a model of a named kind for your concepts and tasks; `list_models(kind="recipe")` lists them.
+
+        Args:
+            name: Such as `"csr_resnet50"`.
+            concepts: Names of the concepts, such as `VINDR_CONCEPTS`.
+            tasks: Names of the tasks.
+            pretrained_backbone: Whether to download the backbone's published weights.
+            backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
+            **fields: Fields of `ConceptConfig` that differ from the recipe's.
+
+        Raises:
+            ValueError: If there is no such recipe, or a field or the weights do not fit.
+        """
+        config = recipe_config(name, concepts=concepts, tasks=tasks, **fields)
+        return cls.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        verify: bool = False,
+    ) -> Self:
+        """Load a model from a folder, the package itself or the Hugging Face Hub, in eval mode.
+
+        Args:
+            source: A folder written by `save_pretrained`, a name that `list_models(kind="model")` lists, or
+                `"organization/name"` on the Hub, perhaps with `@revision`, or the address of its page there. A path
+                object, the name of a folder that is there and text that starts with `.`, `/` or `~` are always folders.
+            revision: Branch, tag or commit on the Hub; None is the main branch.
+            token: For private and gated repositories; None takes the one you are logged in with.
+            cache_dir: Where downloads are kept; None is the Hub client's cache.
+            local_files_only: Whether to take what the cache has and ask nobody.
+            device: Where to put the model.
+            dtype: Floating-point type of the weights; None keeps the one they were saved in.
+            verify: Whether to check the weights against the SHA-256 that was recorded when they were saved. A
+                download is otherwise checked for its length only.
+
+        Raises:
+            FileNotFoundError: If the folder, the repository, the revision or a file is not there.
+            PermissionError: If the Hub refuses access.
+            ConnectionError: If the Hub cannot be reached, or breaks off.
+            ValueError: If the config or the weights do not fit this version of conceptcam, or each other; or, before
+                anything is downloaded, if this machine has no such device or `dtype` is no floating-point type.
+        """
+        where = usable_device(device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype!r}")
+        folder = find_model(
+            source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        config, record, weights = read_folder(folder)
+        if verify and not record.weights_sha256:
+            raise ValueError(f"{folder}: its config records no SHA-256 of the weights, so they cannot be verified")
+        if verify and sha256(weights) != record.weights_sha256:
+            raise ValueError(
+                f"{weights} is not the file that its config was saved with: the SHA-256 differs; if it was downloaded, "
+                f"remove {weights.resolve()} and load again"
+            )
+        model = build_filled(lambda: cls.from_config(config), weights)
+        model.record = record
+        return model.to(device=where, dtype=dtype).eval()
+
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write the config, the record and the weights that `from_pretrained` reads, and a model card.
+
+        What the folder held before stays whole if writing fails.
+
+        Args:
+            folder: Made if it is not there.
+            card: Text of the card; None generates one with `model_card`, unless the folder holds one of your own.
+
+        Raises:
+            OSError: If the disk is full or the folder cannot be written.
+        """
+        save_folder(Path(folder).expanduser(), self.config, self.record, self.state_dict(), card=card)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a conceptcam model",
+        card: str | None = None,
+    ) -> str:
+        """Put the config, the weights and a model card on the Hugging Face Hub as one commit.
+
+        Args:
+            repository: `"organization/name"`; created if it is not there.
+            token: With the right to write; None takes the one you are logged in with.
+            private: Whether a repository that is created is private; None leaves it to the organization.
+            revision: Branch to commit to; None is the main branch.
+            commit_message: First line of the commit.
+            card: Text of the card; None generates one, unless the Hub holds one that was written by hand.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            PermissionError: If the token is missing or may not write.
+            ConnectionError: If the Hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_folder(Path(folder), self.config, self.record, self.state_dict(), card=card, title=repository)
+            return upload(
+                Path(folder),
+                repository,
+                keep_card=card is None,
+                token=token,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+            )
+
+    def see(self, images: Tensor) -> Seen:
+        """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
+
+        Raises:
+            ValueError: If the images have another shape than the config says, or another type than the weights.
+        """
+        self._check(images)
+        features = self.backbone(images)
+        concept_maps = self.concept_head(features)
+        return Seen(features, concept_maps, self.pool(concept_maps))
+
+    def compare(self, images: Tensor, asked: Tensor) -> Compared:
+        """Images, and whose vectors are asked for (B, K) bool -> those vectors beside the prototypes.
+
+        Stage 2 learns from this alone, so its projector sees these vectors and nothing else.
+        """
+        return self._beside_prototypes(self.embed(images, asked), asked)
+
+    def compare_vectors(self, vectors: Tensor, asked: Tensor) -> Compared:
+        """Vectors (P, C) of the P concepts asked for, image by image, and which those are (B, K) -> the comparison."""
+        return self._beside_prototypes(self.embed_vectors(vectors, asked), asked)
+
+    def embed(self, images: Tensor, asked: Tensor) -> Tensor:
+        """Images, and whose vectors are asked for (B, K) bool -> those P vectors in the prototypes' space, (P, D)."""
+        seen = self.see(images)
+        if self.config.pooling_order == "project_then_pool":
+            return self._embeddings(seen)[asked]
+        return self.embed_vectors(self.gather(seen)[asked], asked)
+
+    def embed_vectors(self, vectors: Tensor, asked: Tensor) -> Tensor:
+        """Vectors (P, C) of concepts -> the same in the prototypes' space, (P, D)."""
+        return self._prototype_parts()[0](vectors[None])[0]
+
+    def decide(self, images: Tensor) -> Decided:
+        """Images (B, 3, H, W), normalized -> evidence and task logits. Stage 3 learns from this alone."""
+        return self.decide_from(self.find_evidence(self.see(images)))
+
+    def decide_from(self, evidence: Tensor) -> Decided:
+        """Evidence (B, K, M) -> itself and the task logits."""
+        return Decided(evidence, self.task_head(evidence))
+
+    def find_evidence(self, seen: Seen) -> Tensor:
+        """What was seen -> evidence (B, K, M)."""
+        if self.config.bottleneck == "concepts":
+            return seen.concept_logits.sigmoid()[..., None]
+        return self.compare_places(seen).amax(dim=(-2, -1))
+
+    def reason(self, seen: Seen) -> ConceptOutput:
+        """What was seen -> similarities to prototypes, evidence and task logits."""
+        if self.config.bottleneck == "concepts":
+            vector_similarity, similarity_maps = _without_prototypes(seen)
+            evidence = self.find_evidence(seen)
+        else:
+            vector_similarity = self._prototype_parts()[1](self._embeddings(seen))
+            similarity_maps = self.compare_places(seen)
+            evidence = similarity_maps.amax(dim=(-2, -1))
+        return ConceptOutput(*seen, vector_similarity, similarity_maps, evidence, self.task_head(evidence))
+
+    def forward(self, images: Tensor) -> ConceptOutput:
+        """Images (B, 3, H, W), normalized -> everything the model has to say about them."""
+        return self.reason(self.see(images))
+
+    def gather(self, seen: Seen) -> Tensor:
+        """What was seen -> each concept's vector (B, K, C): the mean feature, weighed by the softmax of its map.
+
+        CSR, Eq. 2; the softmax is over places, of the map over `map_temperature`.
+        """
+        return einsum(
+            self._place_weights(seen), rearrange(seen.features, "b c h w -> b c (h w)"), "b k p, b c p -> b k c"
+        )
+
+    def compare_places(self, seen: Seen) -> Tensor:
+        """(B, K, M, h, w) cosine of each place with each prototype, clipped at 0 (CSR, Eq. 10 and 13)."""
+        projector, prototypes = self._prototype_parts()
+        height = seen.features.shape[-2]
+        cosines = prototypes(project_grid(projector, seen.features))
+        return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=height)
+
+    def _embeddings(self, seen: Seen) -> Tensor:
+        """(B, K, D) each concept's vector in the prototypes' space (CSR, Eq. 2 and 3)."""
+        projector, _ = self._prototype_parts()
+        if self.config.pooling_order == "project_then_pool":
+            return einsum(self._place_weights(seen), project_grid(projector, seen.features), "b k p, b p d -> b k d")
+        return projector(self.gather(seen))
+
+    def _beside_prototypes(self, embeddings: Tensor, asked: Tensor) -> Compared:
+        similarity = self._prototype_parts()[1](embeddings[None])[0]
+        return Compared(similarity.new_zeros(*asked.shape, *similarity.shape[1:]).index_put((asked,), similarity))
+
+    def _place_weights(self, seen: Seen) -> Tensor:
+        """(B, K, h * w) how much each place counts in each concept's vector; sums to 1."""
+        return rearrange(seen.concept_maps / self.config.map_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
+
+    def _prototype_parts(self) -> tuple[nn.Module, nn.Module]:
+        if self.projector is None or self.prototypes is None:
+            raise ValueError("a 'concepts' bottleneck has no prototypes to compare with")
+        return self.projector, self.prototypes
+
+    def __repr__(self) -> str:
+        """What it is and was taught, and a line per part; printing a part shows its layers."""
+        config, size = self.config, " x ".join(map(str, self.config.image_size))
+        lines = [
+            f"ConceptModel of {size} images on {config.backbone!r}",
+            f"  {len(config.concepts)} concepts: {few(config.concepts)}",
+            f"  {len(config.tasks)} tasks: {few(config.tasks) or '-'}",
+            f"  taught: {', '.join(self.record.stages) or 'nothing yet'}",
+        ]
+        for name, part in self.named_children():
+            lines.append(f"  {name}: {type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters")
+        return "\n".join(lines)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, leaving frozen parts in eval mode.
+
+        A frozen part must give the same output at every step, so its batch-norm statistics and dropout
+        stay still too, whichever loop calls `train()`.
+        """
+        super().train(mode)
+        for part in self.children():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+        return self
+
+    def _check(self, images: Tensor) -> None:
+        expected, dtype = (3, *self.config.image_size), self.task_head.weight.dtype
+        castable = images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not (images.dtype == dtype or castable):
+            raise ValueError(
+                f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
+                f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
+            )
+
+
+def _prior(pooling: str) -> float:
+    """Probability that every place starts from, such that a concept is hardly ever seen in the whole image."""
+    # Noisy-or adds places up: the same start at each of, say, 14 x 14 would be near certainty.
+    return 0.05 / 14**2 if pooling == "noisy_or" else 0.05
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """Put a model in eval mode, and on a device, for a while; gives the device. It is left as it was."""
+    was_training, home = model.training, next(model.parameters()).device
+    where = home if device is None else usable_device(device)
+    try:
+        model.to(where).eval()
+        yield where
+    finally:
+        model.to(home).train(was_training)
+
+
+def _without_prototypes(seen: Seen) -> tuple[Tensor, Tensor]:
+    batch, concepts, height, width = seen.concept_maps.shape
+    return (
+        seen.concept_maps.new_zeros(batch, concepts, concepts, 0),
+        seen.concept_maps.new_zeros(batch, concepts, 0, height, width),
+    )

@@ -1,0 +1,195 @@
+"""The demonstration: a three-stage concept model of a drawn chest, trained, looked at and checked."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conceptcam._files import nan_to_null
+from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.figures import Tile, blend, contact_sheet, save_png
+from conceptcam.config import Bottleneck, ConceptConfig
+from conceptcam.data.batch import ConceptDataset
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.phantom import (
+    CANARIES,
+    ONE_SIDED,
+    PHANTOM_CONCEPTS,
+    PHANTOM_DISEASES,
+    SMALL_FINDINGS,
+    PhantomKnobs,
+)
+from conceptcam.data.phantom.dataset import PhantomDataset
+from conceptcam.data.phantom.diseases import disease_ceiling
+from conceptcam.losses.classification import multilabel_loss
+from conceptcam.metrics.classification import label_scores, macro
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.heads import TaskHead
+from conceptcam.runs.folder import FIGURES
+from conceptcam.runs.options import RunOptions
+from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
+from conceptcam.runs.run import end_run, train_run
+
+FOLLOWED = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
+"""Concepts whose maps are drawn epoch by epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoData:
+    """Three disjoint draws of the phantom."""
+
+    train: ConceptDataset
+    val: ConceptDataset
+    test: ConceptDataset
+    knobs: PhantomKnobs
+
+
+def phantom_data(
+    count: int, *, size: int = 112, seed: int = 0, completeness: float = 0.0, progress: bool = False
+) -> DemoData:
+    """`count` images to train on, and an eighth and a fifth of that for validation and test.
+
+    Args:
+        count: Training images.
+        size: Side of the images in pixels.
+        seed: Of the training images; validation and test images come from seeds of their own, so another
+            `seed` draws all of them afresh.
+        completeness: Of `PhantomKnobs`: how much of the diseases is in the pixels only.
+        progress: Whether to show a bar while drawing.
+    """
+    knobs = PhantomKnobs(size=size, completeness=completeness)
+    parts = [
+        PhantomDataset(number, seed=3 * seed + part, knobs=knobs, progress=progress)
+        for part, number in enumerate((count, max(200, count // 8), max(300, count // 5)))
+    ]
+    return DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
+
+
+def demo_config(size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8") -> ConceptConfig:
+    """The model of the demonstration: the small backbone, from scratch, on the phantom's concepts and diseases."""
+    return ConceptConfig(
+        concepts=PHANTOM_CONCEPTS,
+        tasks=PHANTOM_DISEASES,
+        backbone=backbone,
+        image_size=(size, size),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        bottleneck=bottleneck,
+    )
+
+
+def run_demo(
+    folder: Path,
+    data: DemoData,
+    options: RunOptions,
+    *,
+    bottleneck: Bottleneck = "prototypes",
+    backbone: str = "small_cnn_s8",
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train, measure and draw, and write everything into a folder.
+
+    Args:
+        folder: Where to write.
+        data: What to train and test on.
+        options: How to train.
+        bottleneck: What the task head reads.
+        backbone: Name of the backbone, which learns from scratch.
+        say: Takes lines for the reader.
+
+    Returns:
+        The headline figures.
+    """
+    say("A look at the data ...")
+    save_png(finding_sheet(data.test), folder / FIGURES / "phantom.png")
+    watch = next(i for i in range(len(data.val)) if _has(data.val, i, FOLLOWED, at_least=2))
+    say("Training ...")
+    model = train_run(
+        demo_config(data.knobs.size, bottleneck, backbone=backbone),
+        data.train,
+        data.val,
+        folder,
+        options,
+        training_data=f"{len(data.train)} drawn chest radiographs (conceptcam phantom)",
+        watch=data.val.read(watch),
+        follow=FOLLOWED,
+        say=say,
+    )
+    say("Measuring on images it has never seen ...")
+    result = measure(model, data.test, folder, options, canaries=CANARIES)
+    figures = headline(model, result, data)
+    where = f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)"
+    model.record = dataclasses.replace(model.record, metrics=figures, measured_on=where)
+    model.save_pretrained(folder)
+    (folder / "summary.json").write_text(json.dumps(nan_to_null(figures), indent=2) + "\n", encoding="utf-8")
+    save_explanations(model, [data.test.read(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)
+    end_run(folder)
+    say(result.table())
+    return figures
+
+
+def headline(model: ConceptModel, result: Evaluation, data: DemoData) -> dict[str, Any]:
+    """The figures a reader should see first, each disease figure beside what can be had at all."""
+    summary = result.summary()
+    small, one_sided = ([result.concepts.index(name) for name in names] for names in (SMALL_FINDINGS, ONE_SIDED))
+    targets = data.test.task_labels
+    true_head = fit_linear(data.train.concept_labels, data.train.task_labels)(data.test.concept_labels)
+    ceiling = disease_ceiling(data.test.concept_labels.numpy(), targets.numpy(), data.knobs)
+    return {
+        "concept AUROC": summary["concept_auroc"],
+        "concept AP": summary["concept_ap"],
+        "pointing": summary["pointing"],
+        "pointing, five small findings": float(macro(result.localization.pointing[small])),
+        "pointing of a random map": summary["pointing_random_map"],
+        "pointing of the image centre": summary["pointing_center_prior"],
+        "mirror gap of the one-sided findings": float(macro(result.localization.mirror_gap[one_sided])),
+        f"disease AUROC, {model.config.bottleneck} bottleneck": summary["task_auroc"],
+        "disease AUROC, linear head on the true concepts": float(macro(label_scores(true_head, targets).auroc)),
+        "disease AUROC, ceiling by enumeration": float(np.nanmean(list(ceiling.values()))),
+    }
+
+
+def fit_linear(inputs: Tensor, targets: Tensor, *, steps: int = 100) -> Callable[[Tensor], Tensor]:
+    """A logistic regression of targets (N, T) on inputs (N, K): the most a linear task head can make of them."""
+    head = TaskHead(inputs.shape[1], 1, targets.shape[1])  # starts at 0
+    # A touch of weight decay, since some diseases follow from the concepts for sure and weights would grow forever.
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = multilabel_loss(head(inputs[..., None]), targets) + 1e-4 * head.weight.square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return lambda rows: head(rows[..., None]).detach()
+
+
+def finding_sheet(dataset: ConceptDataset, columns: int = 6) -> Any:
+    """A contact sheet with one image of each concept, its boxes drawn."""
+    tiles = []
+    for k, name in enumerate(dataset.concepts):
+        rows = (dataset.concept_labels[:, k] > 0).nonzero()[:, 0]
+        if len(rows):
+            # The image with the fewest other findings shows this one best.
+            item = dataset.read(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
+            boxes = item.boxes or ConceptBoxes.empty()
+            tiles.append(Tile(name, blend(item.image, boxes=boxes.xyxy[boxes.concept == k])))
+    return contact_sheet(tiles, columns=columns)
+
+
+def _has(dataset: ConceptDataset, index: int, names: tuple[str, ...], at_least: int) -> bool:
+    row = dataset.concept_labels[index]
+    return int(sum(row[dataset.concepts.index(name)] for name in names)) >= at_least
+
+
+def _interesting(dataset: ConceptDataset, count: int) -> list[int]:
+    """Images with two to four findings, the first few."""
+    findings = dataset.concept_labels.sum(dim=1)
+    return ((findings >= 2) & (findings <= 4)).nonzero()[:count, 0].tolist()

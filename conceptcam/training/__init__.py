@@ -1,0 +1,1 @@
+"""How a model learns: stages, the loop that runs them, and presets."""

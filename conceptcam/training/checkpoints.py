@@ -1,0 +1,248 @@
+"""Checkpoints: all that a killed run needs to go on as if nothing had happened.
+
+A checkpoint is one file, complete or not there: it is written beside its place, forced to the disk and renamed. It
+holds tensors and plain values only, so it loads without running code (`weights_only=True`).
+"""
+
+import dataclasses
+import logging
+import os
+import pickle
+import random
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conceptcam.config import ConceptConfig
+from conceptcam.training.stages import Stage
+
+log = logging.getLogger(__name__)
+
+_UNFINISHED = ".part"
+
+
+@dataclass
+class Progress:
+    """How far a fit has come."""
+
+    stage: int = 0
+    """Index of the stage; the number of stages at the end."""
+    epoch: int = 1
+    """Number of the epoch within the stage, from 1."""
+    batches: int = 0
+    """Batches of this epoch that have been learned from."""
+    steps: int = 0
+    """Steps of all stages' optimizers."""
+    loss_total: float = 0.0
+    """Sum of this epoch's losses, each times its samples."""
+    loss_count: int = 0
+    """Samples they stand for."""
+    seconds: float = 0.0
+    """Time that this epoch has taken."""
+    rate: float = 0.0
+    """Highest learning rate at this epoch's start."""
+    best_rank: tuple[float, float, int] | None = None
+    """Score and negative validation loss of the stage's best epoch."""
+    best_epoch: int = 0
+    """Its number; 0 if there is none yet."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Its weights."""
+    records: list[tuple[Any, ...]] = field(default_factory=list)
+    """Records of all epochs."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the counts of an epoch to nothing."""
+        self.epoch, self.batches, self.loss_total, self.loss_count, self.seconds = epoch, 0, 0.0, 0, 0.0
+
+    def start_stage(self, stage: int) -> None:
+        """Go to the first epoch of a stage, which has no best epoch yet."""
+        self.start_epoch(1)
+        self.stage, self.best_rank, self.best_epoch, self.best_weights = stage, None, 0, {}
+
+    def mean_loss(self) -> float:
+        """Mean loss of this epoch's samples so far."""
+        return self.loss_total / self.loss_count
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, of which `Progress(**values)` makes the same."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return {**values, "records": [tuple(record) for record in self.records]}
+
+
+class Checkpoints:
+    """The checkpoints in a folder, which is made if it is not there.
+
+    Args:
+        folder: Where they are; nothing else should be kept there.
+        keep: How many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._lock: int | None = None
+
+    def open(self, *, resume: bool) -> dict[str, Any] | None:
+        """Clear away what a killed run left half written; gives the newest checkpoint, if there is one.
+
+        Raises:
+            FileExistsError: If there is one and nobody wants to resume from it.
+            BlockingIOError: If another process has them open.
+            ValueError: If it cannot be read.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_folder()
+        for left_by_a_killed_run in self.folder.glob(f".checkpoint-*{_UNFINISHED}"):
+            left_by_a_killed_run.unlink()
+        paths = self.paths()
+        if not paths:
+            return None
+        if not resume:
+            raise FileExistsError(
+                f"{self.folder} holds checkpoints of an earlier run, such as {paths[-1].name}; continue it with "
+                "`fit(..., resume=True)`, or choose another `checkpoint_dir`"
+            )
+        try:
+            return torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain "
+                "values; remove it to resume from the one before"
+            ) from error
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _lock_folder(self) -> None:
+        """Keep other processes out until this one closes the folder or ends, however it ends."""
+        if os.name != "posix":
+            return
+        import fcntl
+
+        self.close()
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise BlockingIOError(
+                f"another process is training with the checkpoints in {self.folder}; wait until it ends, or stop it"
+            ) from error
+        except OSError as error:  # some network file systems know no locks
+            log.debug("%s cannot be locked: %s", self.folder, error)
+        # Workers that load data are forks, and may outlive this process by seconds: they must not hold the lock then.
+        mine = weakref.WeakMethod(self.close)
+        os.register_at_fork(after_in_child=lambda: (mine() or _nothing)())
+
+    def paths(self) -> list[Path]:
+        """The checkpoints there are, oldest first."""
+        return sorted(self.folder.glob("checkpoint-*.pt"))
+
+    def save(self, step: int, content: Mapping[str, Any]) -> Path:
+        """Write a checkpoint whole, then remove those that are too old.
+
+        Raises:
+            OSError: If it cannot be written; those before are as they were.
+        """
+        path = self.folder / f"checkpoint-{step:09d}.pt"
+        unfinished = self.folder / f".{path.name}{_UNFINISHED}"
+        try:
+            _write(content, unfinished)
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise OSError(
+                f"could not write the checkpoint {path}: {error}. Those before are as they were; make room, and resume"
+            ) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+        _sync_folder(self.folder)
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+
+def _nothing() -> None:
+    """For checkpoints that are gone."""
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """States of the global generators of torch, numpy and Python, as plain values and tensors."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), place, has_gauss, float(gauss)),
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Set what `random_states` gave."""
+    kind, keys, place, has_gauss, gauss = states["numpy"]
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
+    random.setstate(states["python"])
+
+
+def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> dict[str, str]:
+    """What must be the same for a run to go on, by what to call it."""
+    found = {f"config.{name}": value for name, value in dataclasses.asdict(config).items()}
+    found["stages"] = [stage.name for stage in stages]
+    for stage in stages:
+        for one in dataclasses.fields(stage):
+            value = getattr(stage, one.name)
+            if not callable(value):  # functions have no lasting name
+                found[f"stage {stage.name!r}: {one.name}"] = dict(value) if isinstance(value, Mapping) else value
+    return {name: str(value) for name, value in {**found, **more}.items()}
+
+
+def check_fingerprint(then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with something else than what was begun.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    different = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if different:
+        told = "; ".join(
+            f"{name} was {then.get(name, 'not there')[:80]} and is {now.get(name, 'not there')[:80]}"
+            for name in different[:4]
+        )
+        raise ValueError(
+            f"cannot resume what was begun otherwise: {told}. Set it as it was, or choose another `checkpoint_dir`"
+        )
+
+
+def _write(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file and force it to the disk."""
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        # Where a write fails, torch's own writer goes on to complain of its position in the file.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's names to the disk, so that a renamed file is found after a power cut."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

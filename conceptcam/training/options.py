@@ -1,0 +1,64 @@
+"""How to train, and what of it decides what is learned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.training.feature_cache import LIMIT, FrozenOutputs, Storage
+from conceptcam.training.history import EpochRecord
+from conceptcam.training.step import Precision
+
+# Options that what is learned follows from.
+_FIXED = ("seed", "precision", "clip_norm", "accumulate", "compile", "cache_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; `Trainer`, which adds what to do with it, says what each field means."""
+
+    device: torch.device | str = "cpu"
+    precision: Precision = "fp32"
+    clip_norm: float = 1.0
+    seed: int | None = None
+    progress: bool = False
+    on_epoch: Callable[[ConceptModel, EpochRecord], None] = lambda model, record: None
+    accumulate: int = 1
+    checkpoint_dir: str | Path | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    compile: bool | str = False
+    gradient_checkpointing: bool = False
+    cache: Storage = "auto"
+    cache_limit: float = LIMIT / 1e9
+    cache_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"unknown `precision` {self.precision!r}; known: {list(get_args(Precision))}")
+        if self.precision == "fp16" and torch.device(self.device).type == "cpu":
+            raise ValueError("`precision='fp16'` needs a GPU; use 'bf16' on a CPU")
+        for name in ("accumulate", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if self.checkpoint_every is not None and self.checkpoint_dir is None:
+            raise ValueError("`checkpoint_every` needs a `checkpoint_dir` to write to")
+        self.frozen_outputs().close()  # refuses unknown options
+
+    def frozen_outputs(self) -> FrozenOutputs:
+        """What keeps the outputs of frozen parts, for one fit."""
+        return FrozenOutputs(self.cache, dtype=self.cache_dtype, limit=round(self.cache_limit * 1e9))
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The options that what is learned follows from: those of a resumed run must be the same."""
+        return {name: getattr(self, name) for name in _FIXED}
+
+    @property
+    def backend(self) -> str | None:
+        """Of `torch.compile`; None does not compile."""
+        return "inductor" if self.compile is True else self.compile or None

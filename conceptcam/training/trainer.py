@@ -1,0 +1,140 @@
+"""A training loop short enough to read, and to replace."""
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from conceptcam.data.batch import Batches
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.training import distributed
+from conceptcam.training.batches import Feed, worker_deaths_told
+from conceptcam.training.checkpoints import random_states, set_random_states
+from conceptcam.training.history import EpochRecord
+from conceptcam.training.inputs import Images
+from conceptcam.training.loop import Fit
+from conceptcam.training.options import Settings
+from conceptcam.training.stages import Stage
+from conceptcam.training.step import evaluate, no_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer(Settings):
+    """Trains a model through its stages, in one process or in those that `torchrun` starts.
+
+    Several processes divide each batch among them and give the weights that one process gives, save that batch norm
+    takes its statistics from each process's own rows, and that dropout is drawn by each. Only the first one writes
+    files, shows a bar, logs and calls `on_epoch`.
+
+    Attributes:
+        device: Where to train; `"cuda"` is the GPU of this process.
+        precision: `"bf16"` and `"fp16"` run the forward pass in autocast; `"fp16"` needs a GPU and scales
+            the loss.
+        clip_norm: Gradients are scaled down to this norm.
+        seed: Makes `fit` repeatable, whatever was random before it, and leaves the global random state
+            as it was; None uses and advances the global random state.
+        progress: Whether to show a bar with loss and score.
+        on_epoch: Called with the model and each record as it is made: log, draw or stop (raise) here. An epoch
+            after which a run is killed may be trained, and told, again when it resumes.
+        accumulate: Batches per step. Their losses are averaged by samples: as one batch of all of them, where the
+            loss is a mean over images.
+        checkpoint_dir: Where to keep what a killed run can be resumed from; None keeps nothing.
+        checkpoint_every: Steps after which a checkpoint is written, beside those at the end of each epoch.
+        keep_checkpoints: How many of the newest are kept.
+        compile: Whether to run the training steps through `torch.compile`, or with which of its backends.
+        gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
+            which costs about a third more time and saves most of their memory.
+        cache: Where stages keep what their frozen parts say of each sample, so that its image is read once and not in
+            each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it is large, where
+            data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say that they are,
+            where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
+        cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
+        cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds nothing.
+    """
+
+    def fit(
+        self,
+        model: ConceptModel,
+        stages: Iterable[Stage],
+        train_batches: Batches,
+        val_batches: Batches,
+        *,
+        resume: bool = False,
+    ) -> list[EpochRecord]:
+        """Run the stages in order; each ends with the weights of its own best epoch.
+
+        Parameters that do not require gradients beforehand, such as blocks you froze, stay as they are.
+        Afterwards the model is in eval mode, its parameters require gradients as they did before, and its
+        record names the stages it has been through.
+
+        Args:
+            model: What to train, in place.
+            stages: What learns when; see `preset`.
+            train_batches: Iterated once per epoch; a `DataLoader`, say, of `ConceptBatch`es or of dicts as
+                `as_batch` reads. The items of a `DataLoader` are read with random numbers of their own.
+            val_batches: The same for validation.
+            resume: Whether to go on from the newest checkpoint in `checkpoint_dir`, to the same weights as if the
+                run had never stopped; without one, or of a run that never wrote one, from the beginning. Of a
+                finished run, its records and weights come back at once.
+
+        Returns:
+            A record of each epoch, those before a resume included.
+
+        Raises:
+            ValueError: If a stage does not fit the model, there are no batches, or what is to be resumed was begun
+                with another model, other stages or other settings.
+            FileExistsError: If `checkpoint_dir` holds checkpoints and `resume` is off.
+            OSError: If a checkpoint cannot be written; those before are as they were.
+            FloatingPointError: If a loss is not finite; the message names the samples.
+            RuntimeError: If a worker of a loader dies.
+        """
+        if resume and self.checkpoint_dir is None:
+            raise ValueError("`fit(resume=True)` needs a `checkpoint_dir` to resume from")
+        with distributed.joined(self.device) as device, worker_deaths_told():
+            model.to(device)
+            distributed.share_tensors(model.state_dict().values())
+            train, val = _feed(train_batches, "train_batches"), _feed(val_batches, "val_batches")
+            with _seeded(None if self.seed is None else self.seed + distributed.rank(), device):
+                return Fit(self, model, tuple(stages), train, val, device).run(resume=resume)
+
+    def evaluate(self, model: ConceptModel, stage: Stage, batches: Batches) -> tuple[float, float]:
+        """The stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
+
+        Raises:
+            ValueError: If there are no batches.
+            FloatingPointError: If a batch's loss is not finite; the message names the samples.
+        """
+        with distributed.joined(self.device) as device:
+            feed = _feed(batches, "batches")
+            works = Images(feed, stage, device).load(feed.draw(seed=0))
+            return evaluate(model, stage, works, device=device, precision=self.precision)
+
+
+def _feed(batches: Batches, name: str) -> Feed:
+    if batches is None:
+        raise ValueError(
+            f"`{name}` is None; a stage needs validation data to tell which of its epochs is best. Set some aside"
+        )
+    feed = Feed(batches, rank=distributed.rank(), world=distributed.world())
+    if feed.length == 0:
+        raise no_batches(name)
+    return feed
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seed torch, numpy and random, and put their states back afterwards."""
+    if seed is None:
+        yield
+        return
+    before = random_states(device)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)

@@ -1,0 +1,178 @@
+import json
+import math
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from conceptcam.analysis.evaluation import choose_thresholds, evaluate
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.trainer import Trainer
+from tests.worlds import Squares, batches, tiny_model
+
+TEST = batches(Squares(40, 2))
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_model()
+    names = {"concepts": 5, "prototypes": 2, "task": 8}
+    train, val = batches(Squares(160, 0), 16), batches(Squares(40, 1), 16)
+    Trainer(seed=0).fit(model, preset().stages(model.config, Recipe(epochs=names)), train, val)
+    return model
+
+
+def outputs(model):
+    with torch.no_grad():
+        return [model(batch.images) for batch in TEST]
+
+
+def test_figures_equal_scikit_learns(model):
+    result = evaluate(model, TEST)
+    logits = torch.cat([output.concept_logits for output in outputs(model)])
+    labels = torch.cat([batch.concepts for batch in TEST])
+    for k in range(3):
+        assert result.concept_scores.auroc[k] == pytest.approx(roc_auc_score(labels[:, k], logits[:, k]), abs=1e-6)
+        expected = average_precision_score(labels[:, k], logits[:, k])
+        assert result.concept_scores.average_precision[k] == pytest.approx(expected, abs=1e-6)
+    tasks = torch.cat([output.task_logits for output in outputs(model)])
+    targets = torch.cat([batch.targets for batch in TEST])
+    assert result.task_scores.auroc[0] == pytest.approx(roc_auc_score(targets[:, 0], tasks[:, 0]), abs=1e-6)
+
+
+def test_trained_maps_point_into_boxes_and_the_controls_do_not(model):
+    summary = evaluate(model, TEST).summary()
+    assert summary["pointing"] > 0.8
+    assert summary["pointing_random_map"] < 0.2
+    assert summary["pointing_center_prior"] < 0.3
+
+
+def test_canaries_come_first_and_have_figures_of_their_own(model):
+    result = evaluate(model, TEST, canaries=["striped"])
+    assert result.concepts == ("striped", "bright", "dark")
+    plain = evaluate(model, TEST)
+    assert result.localization.pointing[0] == plain.localization.pointing[2]
+    assert result.summary()["canary_pointing"] == pytest.approx(float(plain.localization.pointing[2]))
+    assert "striped *" in result.table()
+
+
+def test_mirrored_boxes_show_in_the_mirror_gap(model):
+    def mirrored(batch):
+        flipped = batch.boxes.xyxy[:, [2, 1, 0, 3]]
+        flipped = torch.stack([1 - flipped[:, 0], flipped[:, 1], 1 - flipped[:, 2], flipped[:, 3]], dim=1)
+        return batch._replace(boxes=ConceptBoxes(flipped, batch.boxes.concept, batch.boxes.image))
+
+    right = evaluate(model, TEST).summary()["mirror_gap"]
+    wrong = evaluate(model, [mirrored(batch) for batch in TEST]).summary()["mirror_gap"]
+    assert right > 0.3
+    assert wrong == pytest.approx(-right)
+
+
+def test_unknown_labels_are_left_out_of_support_and_mean_probability(model):
+    hidden = [batch._replace(concepts=batch.concepts.clone()) for batch in TEST]
+    for batch in hidden:
+        batch.concepts[:, 1] = torch.nan
+    result = evaluate(model, hidden)
+    assert math.isnan(result.concept_scores.auroc[1])
+    assert math.isnan(result.mean_probability[1])
+    assert result.concept_scores.positives[1] == 0
+    assert result.as_dict()["without_auroc"] == ["dark"]
+
+
+def test_undefined_is_null_in_json_and_a_dash_in_the_table(model):
+    absent = [batch._replace(concepts=torch.zeros_like(batch.concepts), boxes=None) for batch in TEST]
+    result = evaluate(model, absent)
+    content = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert content["concepts"]["bright"]["AUROC"] is None
+    assert content["summary"]["pointing"] is None
+    row = next(line for line in result.table().splitlines() if line.startswith("bright"))
+    assert "-" in row.split()
+
+
+def test_tasks_are_not_reported_if_they_were_never_taught():
+    model = tiny_model()
+    model.record = model.record.after("concepts", ["backbone"])
+    result = evaluate(model, TEST)
+    assert result.tasks == ()
+    assert math.isnan(result.summary()["task_auroc"])
+
+
+def test_untaught_model_unknown_canary_and_no_batches_are_refused(model):
+    with pytest.raises(ValueError, match="never taught concepts"):
+        evaluate(tiny_model(), TEST)
+    with pytest.raises(ValueError, match=r"unknown canary 'stripes'; did you mean \['striped'\]"):
+        evaluate(model, TEST, canaries=["stripes"])
+    with pytest.raises(ValueError, match="no batches to evaluate"):
+        evaluate(model, [])
+
+
+def test_batch_sizes_do_not_change_figures(model):
+    whole = evaluate(model, batches(Squares(40, 2), 40)).summary()
+    parts = evaluate(model, TEST).summary()
+    assert whole == pytest.approx(parts, nan_ok=True, abs=1e-6)
+
+
+def test_thresholds_are_chosen_for_the_highest_f1_and_recorded_with_their_source(model):
+    choose_thresholds(model, TEST, provenance="40 squares")
+    record = model.record
+    assert record.provenance == "40 squares"
+    logits = torch.cat([output.concept_logits for output in outputs(model)]).double().sigmoid()
+    labels = torch.cat([batch.concepts for batch in TEST]) > 0.5
+
+    def f1(cut, k):
+        called = logits[:, k] > cut
+        return 2 * float((called & labels[:, k]).sum()) / float(called.sum() + labels[:, k].sum())
+
+    for k, name in enumerate(model.config.concepts):
+        best = max(f1(cut, k) for cut in [0.0, *logits[:, k].tolist()])
+        assert f1(record.thresholds[name], k) == pytest.approx(best)
+        present = logits[labels[:, k], k].sort().values
+        assert record.typical_present[name] == pytest.approx(float(present[(len(present) - 1) // 2]))
+        assert record.typical_absent[name] < record.typical_present[name]
+    assert evaluate(model, TEST).chosen_f1[0] == pytest.approx(f1(record.thresholds["bright"], 0))
+
+
+def test_counts_are_printed_whole_unless_labels_are_soft(model):
+    soft = [batch._replace(concepts=batch.concepts.clone()) for batch in TEST]
+    soft[0].concepts[0, 0] = 0.3
+
+    def counts(data):
+        row = next(line for line in evaluate(model, data).table().splitlines() if line.startswith("bright"))
+        return row.split()[1:3]
+
+    hard = torch.cat([batch.concepts for batch in TEST])[:, 0].sum().item()
+    assert counts(TEST) == [f"{hard:.0f}", f"{40 - hard:.0f}"]
+    part = torch.cat([batch.concepts for batch in soft])[:, 0].sum().item()
+    assert counts(soft) == [f"{part:.1f}", f"{40 - part:.1f}"]
+
+
+def test_evaluating_leaves_the_model_and_random_state_alone(model):
+    model.train()
+    state = torch.get_rng_state()
+    evaluate(model, Squares(8, 2).batches(4))
+    assert model.training
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(model, [])
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    model.eval()
+
+
+def test_data_with_other_tasks_than_the_model_is_refused(model):
+    with pytest.raises(ValueError, match="the data has 1 task labels, the model 2 tasks"):
+        evaluate(model, [batch._replace(targets=batch.targets[:, :1]) for batch in TEST])
+
+
+def test_area_is_the_energy_and_iou_of_a_map_that_is_the_same_everywhere(model):
+    with torch.no_grad():
+        model.concept_head.score.weight.zero_()
+        model.concept_head.score.bias.fill_(1.0)
+    place = evaluate(model, TEST).localization
+    torch.testing.assert_close(place.energy, place.chance)
+    torch.testing.assert_close(place.iou, place.chance)
+
+
+def test_a_text_in_place_of_canaries_is_refused(model):
+    with pytest.raises(ValueError, match="`canaries` must be a list of names, got the text 'square'"):
+        evaluate(model, [], canaries="square")

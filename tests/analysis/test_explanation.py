@@ -1,0 +1,158 @@
+import json
+import math
+
+import pytest
+import torch
+
+from conceptcam.analysis.explanation import explain
+from conceptcam.metrics.map_scores import upsample
+from conceptcam.runs.reports import MapHistory
+from tests.worlds import SIZE, Squares, tiny_model
+
+
+def taught(*stages, **changes):
+    model = tiny_model(**changes)
+    parts = {"concepts": ["backbone"], "prototypes": ["prototypes"], "task": ["task_head"]}
+    for stage in stages:
+        model.record = model.record.after(stage, parts[stage])
+    with torch.no_grad():
+        model.task_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        model.task_head.bias.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+ITEM = Squares(4, preprocess=False).read(1)
+
+
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_shares_and_bias_add_up_to_the_logit_exactly(bottleneck):
+    model = taught("concepts", "prototypes", "task", bottleneck=bottleneck).eval()
+    logits = model(model.preprocess(ITEM.image)[None]).task_logits[0]
+    for task, reason in enumerate(explain(model, ITEM.image).reasons):
+        assert math.fsum([reason.bias, *(share.share for share in reason.shares)]) == reason.logit
+        assert reason.logit == pytest.approx(logits[task].item(), abs=1e-5)
+        assert {share.concept for share in reason.shares} == set(model.config.concepts)
+        sizes = [abs(share.share) for share in reason.shares]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_share_is_what_the_logit_loses_without_the_concept():
+    model = taught("concepts", "prototypes", "task").eval()
+    output = model(model.preprocess(ITEM.image)[None])
+    reason = explain(model, ITEM.image).reasons[0]
+    for k, concept in enumerate(model.config.concepts):
+        without = output.evidence.clone()
+        without[:, k] = 0
+        lost = (output.task_logits - model.task_head(without))[0, 0]
+        share = next(share.share for share in reason.shares if share.concept == concept)
+        assert share == pytest.approx(lost.item(), abs=1e-5)
+
+
+def test_heatmap_of_a_share_is_that_of_the_prototype_that_counted_most():
+    model = taught("concepts", "prototypes", "task").eval()
+    output = model(model.preprocess(ITEM.image)[None])
+    share = explain(model, ITEM.image).reasons[1].shares[0]
+    k = model.config.concepts.index(share.concept)
+    strongest = int((output.evidence[0, k] * model.task_head.weight[1, k]).abs().argmax())
+    expected = upsample(output.similarity_maps[0, k, strongest][None], SIZE)[0]
+    torch.testing.assert_close(share.heatmap, expected.detach())
+    assert 0 <= share.heatmap.min() <= share.heatmap.max() <= 1
+
+
+def test_findings_are_probabilities_and_maps_the_most_probable_first():
+    model = taught("concepts").eval()
+    seen = model.see(model.preprocess(ITEM.image)[None])
+    findings = explain(model, ITEM.image).findings
+    assert sorted((f.probability for f in findings), reverse=True) == [f.probability for f in findings]
+    for finding in findings:
+        k = model.config.concepts.index(finding.concept)
+        assert finding.probability == pytest.approx(seen.concept_logits[0, k].sigmoid().item())
+        assert finding.heatmap.shape == SIZE
+
+
+def test_model_that_was_taught_no_task_gives_concepts_and_maps_alone():
+    explanation = explain(taught("concepts"), ITEM.image)
+    assert explanation.reasons == ()
+    assert len(explanation.findings) == 3
+    with pytest.raises(ValueError, match="the model was taught no task, so there is no reason for 'any'"):
+        explanation.reason("any")
+
+
+def test_untaught_task_is_refused():
+    with pytest.raises(ValueError, match=r"never taught the task 'any' \(stages done: \['concepts'\]\)"):
+        explain(taught("concepts"), ITEM.image, task="any")
+
+
+def test_task_over_untaught_prototypes_is_not_reported():
+    model = taught("concepts", "task")
+    assert explain(model, ITEM.image).reasons == ()
+    with pytest.raises(ValueError, match="never taught the task 'any'"):
+        explain(model, ITEM.image, task="any")
+    assert len(explain(taught("concepts", "task", bottleneck="concepts"), ITEM.image).reasons) == 2
+
+
+def test_unknown_task_lists_the_near_ones():
+    with pytest.raises(ValueError, match=r"unknown task 'anny'; did you mean \['any'\]"):
+        explain(taught("concepts", "prototypes", "task"), ITEM.image, task="anny")
+
+
+def test_untaught_model_is_refused():
+    with pytest.raises(ValueError, match="never taught concepts .* set `model.record"):
+        explain(tiny_model(), ITEM.image)
+
+
+def test_image_that_is_normalized_already_is_refused():
+    with pytest.raises(ValueError, match="normalized already"):
+        explain(taught("concepts"), torch.randn(3, 48, 64) * 2)
+
+
+def test_model_is_left_as_it_was():
+    model = taught("concepts", "task").train()
+    before = torch.get_rng_state()
+    explain(model, ITEM.image)
+    assert model.training
+    assert model.backbone.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_explanation_is_ready_for_json_and_draws_a_figure():
+    explanation = explain(taught("concepts", "prototypes", "task"), ITEM.image)
+    text = json.loads(json.dumps(explanation.as_dict()))
+    assert text["concepts"]["bright"]["threshold"] is None
+    assert set(text["tasks"]) == {"any", "bright and dark"}
+    plain = explanation.figure(concepts=["dark"])
+    marked = explanation.figure(concepts=["dark"], boxes=Squares(4).read(_with("dark")).boxes)
+    assert plain.size == marked.size
+    assert plain.tobytes() != marked.tobytes()
+
+
+def test_a_text_in_place_of_names_is_not_taken_for_its_letters():
+    explanation = explain(taught("concepts"), ITEM.image)
+    for ask in (lambda: explanation.figure(concepts="dark"), lambda: MapHistory(ITEM.image, "dark")):
+        with pytest.raises(
+            ValueError, match=r"must be a list of names, got the text 'dark'; for one name write \['dark"
+        ):
+            ask()
+
+
+def _with(concept):
+    data = Squares(4)
+    return int(data.concept_labels[:, data.concepts.index(concept)].argmax())
+
+
+def test_map_history_keeps_the_maps_of_concept_epochs_only():
+    model = taught("concepts").eval()
+    history = MapHistory(ITEM.image, ["striped", "bright"])
+
+    class Epoch:
+        stage, epoch = "concepts", 1
+
+    class Later:
+        stage, epoch = "task", 1
+
+    history(model, Epoch())
+    history(model, Later())
+    assert history.epochs == [1]
+    findings = explain(model, ITEM.image)
+    torch.testing.assert_close(history.heatmaps[0][0], findings.finding("striped").heatmap)
+    torch.testing.assert_close(history.heatmaps[0][1], findings.finding("bright").heatmap)

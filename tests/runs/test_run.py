@@ -1,0 +1,430 @@
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.runs.options import RunOptions
+from conceptcam.runs.reports import measure, save_explanations
+from conceptcam.runs.run import end_run, train_run
+from conceptcam.training.history import read_history
+from tests.worlds import Squares, tiny_config, tiny_model
+
+QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
+
+
+def run(folder, *, train=None, val=None, config=None, **options):
+    rest = {name: options.pop(name) for name in ("augment", "data", "say") if name in options}
+    options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
+    train = train or Squares(16, 0)
+    return train_run(
+        config or tiny_config(), train, val or Squares(8, 1), folder, options, training_data="squares", **rest
+    )
+
+
+class Seen:
+    """An augmentation that changes nothing and counts what it is given."""
+
+    def __init__(self):
+        self.items = 0
+
+    def __call__(self, item: ConceptItem) -> ConceptItem:
+        self.items += 1
+        return item
+
+
+def test_seed_decides_the_weights_at_the_start_and_repeats_a_run(tmp_path):
+    first, again, other = (
+        run(tmp_path / name, seed=seed).state_dict() for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    frozen = "backbone.position"
+    assert not torch.equal(first[frozen], other[frozen])
+    starts = [
+        run(tmp_path / f"start-{seed}", seed=seed, freeze_backbone=True).backbone.state_dict()["stem.0.0.weight"]
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(*starts)
+
+
+def test_global_random_state_does_not_decide_a_run(tmp_path):
+    torch.manual_seed(1)
+    first = run(tmp_path / "a").state_dict()
+    torch.manual_seed(2)
+    again = run(tmp_path / "b").state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_stage_1_alone_augments_and_validation_never_does_f17(tmp_path):
+    train, val, counter = Squares(16, 0), Squares(8, 1), Seen()
+    own = train.augment = Seen()
+    val.augment = None
+    run(tmp_path, train=train, val=val, augment=counter, epochs={"concepts": 2, "prototypes": 1, "task": 1})
+    assert counter.items == 2 * len(train)
+    assert train.augment is own
+    assert own.items == 0
+
+
+def test_data_sets_own_augmentation_is_used_and_comes_back_after_an_error(tmp_path):
+    train = Squares(16, 0)
+    own = train.augment = Seen()
+    run(tmp_path / "a", train=train, freeze_backbone=True)
+    assert own.items == len(train)
+    broken = Broken(16, 0)
+    broken.augment = own
+    with pytest.raises(FloatingPointError):
+        run(tmp_path / "b", train=broken, augment=Seen())
+    assert broken.augment is own
+
+
+class Broken(Squares):
+    """Images that no model can learn from."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item._replace(image=item.image * torch.nan)
+
+
+def test_each_finished_stage_is_on_disk_before_the_next_begins(tmp_path):
+    class Stops(Squares):
+        calls = 0
+
+        def __getitem__(self, index):
+            type(self).calls += 1
+            if type(self).calls > 2 * len(self):  # the second pass over the training data: stage 2
+                raise OSError("disk gone")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, train=Stops(16, 0), config=tiny_config(tasks=()), epochs={"concepts": 2, "prototypes": 1})
+    model = ConceptModel.from_pretrained(tmp_path, verify=True)
+    assert model.record.stages == ("concepts",)
+    assert model.record.thresholds
+
+
+def test_auto_precision_is_one_of_two_and_written_down(tmp_path):
+    run(tmp_path, precision="auto")
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] in ("fp32", "bf16")
+
+
+def test_run_json_says_how_the_model_was_taught(tmp_path):
+    run(tmp_path, seed=7, preset="seed", data={"folder": "here", "uncertain": "ones"})
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["seed"], content["preset"], content["epochs"]) == (7, "seed", QUICK)
+    assert content["stages"] == {"concepts": 1, "prototypes": 1, "task": 1}
+    assert (content["data"]["folder"], content["data"]["uncertain"]) == ("here", "ones")
+    assert (content["data"]["train_images"], content["data"]["training_data"]) == (16, "squares")
+    assert content["model"]["backbone"] == "small_cnn_s8"
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"),
+    [
+        ({}, {"concepts": "ratio", "tasks": "ratio"}),
+        ({"preset": "paper"}, {"concepts": "none", "tasks": "none"}),
+        ({"task_kind": "multiclass"}, {"concepts": "ratio", "tasks": "none"}),
+    ],
+)
+def test_run_json_says_what_was_done_about_rare_labels_where_nothing_was_asked(asked, resolved, tmp_path):
+    multiclass = asked.pop("task_kind", "multilabel") == "multiclass"
+    data = {"train": OneOfTwo(16, 0), "val": OneOfTwo(8, 1), "config": tiny_config(task_kind="multiclass")}
+    run(tmp_path, **asked, **(data if multiclass else {}))
+    assert json.loads((tmp_path / "run.json").read_text())["imbalance"] == resolved
+
+
+def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_path):
+    run(tmp_path, seed=7)
+    for changed in ({"imbalance": "focal"}, {"batch_size": 4}, {"precision": "bf16"}, {"epochs": {**QUICK, "task": 2}}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"with other options than it began with: `{name}` was .* and is "):
+            run(tmp_path, **{"seed": 7, "resume": True, **changed})
+
+
+def test_a_resumed_run_may_load_and_keep_otherwise_and_has_the_precision_it_began_with(tmp_path):
+    began = run(tmp_path, precision="bf16").state_dict()
+    again = run(tmp_path, precision="auto", cache="off", progress=True, resume=True).state_dict()
+    assert all(torch.equal(began[name], again[name]) for name in began)
+
+
+def test_an_ended_run_leaves_no_checkpoints_and_comes_back_when_resumed(tmp_path):
+    taught = run(tmp_path).state_dict()
+    end_run(tmp_path)
+    assert not list(tmp_path.glob("*checkpoints*"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = run(tmp_path, resume=True).state_dict()
+    assert all(torch.equal(taught[name], again[name]) for name in taught)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_an_ended_run_does_not_come_back_for_other_options(tmp_path):
+    run(tmp_path)
+    end_run(tmp_path)
+    with pytest.raises(ValueError, match="`batch_size` was 8 and is 4"):
+        run(tmp_path, batch_size=4, resume=True)
+
+
+def test_resume_begins_where_there_is_no_run(tmp_path):
+    begun = run(tmp_path / "a").state_dict()
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)  # a run that was killed before it had said anything
+    for folder in ("b", "c"):
+        resumed = run(tmp_path / folder, resume=True).state_dict()
+        assert all(torch.equal(begun[name], resumed[name]) for name in begun)
+
+
+def test_a_run_without_checkpoints_is_not_resumed_with_another_model_or_other_data(tmp_path):
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="`map_temperature` was 1.0 and is 2.0"):
+        run(tmp_path, config=tiny_config(map_temperature=2.0), resume=True)
+    with pytest.raises(ValueError, match="`train_labels` was '.*' and is '"):
+        run(tmp_path, train=Squares(16, 2), resume=True)
+    with pytest.raises(ValueError, match="`uncertain` was None and is 'ones'"):
+        run(tmp_path, data={"folder": "elsewhere", "uncertain": "ones"}, resume=True)
+
+
+def test_a_folder_with_a_run_is_not_written_over_and_says_how_to_go_on(tmp_path):
+    run(tmp_path)
+    with pytest.raises(FileExistsError, match="holds an unfinished run; go on with it with `resume=True`"):
+        run(tmp_path)
+    end_run(tmp_path)
+    with pytest.raises(FileExistsError, match="holds a finished run; choose another folder"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"layer_decay": 0.75}, "does not say in `layer_numbers"),
+        ({"gradient_checkpointing": True}, "SmallCnn cannot do it"),
+        ({"precision": "fp16"}, "needs a GPU"),
+        ({"epochs": {"task": 0}}, "needs an epoch"),
+        ({"train": "broken"}, "the loss of stage 'concepts' is nan"),
+    ],
+)
+def test_a_run_that_fails_before_anything_is_learned_leaves_the_folder_as_it_was(wrong, sentence, tmp_path):
+    if "train" in wrong:
+        wrong = {"train": Broken(16, 0)}
+    for folder in (tmp_path / "new", tmp_path):
+        (tmp_path / "mine.txt").write_text("a file that was there before")
+        with pytest.raises((ValueError, FloatingPointError), match=re.escape(sentence)):
+            run(folder, **wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("wrong", [{"layer_decay": 0.75}, {"gradient_checkpointing": True}, {"precision": "fp16"}])
+def test_what_can_be_checked_is_checked_before_anything_is_written(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("conceptcam.runs.run.begin_run", lambda *given: pytest.fail("the run has begun"))
+    with pytest.raises(ValueError):
+        run(tmp_path / "a", **wrong)
+
+
+def test_a_run_that_fails_after_an_epoch_leaves_what_it_can_be_resumed_from(tmp_path):
+    class Stops(Squares):
+        reads = 0
+
+        def __getitem__(self, index):
+            type(self).reads += 1
+            if type(self).reads == 20:  # in the second epoch
+                raise OSError("disk gone")
+            return super().__getitem__(index)
+
+    whole = run(tmp_path / "whole", epochs={**QUICK, "concepts": 2}).state_dict()
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path / "cut", train=Stops(16, 0), epochs={**QUICK, "concepts": 2})
+    resumed = run(tmp_path / "cut", epochs={**QUICK, "concepts": 2}, resume=True).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_says_that_its_backbone_is_random_and_which_precision_it_chose(tmp_path):
+    said = []
+    run(tmp_path / "a", precision="auto", say=said.append)
+    assert said[0] == "The backbone small_cnn_s8 starts from random weights."
+    assert said[1].startswith(f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}, ")
+    save_file({name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}, tmp_path / "w")
+    run(tmp_path / "b", weights=tmp_path / "w", say=said.append)
+    run(tmp_path / "b", weights=tmp_path / "w", say=said.append, resume=True)
+    assert said[2:] == [
+        "The backbone small_cnn_s8 starts from given weights.",
+        f"Going on with the run in {tmp_path / 'b'}.",
+    ]
+
+
+def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
+    run(tmp_path / "a", solve_task=True, epochs={"concepts": 1, "prototypes": 1})
+    content = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert content["solve_task"] is True and content["stages"]["task"] == 1
+    stages = [(record.stage, record.lr) for record in read_history(tmp_path / "a" / "history.csv")]
+    assert stages[-1] == ("task", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"imbalance": "focal"}, "`solve_task` needs a convex loss, and imbalance 'focal' is none"),
+        ({"epochs": {"task": 3}}, "leave the epochs of 'task' out of `epochs`"),
+        ({"train": "no tasks"}, "the data have no task labels, so there is no task head to solve for"),
+    ],
+)
+def test_a_task_head_is_not_solved_for_where_that_contradicts_or_does_nothing(wrong, sentence, tmp_path):
+    if "train" in wrong:
+        train = Squares(16, 0)
+        train.tasks, train.task_labels = (), train.task_labels[:, :0]
+        wrong = {"train": train, "config": tiny_config(tasks=())}
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "a", **{"epochs": {}, **wrong}, solve_task=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
+    donor = tiny_model(seed=9).backbone
+    save_file({name: value.contiguous() for name, value in donor.state_dict().items()}, tmp_path / "w.safetensors")
+    model = run(tmp_path / "out", weights=tmp_path / "w.safetensors")
+    for name, value in donor.named_parameters():
+        assert (model.backbone.get_parameter(name) - value).abs().max() < 1e-2
+
+
+def test_explanations_of_images_of_one_name_in_two_folders_stay_two_files(tmp_path):
+    model = run(tmp_path / "out")
+    item = Squares(1).read(0)
+    files = save_explanations(model, [item._replace(name="a/1.png"), item._replace(name="b/1.png")], tmp_path)
+    assert len({*files}) == 2
+    assert all(file.is_file() for file in files)
+
+
+class OneConcept(ConceptDataset):
+    """Squares of which only the bright ones have a name."""
+
+    concepts = ("bright",)
+    tasks = ("any",)
+
+    def __init__(self, count, seed):
+        self.squares = Squares(count, seed, preprocess=False)
+        self.concept_labels = self.squares.concept_labels[:, :1]
+        self.task_labels = self.squares.task_labels[:, :1]
+
+    def read(self, index):
+        item = self.squares.read(index)
+        own = item.boxes.concept == 0
+        boxes = ConceptBoxes(item.boxes.xyxy[own], item.boxes.concept[own], item.boxes.image[own])
+        return item._replace(concepts=item.concepts[:1], targets=item.targets[:1], boxes=boxes)
+
+
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_a_model_of_one_concept_and_one_task_works_from_end_to_end_f18(tmp_path, bottleneck):
+    config = tiny_config(concepts=("bright",), tasks=("any",), bottleneck=bottleneck)
+    val = OneConcept(16, 1)
+    run(tmp_path, train=OneConcept(24, 0), val=val, config=config)
+    model = ConceptModel.from_pretrained(tmp_path)
+    result = measure(model, val, tmp_path, RunOptions(batch_size=8))
+    assert result.concepts == ("bright",)
+    assert result.task_scores.auroc.shape == (1,)
+    (figure,) = save_explanations(model, [val.read(0)], tmp_path)
+    assert figure.is_file()
+
+
+def test_history_has_a_row_for_each_epoch(tmp_path):
+    run(tmp_path, epochs={"concepts": 3, "prototypes": 1, "task": 2})
+    with (tmp_path / "history.csv").open() as file:
+        stages = [row["stage"] for row in csv.DictReader(file)]
+    assert stages == ["concepts"] * 3 + ["embedding", "prototypes"] + ["task"] * 2
+
+
+class OneOfTwo(Squares):
+    """Squares whose tasks exclude each other, one of them rare."""
+
+    def __init__(self, count, seed):
+        super().__init__(count, seed)
+        both = self.task_labels[:, 1]
+        self.task_labels = torch.stack([both, 1 - both], dim=1)
+
+
+def differing(first, second):
+    """The parts of two models that differ."""
+    other = second.state_dict()
+    return {name.split(".")[0] for name, value in first.state_dict().items() if not torch.equal(value, other[name])}
+
+
+def test_rare_labels_of_concepts_and_tasks_are_weighted_by_ratio_unless_told_otherwise(tmp_path):
+    default, ratio, none = (
+        run(tmp_path / str(choice), imbalance=choice, freeze_backbone=True) for choice in (None, "ratio", "none")
+    )
+    assert not differing(default, ratio)
+    assert {"concept_head", "task_head"} <= differing(default, none)
+
+
+def test_multiclass_tasks_are_weighted_only_if_told_to(tmp_path):
+    def taught(choice):
+        config = tiny_config(task_kind="multiclass")
+        train, val = OneOfTwo(16, 0), OneOfTwo(8, 1)
+        return run(tmp_path / str(choice), config=config, train=train, val=val, imbalance=choice)
+
+    default, ratio = taught(None), taught("ratio")
+    assert differing(default, ratio) == {"task_head"}
+    assert "task_head" in differing(default, tiny_model(task_kind="multiclass"))
+
+
+@pytest.mark.parametrize("choice", ["sqrt", "effective", "focal", "asymmetric"])
+def test_each_answer_to_imbalance_teaches_something_else_and_is_written_down(choice, tmp_path):
+    told = run(tmp_path / choice, imbalance=choice)
+    assert {"concept_head", "task_head"} <= differing(told, run(tmp_path / "default"))
+    written = json.loads((tmp_path / choice / "run.json").read_text())["imbalance"]
+    assert written == {"concepts": choice, "tasks": choice}
+
+
+def test_an_answer_to_imbalance_that_would_do_nothing_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="preset 'paper' leaves rare labels as they are, so imbalance 'focal'"):
+        run(tmp_path / "a", preset="paper", imbalance="focal")
+    with pytest.raises(ValueError, match="asymmetric loss is for multi-label tasks; for multi-class ones"):
+        config = tiny_config(task_kind="multiclass")
+        run(tmp_path / "a", config=config, train=OneOfTwo(16, 0), val=OneOfTwo(8, 1), imbalance="asymmetric")
+    with pytest.raises(ValueError, match="unknown `imbalance` 'focus'; known:"):
+        run(tmp_path / "a", imbalance="focus")
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_a_user_keeps_in_the_folder_stays_when_a_run_ends(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    run(tmp_path)
+    end_run(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["notes.txt"]
+
+
+def test_checkpoints_without_a_run_that_they_belong_to_are_refused(tmp_path):
+    run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(FileExistsError, match="holds checkpoints, but there is no run.json that says of which run"):
+        run(tmp_path, imbalance="focal", resume=True)
+
+
+def test_a_run_that_fails_untaught_leaves_what_others_put_into_its_folder(tmp_path):
+    class Fails(Squares):
+        def __getitem__(self, index):
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path / "out", train=Fails(16, 0))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_entries_of_data_named_like_options_do_not_hide_them(tmp_path):
+    data = {"seed": 5, "imbalance": "mine"}
+    run(tmp_path, data=data, seed=1)
+    with pytest.raises(ValueError, match="`seed` was 1 and is 2"):
+        run(tmp_path, data=data, seed=2, resume=True)
+
+
+def test_a_finished_run_comes_back_ready_to_measure(tmp_path):
+    run(tmp_path)
+    end_run(tmp_path)
+    train, val = Squares(16, 0), Squares(8, 1)
+    train.preprocess = val.preprocess = None
+    model = run(tmp_path, train=train, val=val, resume=True)
+    assert train.preprocess is val.preprocess is model.preprocess
