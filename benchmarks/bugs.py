@@ -22,10 +22,10 @@ from measuring import append, finished, machine_line, table, write_json
 from phantom_rows import ROWS, Scale, build, prepare, recipe_for
 from torch import Tensor
 
-from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Seen, Stage, Trainer, evaluate
-from conceptcam.data.phantom import CANARIES, ONE_SIDED, SMALL_FINDINGS, UPRIGHT
-from conceptcam.losses import box_localization_loss, multilabel_loss, positive_weight
-from conceptcam.metrics.classification import macro
+from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, ConceptPart, Stage, Trainer, evaluate
+from conceptcam.data.phantom import ONE_SIDED, SIDED_CONCEPTS, SMALL_FINDINGS, UPRIGHT
+from conceptcam.losses import box_localization_loss, compute_pos_weight, multilabel_loss
+from conceptcam.metrics.classification import macro_average
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.runs.demo import phantom_data
 from conceptcam.runs.options import loader
@@ -117,8 +117,8 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
     """Train stage 1 with a bug and measure it on data without."""
     bug, start = BUGS[name], time.perf_counter()
     data = phantom_data(scale.images, size=scale.size, seed=seed)
-    data.train.augment = bug.item
-    weight = positive_weight(data.train.concept_labels)
+    data.train.augmentation = bug.item
+    weight = compute_pos_weight(data.train.concept_labels)
     if bug.pos_weight is not None:
         weight = bug.pos_weight(weight)
     concept_loss = functools.partial(multilabel_loss, pos_weight=weight)
@@ -131,7 +131,7 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
         stage = with_localization(stage, bug.localization, concept_loss)
     trainer = Trainer(seed=seed, precision=scale.precision)
     first_loss, _ = trainer.evaluate(model, stage, val)
-    trainer.fit(model, [stage], train if bug.batches is None else bug.batches(train), val)
+    trainer.fit(model, [stage], train if bug.batches is None else bug.dataloader(train), val)
     return {
         "row": name,
         "seed": seed,
@@ -144,7 +144,7 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
 def with_localization(stage: Stage, localization: Localization, concept_loss: Loss) -> Stage:
     """The stage with another localization loss."""
 
-    def objective(seen: Seen, batch: ConceptBatch) -> Tensor:
+    def objective(seen: ConceptPart, batch: ConceptBatch) -> Tensor:
         loss = concept_loss(seen.concept_logits, batch.concepts)
         if batch.boxes is None or not len(batch.boxes):
             return loss
@@ -155,12 +155,12 @@ def with_localization(stage: Stage, localization: Localization, concept_loss: Lo
 
 def measure(model: ConceptModel, batches: Any) -> dict[str, float]:
     """Every figure that some bug could move."""
-    result = evaluate(model, batches, canaries=CANARIES)
+    result = evaluate(model, batches, sided_concepts=SIDED_CONCEPTS)
     place, order = result.localization, result.concepts
     several = score_several(model, batches)
 
     def of(values: Tensor, *names: str) -> float:
-        return float(macro(values[[order.index(name) for name in names]]))
+        return float(macro_average(values[[order.index(name) for name in names]]))
 
     return {
         "AUROC": result.summary()["concept_auroc"],
@@ -168,14 +168,14 @@ def measure(model: ConceptModel, batches: Any) -> dict[str, float]:
         "F1@.5": result.summary()["concept_f1"],
         "pointing": result.summary()["pointing"],
         "small": of(place.pointing, *SMALL_FINDINGS),
-        **{name: of(place.pointing, name) for name in CANARIES},
+        **{name: of(place.pointing, name) for name in SIDED_CONCEPTS},
         "mirror gap": of(place.mirror_gap, *ONE_SIDED),
         "transpose gap": of(place.transpose_gap, *UPRIGHT),
         "energy": result.summary()["energy_in_box"],
         "IoU": result.summary()["iou"],
-        "energy, several": float(macro(several.energy)),
-        "IoU, several": float(macro(several.iou)),
-        "mean p": float(macro(result.mean_probability)),
+        "energy, several": float(macro_average(several.energy)),
+        "IoU, several": float(macro_average(several.iou)),
+        "mean p": float(macro_average(result.mean_probability)),
     }
 
 

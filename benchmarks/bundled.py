@@ -12,7 +12,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from conceptcam.config import Bottleneck, ConceptConfig, ModelRecord
+from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord
 from conceptcam.hub.model_card import model_card
 from conceptcam.hub.model_folder import CARD_FILE, read_folder
 from conceptcam.hub.zoo import MODELS
@@ -44,7 +44,7 @@ def train(name: str, folder: Path, options: argparse.Namespace) -> None:
     model.save_pretrained(folder, card=card_of(name, model.config, model.record))
 
 
-def card_of(name: str, config: ConceptConfig, record: ModelRecord) -> str:
+def card_of(name: str, config: ConceptConfig, record: TrainingRecord) -> str:
     """The text of a model's card, which follows from its `config.json`."""
     return model_card(config, record, title=name, description=DESCRIPTION, weights_address=name)
 

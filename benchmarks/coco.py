@@ -13,8 +13,8 @@ from measuring import finish
 
 from conceptcam import CocoDataset, ConceptConfig
 from conceptcam.analysis.evaluation import Evaluation
-from conceptcam.backbones import expected_normalization
-from conceptcam.data.transforms import light_augmentation
+from conceptcam.backbones import backbone_normalization
+from conceptcam.data.transforms import default_augmentation
 from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
 from conceptcam.runs.run import RunOptions, end_run, train_run
 
@@ -24,10 +24,10 @@ COLUMNS = ("start", "concept", "pos", "neg", "AUROC", "AP", "share of pos", "box
 def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Evaluation:
     """Train and measure one model."""
     train, val = (
-        CocoDataset(options.data / file, options.data / "images", bad_boxes=options.bad_boxes)
+        CocoDataset(options.data / file, options.data / "images", invalid_boxes=options.invalid_boxes)
         for file in ("train.json", "val.json")
     )
-    mean, std = expected_normalization(options.backbone)
+    mean, std = backbone_normalization(options.backbone)
     config = ConceptConfig(
         concepts=train.concepts,
         tasks=train.tasks,
@@ -44,10 +44,10 @@ def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Eval
         seed=options.seed,
         weights=weights,
     )
-    augment = light_augmentation(config.image_size)
-    model = train_run(config, train, val, folder, how, training_data=options.data.name, augment=augment)
+    augmentation = default_augmentation(config.image_size)
+    model = train_run(config, train, val, folder, how, training_data=options.data.name, augmentation=augmentation)
     result = measure(model, val, folder, how)
-    save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    save_explanations(model, [val.load_item(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
     end_run(folder)
     return result
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bad-boxes", choices=("refuse", "skip"), default="refuse")
+    parser.add_argument("--invalid-boxes", choices=("refuse", "skip"), default="refuse")
     parser.add_argument("--figures", type=int, default=12, help="validation images to draw")
     parser.add_argument("--out", type=Path, default=Path("runs/coco"), help="where the models go")
     parser.add_argument("--json", type=Path, help="also write the table here")

@@ -127,7 +127,7 @@ def box_cases(batch: int, per_image: int) -> dict[str, Case]:
     shared = random_boxes(batch, per_image, repeat_concepts=True)
     distinct = random_boxes(batch, min(per_image, CONCEPTS), repeat_concepts=False)
     read_shared, read_distinct = ConceptBoxes.from_dicts(shared), ConceptBoxes.from_dicts(distinct)
-    seed_form = partial(box_localization_loss, penalty="hinge", reduction="grid", mask="center")
+    seed_form = partial(box_localization_loss, penalty="hinge", normalize="grid", mask="center")
     return {
         "box loss, recommended, per pair": (
             lambda z: box_localization_loss(z, read_shared),
@@ -154,8 +154,8 @@ def contrastive_cases(batch: int) -> dict[str, Case]:
     forms: tuple[Literal["nearest", "infonce", "supcon"], ...] = ("nearest", "infonce", "supcon")
     return {
         f"contrastive, {form}": (
-            partial(prototype_contrastive_loss, labels=labels, form=form),
-            partial(loop_contrastive, labels=labels, form=form),
+            partial(prototype_contrastive_loss, labels=labels, variant=form),
+            partial(loop_contrastive, labels=labels, variant=form),
             similarity,
         )
         for form in forms

@@ -14,9 +14,9 @@ from measuring import machine
 
 from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, preset
 from conceptcam.config import Bottleneck
-from conceptcam.data.phantom import CANARIES, PHANTOM_VERSION
-from conceptcam.losses import PrototypeContrastiveLoss, classification_loss
-from conceptcam.metrics.classification import label_scores, macro
+from conceptcam.data.phantom import PHANTOM_VERSION, SIDED_CONCEPTS
+from conceptcam.losses import PrototypeContrastiveLoss, class_balanced_loss
+from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
@@ -167,10 +167,10 @@ def taught_to_see(
             return ConceptModel.from_pretrained(kept), curve
     model = build(row, scale, seed, row.bottlenecks[0])
     batches = prepare(data, model, scale, seed)
-    data.train.augment = None if row.boxes else forget_boxes
+    data.train.augmentation = None if row.boxes else forget_boxes
     stages = row.stages(model, recipe_for(data, scale))[:1]
     curve = [record.score for record in Trainer(seed=seed, precision=scale.precision).fit(model, stages, *batches)]
-    data.train.augment = None  # later stages do not look at boxes, and go on from what is computed once
+    data.train.augmentation = None  # later stages do not look at boxes, and go on from what is computed once
     if kept is not None:
         model.save_pretrained(kept)
         (kept / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
@@ -211,13 +211,13 @@ def run_black_box(row: Row, drawn: dict[float, DemoData], seed: int, scale: Scal
         model = ConceptModel.from_config(config)
         batches = prepare(data, model, scale, seed)
         for part in (data.train, data.val, data.test):
-            part.augment = ask_for_diseases
-        recipe = Recipe(concept_loss=classification_loss("ratio", data.train.task_labels), epochs=scale.epochs_by_stage)
+            part.augmentation = ask_for_diseases
+        recipe = Recipe(concept_loss=class_balanced_loss("ratio", data.train.task_labels), epochs=scale.epochs_by_stage)
         Trainer(seed=seed, precision=scale.precision).fit(model, row.stages(model, recipe), *batches)
         with torch.inference_mode():
             said = torch.cat([model.see(batch.images).concept_logits for batch in loader(data.test, RunOptions())])
         name = f"disease, {completeness:g}" if number else "disease"
-        figures[name] = float(macro(label_scores(said, data.test.task_labels).auroc))
+        figures[name] = float(macro_average(per_label_metrics(said, data.test.task_labels).auroc))
     return figures
 
 
@@ -241,8 +241,8 @@ def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptM
 
 def recipe_for(data: DemoData, scale: Scale) -> Recipe:
     return Recipe(
-        concept_loss=classification_loss("ratio", data.train.concept_labels),
-        task_loss=classification_loss("ratio", data.train.task_labels),
+        concept_loss=class_balanced_loss("ratio", data.train.concept_labels),
+        task_loss=class_balanced_loss("ratio", data.train.task_labels),
         epochs=scale.epochs_by_stage,
     )
 
@@ -256,7 +256,7 @@ def prepare(data: DemoData, model: ConceptModel, scale: Scale, seed: int) -> tup
 
 def measure(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, float]:
     """The figures of a trained model on test images."""
-    result = evaluate(model, loader(data.test, RunOptions(batch_size=scale.batch_size)), canaries=CANARIES)
+    result = evaluate(model, loader(data.test, RunOptions(batch_size=scale.batch_size)), sided_concepts=SIDED_CONCEPTS)
     first = headline(model, result, data)
     return {
         "AUROC": first["concept AUROC"],

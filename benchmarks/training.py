@@ -24,7 +24,7 @@ from PIL import Image
 from training_steps import WAYS, Size, Step, Way, compare_alone, library_step, plain_step, see_alone
 
 from conceptcam import CocoDataset, ConceptDataset, ConceptModel, PhantomDataset
-from conceptcam.data.phantom import PhantomKnobs
+from conceptcam.data.phantom import PhantomConfig
 from conceptcam.training.batches import Feed
 
 Rows = list[dict[str, Any]]
@@ -98,7 +98,7 @@ def loading(size: Size, repeats: int, *, images: int = 256, file_side: int = 102
     """Images per second of two data sets over those of a training step; from 1 on, loading need not be waited for."""
     preprocess = ConceptModel.from_config(replace(size, backbone="small_cnn_s8").config).preprocess
     with tempfile.TemporaryDirectory() as folder:
-        phantom = PhantomDataset(images, seed=0, knobs=PhantomKnobs(size=max(64, size.side)), cache_dir=folder)
+        phantom = PhantomDataset(images, seed=0, config=PhantomConfig(size=max(64, size.side)), cache_dir=folder)
         phantom.preprocess = preprocess
         files = coco_of(phantom, Path(folder), file_side)
         files.preprocess = preprocess
@@ -234,7 +234,7 @@ def coco_of(dataset: ConceptDataset, folder: Path, side: int) -> CocoDataset:
     images: Rows = []
     annotations: Rows = []
     for number in range(len(dataset)):
-        item = dataset.read(number)
+        item = dataset.load_item(number)
         name = f"{number}.png"
         Image.fromarray(np.asarray(item.image[0])).resize((side, side)).save(folder / name)
         images.append({"id": number, "file_name": name, "width": side, "height": side})
@@ -251,7 +251,7 @@ def coco_of(dataset: ConceptDataset, folder: Path, side: int) -> CocoDataset:
 
 def _pass(dataset: ConceptDataset, batch: int, workers: int) -> Step:
     """Load every image once, in an order drawn anew and with workers started anew, as each epoch does."""
-    feed = Feed(dataset.batches(batch, shuffle=True, workers=workers))
+    feed = Feed(dataset.dataloader(batch, shuffle=True, num_workers=workers))
     return lambda: [len(share.batch.images) for share in feed.load(feed.draw())]
 
 

@@ -18,7 +18,7 @@ from measuring import interleave
 from torch import Tensor, nn
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel
-from conceptcam.model.outputs import Seen
+from conceptcam.model.outputs import ConceptPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed
 from conceptcam.training.inputs import Images, Work
@@ -161,7 +161,7 @@ def see_alone(size: Size) -> Step:
         features.grad = None
         model.zero_grad()
         maps = model.concept_head(features)
-        row.objective(Seen(features, maps, model.pool(maps)), batch).backward()
+        row.objective(ConceptPart(features, maps, model.pool(maps)), batch).backward()
 
     return step
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from conceptcam._version import __version__
 
 if TYPE_CHECKING:
-    from conceptcam.analysis.evaluation import Evaluation, choose_thresholds, evaluate
+    from conceptcam.analysis.evaluation import Evaluation, evaluate, fit_thresholds
     from conceptcam.analysis.explanation import Explanation, explain
-    from conceptcam.backbones import Backbone, BackboneRequest, create_backbone, list_backbones, register_backbone
-    from conceptcam.config import ConceptConfig, ModelRecord
+    from conceptcam.backbones import Backbone, BackboneOptions, create_backbone, list_backbones, register_backbone
+    from conceptcam.config import ConceptConfig, TrainingRecord
     from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
     from conceptcam.data.boxes import ConceptBoxes
     from conceptcam.data.coco import CocoDataset
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
         BBoxGuidedConceptLoss,
         PrototypeContrastiveLoss,
         box_localization_loss,
-        classification_loss,
-        positive_weight,
+        class_balanced_loss,
+        compute_pos_weight,
         prototype_contrastive_loss,
     )
     from conceptcam.model.concept_model import ConceptModel
-    from conceptcam.model.outputs import ConceptOutput, Seen
+    from conceptcam.model.outputs import ConceptOutput, ConceptPart
     from conceptcam.model.pooling import create_pooling, list_poolings
-    from conceptcam.training.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
+    from conceptcam.training.history import (
+        CSVLogger,
+        EpochResult,
+        TensorBoardLogger,
+        plot_learning_curves,
+        read_history,
+    )
     from conceptcam.training.presets import Preset, Recipe, list_presets, preset
     from conceptcam.training.stages import Stage
     from conceptcam.training.trainer import Trainer
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, str] = {
     "BBoxGuidedConceptLoss": "conceptcam.losses",
     "Backbone": "conceptcam.backbones",
-    "BackboneRequest": "conceptcam.backbones",
+    "BackboneOptions": "conceptcam.backbones",
     "CocoDataset": "conceptcam.data.coco",
     "ConceptBatch": "conceptcam.data.batch",
     "ConceptBoxes": "conceptcam.data.boxes",
@@ -47,35 +53,35 @@ _PUBLIC: dict[str, str] = {
     "ConceptItem": "conceptcam.data.batch",
     "ConceptModel": "conceptcam.model.concept_model",
     "ConceptOutput": "conceptcam.model.outputs",
-    "EpochRecord": "conceptcam.training.history",
+    "EpochResult": "conceptcam.training.history",
     "Evaluation": "conceptcam.analysis.evaluation",
     "Explanation": "conceptcam.analysis.explanation",
-    "HistoryFile": "conceptcam.training.history",
-    "ModelRecord": "conceptcam.config",
+    "CSVLogger": "conceptcam.training.history",
+    "TrainingRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
     "Preset": "conceptcam.training.presets",
     "PrototypeContrastiveLoss": "conceptcam.losses",
     "Recipe": "conceptcam.training.presets",
-    "Seen": "conceptcam.model.outputs",
+    "ConceptPart": "conceptcam.model.outputs",
     "Stage": "conceptcam.training.stages",
-    "TensorBoardLog": "conceptcam.training.history",
+    "TensorBoardLogger": "conceptcam.training.history",
     "Trainer": "conceptcam.training.trainer",
     "box_localization_loss": "conceptcam.losses",
-    "choose_thresholds": "conceptcam.analysis.evaluation",
-    "classification_loss": "conceptcam.losses",
+    "fit_thresholds": "conceptcam.analysis.evaluation",
+    "class_balanced_loss": "conceptcam.losses",
     "collate": "conceptcam.data.batch",
     "create_backbone": "conceptcam.backbones",
     "create_pooling": "conceptcam.model.pooling",
     "evaluate": "conceptcam.analysis.evaluation",
     "explain": "conceptcam.analysis.explanation",
-    "learning_curves": "conceptcam.training.history",
+    "plot_learning_curves": "conceptcam.training.history",
     "list_backbones": "conceptcam.backbones",
     "list_models": "conceptcam.hub.zoo",
     "list_poolings": "conceptcam.model.pooling",
     "list_presets": "conceptcam.training.presets",
     "model_card": "conceptcam.hub.model_card",
     "model_info": "conceptcam.hub.zoo",
-    "positive_weight": "conceptcam.losses",
+    "compute_pos_weight": "conceptcam.losses",
     "preset": "conceptcam.training.presets",
     "prototype_contrastive_loss": "conceptcam.losses",
     "read_history": "conceptcam.training.history",
@@ -86,7 +92,7 @@ _PUBLIC: dict[str, str] = {
 __all__ = [
     "BBoxGuidedConceptLoss",
     "Backbone",
-    "BackboneRequest",
+    "BackboneOptions",
     "CocoDataset",
     "ConceptBatch",
     "ConceptBoxes",
@@ -95,35 +101,35 @@ __all__ = [
     "ConceptItem",
     "ConceptModel",
     "ConceptOutput",
-    "EpochRecord",
+    "EpochResult",
     "Evaluation",
     "Explanation",
-    "HistoryFile",
-    "ModelRecord",
+    "CSVLogger",
+    "TrainingRecord",
     "PhantomDataset",
     "Preset",
     "PrototypeContrastiveLoss",
     "Recipe",
-    "Seen",
+    "ConceptPart",
     "Stage",
-    "TensorBoardLog",
+    "TensorBoardLogger",
     "Trainer",
     "box_localization_loss",
-    "choose_thresholds",
-    "classification_loss",
+    "fit_thresholds",
+    "class_balanced_loss",
     "collate",
     "create_backbone",
     "create_pooling",
     "evaluate",
     "explain",
-    "learning_curves",
+    "plot_learning_curves",
     "list_backbones",
     "list_models",
     "list_poolings",
     "list_presets",
     "model_card",
     "model_info",
-    "positive_weight",
+    "compute_pos_weight",
     "preset",
     "prototype_contrastive_loss",
     "read_history",

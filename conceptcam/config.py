@@ -1,4 +1,4 @@
-"""What a model is (`ConceptConfig`) and what it has been taught (`ModelRecord`); together, `config.json`."""
+"""What a model is (`ConceptConfig`) and what it has been taught (`TrainingRecord`); together, `config.json`."""
 
 import dataclasses
 import json
@@ -10,7 +10,13 @@ from typing import Any, Literal, TypeVar, get_args
 from conceptcam._checks import _MANY, check_names, few, refuse_text
 from conceptcam._files import nan_to_null
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# Fields that version 1 of `config.json`, of conceptcam 0.1, has under other names.
+_VERSION_1_NAMES = {
+    "config": {"pooling_value": "pooling_param", "map_temperature": "attention_temperature"},
+    "record": {"provenance": "thresholds_source"},
+}
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -43,9 +49,9 @@ class ConceptConfig:
         mean: Per-channel mean subtracted from images in [0, 1].
         std: Per-channel standard deviation that images are divided by.
         pooling: Name known to `create_pooling`; turns a concept map into one logit.
-        pooling_value: `k` of `topk` or `r` of `lse`; None takes their default.
+        pooling_param: `k` of `topk` or `r` of `lse`; None takes their default.
         head_bias: Whether the concept head has a bias.
-        map_temperature: Concept maps are divided by it before the softmax over places that weighs
+        attention_temperature: Concept maps are divided by it before the softmax over places that weighs
             features into concept vectors; below 1 looks at fewer places.
         projector: `"mlp"` (the default) or `"ibn"` (CSR's residual blocks).
         pooling_order: `"pool_then_project"` projects each concept's pooled feature vector (CSR, Eq. 2);
@@ -68,9 +74,9 @@ class ConceptConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     pooling: str = "max"
-    pooling_value: float | None = None
+    pooling_param: float | None = None
     head_bias: bool = True
-    map_temperature: float = 1.0
+    attention_temperature: float = 1.0
     projector: ProjectorKind = "mlp"
     pooling_order: PoolingOrder = "pool_then_project"
     embed_dim: int = 128
@@ -94,7 +100,7 @@ class ConceptConfig:
             if len(getattr(self, name)) != length:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
         self._check_types()
-        for name in ("map_temperature", "embed_dim", "prototypes_per_concept"):
+        for name in ("attention_temperature", "embed_dim", "prototypes_per_concept"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
         if not all(value > 0 for value in (*self.image_size, *self.std)):
@@ -104,7 +110,7 @@ class ConceptConfig:
         """Refuse what is not a JSON type: it would fail when the model is saved, after it was trained."""
         values = dataclasses.asdict(self)
         whole = {name: values[name] for name in ("feature_level", "embed_dim", "prototypes_per_concept")}
-        real = {name: values[name] for name in ("map_temperature", "pooling_value") if values[name] is not None}
+        real = {name: values[name] for name in ("attention_temperature", "pooling_param") if values[name] is not None}
         for name in ("image_size", "mean", "std"):
             (whole if name == "image_size" else real).update({f"{name}[{i}]": v for i, v in enumerate(values[name])})
         for name, value in whole.items():
@@ -122,7 +128,7 @@ class ConceptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class TrainingRecord:
     """What a model has been taught and how well it does, as far as anyone measured.
 
     An undefined number is NaN here and `null` in `config.json`.
@@ -132,7 +138,7 @@ class ModelRecord:
         thresholds: Concept name -> probability above which the concept is called present.
         typical_present: Concept name -> median probability where the concept is present.
         typical_absent: Concept name -> median probability where it is absent.
-        provenance: On which data thresholds and typical scores were chosen.
+        thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
         measured_on: Which images `metrics` were measured on, in words.
@@ -144,7 +150,7 @@ class ModelRecord:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     typical_present: Mapping[str, float] = field(default_factory=dict)
     typical_absent: Mapping[str, float] = field(default_factory=dict)
-    provenance: str = ""
+    thresholds_source: str = ""
     training_data: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: str = ""
@@ -164,7 +170,7 @@ class ModelRecord:
     def __repr__(self) -> str:
         return _short(self)
 
-    def after(self, stage: str, parts: Collection[str]) -> "ModelRecord":
+    def after(self, stage: str, parts: Collection[str]) -> "TrainingRecord":
         """The record once a stage has taught some parts: what rested on them is no longer true.
 
         Call it at the end of a stage in a loop of your own:
@@ -177,7 +183,7 @@ class ModelRecord:
         record = self.without(parts)
         return dataclasses.replace(record, stages=(*(name for name in record.stages if name != stage), stage))
 
-    def without(self, parts: Collection[str]) -> "ModelRecord":
+    def without(self, parts: Collection[str]) -> "TrainingRecord":
         """What stays true once some parts have changed: no figures, and no stage that taught or used those parts.
 
         Nor does a licence: that of the weights before says nothing of what was learned since, from other data perhaps.
@@ -191,10 +197,10 @@ class ModelRecord:
         record = dataclasses.replace(self, stages=stages, metrics={}, measured_on="", license="", weights_sha256="")
         if not sees:
             return record
-        return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, provenance="")
+        return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, thresholds_source="")
 
 
-def _short(record: "ConceptConfig | ModelRecord") -> str:
+def _short(record: "ConceptConfig | TrainingRecord") -> str:
     """The record as Python writes it, unless it holds so many names that nothing else could be seen."""
     return f"{type(record).__name__}({', '.join(f'{name}={_few(value)}' for name, value in vars(record).items())})"
 
@@ -208,7 +214,7 @@ def _few(value: object) -> str:
     return repr(value)
 
 
-def to_json(config: ConceptConfig, record: ModelRecord) -> str:
+def to_json(config: ConceptConfig, record: TrainingRecord) -> str:
     """The text of `config.json`."""
     from conceptcam._version import __version__
 
@@ -221,7 +227,7 @@ def to_json(config: ConceptConfig, record: ModelRecord) -> str:
     return json.dumps(nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> tuple[ConceptConfig, ModelRecord]:
+def from_json(text: str) -> tuple[ConceptConfig, TrainingRecord]:
     """Read what `to_json` wrote.
 
     Raises:
@@ -234,17 +240,29 @@ def from_json(text: str) -> tuple[ConceptConfig, ModelRecord]:
     except json.JSONDecodeError as error:
         raise ValueError(f"config.json is no JSON: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"config.json has format_version {version!r}, this conceptcam reads {FORMAT_VERSION}; "
+            f"config.json has format_version {version!r}, this conceptcam reads 1 to {FORMAT_VERSION}; "
             "install the release that wrote it (its field 'conceptcam')"
         )
     if unknown := sorted(content.keys() - {"format_version", "conceptcam", "config", "record"}):
         raise ValueError(f"config.json has unknown fields {unknown}")
-    return _build(ConceptConfig, content.get("config", {})), _build(ModelRecord, content.get("record", {}))
+    config, record = (
+        _renamed(content.get(part, {}), names if version == 1 else {}) for part, names in _VERSION_1_NAMES.items()
+    )
+    return _build(ConceptConfig, config), _build(TrainingRecord, record)
 
 
-_Record = TypeVar("_Record", ConceptConfig, ModelRecord)
+def _renamed(values: object, names: Mapping[str, str]) -> object:
+    """The fields under the names that they have now; what is under a new name already stays unknown to version 1."""
+    if not isinstance(values, dict):
+        return values
+    if early := sorted(values.keys() & set(names.values())):
+        raise ValueError(f"config.json has unknown fields {early} of format_version 1")
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+_Record = TypeVar("_Record", ConceptConfig, TrainingRecord)
 
 
 def _build(cls: type[_Record], values: object) -> _Record:

@@ -23,7 +23,7 @@ from conceptcam import (
     preset,
     register_backbone,
 )
-from conceptcam.backbones import BackboneRequest
+from conceptcam.backbones import BackboneOptions
 
 
 class PatchMixer(Backbone):
@@ -50,7 +50,7 @@ class PatchMixer(Backbone):
 
 
 @register_backbone("patch_mixer")
-def patch_mixer(request: BackboneRequest) -> Backbone:
+def patch_mixer(request: BackboneOptions) -> Backbone:
     """A factory refuses what its backbone cannot do, rather than ignore it."""
     if request.pretrained or request.weights or request.feature_level != -1:
         raise ValueError("patch_mixer has no weights to start from and one feature level")
@@ -65,8 +65,8 @@ def main(images: int = 400, epochs: int = 6) -> None:
     config = ConceptConfig(concepts=train.concepts, backbone="patch_mixer", image_size=(112, 112))  # no tasks
     model = ConceptModel.from_config(config)
     train.preprocess = val.preprocess = model.preprocess
-    train_batches = train.batches(32, shuffle=True)
-    val_batches = val.batches(64)
+    train_batches = train.dataloader(32, shuffle=True)
+    val_batches = val.dataloader(64)
 
     stages = preset().stages(config, Recipe(epochs={"concepts": epochs}))
     Trainer(seed=0).fit(model, stages[:1], train_batches, val_batches)  # the first stage alone

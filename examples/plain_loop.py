@@ -20,8 +20,8 @@ from conceptcam import (
     ConceptModel,
     PhantomDataset,
     PrototypeContrastiveLoss,
+    compute_pos_weight,
     evaluate,
-    positive_weight,
 )
 from conceptcam.losses import multilabel_loss
 
@@ -61,10 +61,10 @@ def main(images: int = 400, epochs: tuple[int, int, int] = (5, 2, 4)) -> None:
         ConceptConfig(concepts=train.concepts, tasks=train.tasks, backbone="small_cnn_s8", image_size=(112, 112))
     )
     train.preprocess = test.preprocess = model.preprocess
-    batches = train.batches(32, shuffle=True)
+    batches = train.dataloader(32, shuffle=True)
 
     # Stage 1: which concepts are there, and where. `see` alone, so nothing is spent on prototypes.
-    concept_loss = BBoxGuidedConceptLoss(pos_weight=positive_weight(train.concept_labels))
+    concept_loss = BBoxGuidedConceptLoss(pos_weight=compute_pos_weight(train.concept_labels))
 
     def concepts(batch: ConceptBatch) -> Tensor:
         seen = model.see(batch.images)
@@ -91,7 +91,7 @@ def main(images: int = 400, epochs: tuple[int, int, int] = (5, 2, 4)) -> None:
     teach(model, ["task_head"], task, batches, lr=3e-2, epochs=epochs[2])
     model.record = model.record.after("task", ["task_head"])
 
-    figures = evaluate(model, test.batches(64)).summary()
+    figures = evaluate(model, test.dataloader(64)).summary()
     for name in ("concept_auroc", "concept_ap", "pointing", "pointing_random_map", "task_auroc"):
         print(f"{name:<20} {figures[name]:.3f}")
 

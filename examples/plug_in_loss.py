@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptcam import BBoxGuidedConceptLoss  # <-- changed line 1
+from conceptcam.metrics.classification import macro_average
 
 Batch = dict[str, Any]
 
@@ -65,7 +66,7 @@ def read_batches(count: int, seed: int, batch_size: int = 32) -> list[Batch]:
     from conceptcam import PhantomDataset
 
     data = PhantomDataset(count, seed=seed, cache_dir=False)
-    items = [data.read(index) for index in range(count)]
+    items = [data.load_item(index) for index in range(count)]
     return [
         {
             "image": torch.stack([item.image for item in part]).float() / 127.5 - 1,
@@ -86,7 +87,7 @@ def read_batches(count: int, seed: int, batch_size: int = 32) -> list[Batch]:
 def measure(model: nn.Module, batches: list[Batch], labels: int) -> dict[str, float]:
     """Are the labels right, and is a present label's map highest in its boxes?"""
     from conceptcam import ConceptBoxes
-    from conceptcam.metrics import LocalizationMetrics, MacroAUROC, macro
+    from conceptcam.metrics import LocalizationMetrics, MacroAUROC
 
     auroc, places = MacroAUROC(), LocalizationMetrics(labels)
     model.eval()
@@ -97,8 +98,8 @@ def measure(model: nn.Module, batches: list[Batch], labels: int) -> dict[str, fl
     found = places.compute()
     return {
         "AUROC": float(auroc.compute()),
-        "pointing": float(macro(found.pointing)),
-        "pointing of random maps": float(macro(found.random_pointing)),
+        "pointing": float(macro_average(found.pointing)),
+        "pointing of random maps": float(macro_average(found.random_pointing)),
     }
 
 

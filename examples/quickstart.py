@@ -16,12 +16,12 @@ from conceptcam import (
     PhantomDataset,
     Recipe,
     Trainer,
-    choose_thresholds,
     evaluate,
     explain,
+    fit_thresholds,
     preset,
 )
-from conceptcam.losses import classification_loss
+from conceptcam.losses import class_balanced_loss
 
 EPOCHS = {"concepts": 5, "prototypes": 2, "task": 4}
 
@@ -41,25 +41,25 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
     model = ConceptModel.from_config(config)
     for data in (train, val, test):
         data.preprocess = model.preprocess
-    train_batches = train.batches(32, shuffle=True)
-    val_batches, test_batches = (data.batches(64) for data in (val, test))
+    train_batches = train.dataloader(32, shuffle=True)
+    val_batches, test_batches = (data.dataloader(64) for data in (val, test))
 
     # Three stages: concepts and where they are, then prototypes, then the task head.
     recipe = Recipe(
-        concept_loss=classification_loss("ratio", train.concept_labels),
-        task_loss=classification_loss("ratio", train.task_labels),
+        concept_loss=class_balanced_loss("ratio", train.concept_labels),
+        task_loss=class_balanced_loss("ratio", train.task_labels),
         epochs=epochs,
     )
     for record in Trainer(seed=0).fit(model, chosen.stages(config, recipe), train_batches, val_batches):
         print(f"{record.stage:<10} epoch {record.epoch}: loss {record.train_loss:.3f}, score {record.score:.3f}")
 
     # What it is worth, on images it has never seen, beside what chance would give.
-    choose_thresholds(model, val_batches, provenance=f"highest F1 on {len(val)} validation images")
+    fit_thresholds(model, val_batches, thresholds_source=f"highest F1 on {len(val)} validation images")
     print()
-    print(evaluate(model, test_batches, canaries=["Enlarged PA", "Other lesion"]).table())
+    print(evaluate(model, test_batches, sided_concepts=["Enlarged PA", "Other lesion"]).table())
 
     # Why it says what it says of one image.
-    item = test.read(int(test.concept_labels.sum(dim=1).argmax()))
+    item = test.load_item(int(test.concept_labels.sum(dim=1).argmax()))
     explanation = explain(model, item.image)
     there = [name for name, label in zip(test.concepts, item.concepts.tolist(), strict=True) if label]
     print(f"{item.name} shows {', '.join(there)}. The model says:")

@@ -48,7 +48,7 @@ def loader(data: Squares, size: int, **options: Any) -> DataLoader:
 
 def augmented(count: int) -> Squares:
     data = squares(count)
-    data.augment = brighter
+    data.augmentation = brighter
     return data
 
 
@@ -88,7 +88,13 @@ def everything() -> tuple[Any, ...]:
 def bottleneck() -> tuple[Any, ...]:
     """No prototypes; a worker loads."""
     model = tiny_model(**VIT, bottleneck="concepts", pooling="attention")
-    return Trainer(seed=0), model, stages_of(model), loader(augmented(7), 3, num_workers=1), squares(11, 1).batches(4)
+    return (
+        Trainer(seed=0),
+        model,
+        stages_of(model),
+        loader(augmented(7), 3, num_workers=1),
+        squares(11, 1).dataloader(4),
+    )
 
 
 def projected() -> tuple[Any, ...]:

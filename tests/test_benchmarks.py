@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, PhantomDataset
-from conceptcam.data.phantom import PhantomKnobs
+from conceptcam.data.phantom import PhantomConfig
 from conceptcam.losses import box_localization_loss
 from conceptcam.runs.demo import DemoData
 from conceptcam.training.optimizer import parameter_groups
@@ -40,9 +40,9 @@ TINY = {"images": 24, "size": 64, "batch_size": 8}
 @pytest.fixture
 def tiny_phantom(monkeypatch):
     """Few images, drawn once and kept in memory."""
-    knobs = PhantomKnobs(size=64)
-    parts = [PhantomDataset(24, seed=seed, knobs=knobs, cache_dir=False) for seed in range(3)]
-    data = DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
+    config = PhantomConfig(size=64)
+    parts = [PhantomDataset(24, seed=seed, config=config, cache_dir=False) for seed in range(3)]
+    data = DemoData(train=parts[0], val=parts[1], test=parts[2], config=config)
     for module in (phantom_rows, bugs):
         monkeypatch.setattr(module, "phantom_data", lambda count, size, seed, completeness=0.0: data)
     return data
@@ -277,7 +277,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch):
 
 
 def test_files_hold_the_images_and_boxes_they_were_written_from(tmp_path):
-    source = PhantomDataset(6, seed=0, knobs=PhantomKnobs(size=64), cache_dir=False)
+    source = PhantomDataset(6, seed=0, config=PhantomConfig(size=64), cache_dir=False)
     files = training.coco_of(source, tmp_path, 64)
     assert len(files) == 6 and files.concepts == tuple(source.concepts)
     for index in range(6):

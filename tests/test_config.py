@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from conceptcam.config import ConceptConfig, ModelRecord, from_json, to_json
+from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 
 nan = math.nan
 FULL = ConceptConfig(
@@ -20,21 +20,21 @@ FULL = ConceptConfig(
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),
     pooling="lse",
-    pooling_value=3.5,
+    pooling_param=3.5,
     head_bias=False,
-    map_temperature=0.5,
+    attention_temperature=0.5,
     projector="ibn",
     pooling_order="project_then_pool",
     embed_dim=64,
     prototypes_per_concept=7,
     bottleneck="concepts",
 )
-RECORD = ModelRecord(
+RECORD = TrainingRecord(
     stages=("concepts", "task"),
     thresholds={"Nodule": 0.3, "rib fracture": nan},
     typical_present={"Nodule": 0.9},
     typical_absent={"Nodule": 0.1},
-    provenance="validation split",
+    thresholds_source="validation split",
     training_data="phantom",
     metrics={"auroc": 0.95, "ap": nan},
     measured_on="test split",
@@ -69,7 +69,7 @@ def test_an_undefined_number_is_null_in_json_that_any_program_reads():
 
 
 def test_numbers_of_numpy_and_torch_in_a_record_can_be_saved():
-    record = ModelRecord(
+    record = TrainingRecord(
         metrics={"ap": np.float32(0.5), "auroc": torch.tensor(0.75)}, thresholds={"a": np.float64(0.25)}
     )
     assert from_json(to_json(config_with(), record))[1].metrics == {"ap": 0.5, "auroc": 0.75}
@@ -115,10 +115,10 @@ def test_a_model_may_have_no_tasks():
         ({"mean": ("0.5", 0.5, 0.5)}, r"`mean\[0\]` must be a finite int or float, got '0.5'"),
         ({"std": (0.5, 0.5, 0.0)}, r"`std` \(0.5, 0.5, 0.0\) must be above 0"),
         ({"std": (0.5, 0.5, math.inf)}, r"`std\[2\]` must be a finite"),
-        ({"map_temperature": 0.0}, "`map_temperature` must be above 0, got 0.0"),
-        ({"map_temperature": nan}, "`map_temperature` must be a finite int or float, got nan"),
-        ({"map_temperature": "1"}, "`map_temperature` must be a finite int or float, got '1'"),
-        ({"pooling_value": "4"}, "`pooling_value` must be a finite int or float, got '4'"),
+        ({"attention_temperature": 0.0}, "`attention_temperature` must be above 0, got 0.0"),
+        ({"attention_temperature": nan}, "`attention_temperature` must be a finite int or float, got nan"),
+        ({"attention_temperature": "1"}, "`attention_temperature` must be a finite int or float, got '1'"),
+        ({"pooling_param": "4"}, "`pooling_param` must be a finite int or float, got '4'"),
         ({"embed_dim": 0}, "`embed_dim` must be above 0, got 0"),
         ({"embed_dim": 12.5}, "`embed_dim` must be an int, got 12.5"),
         ({"prototypes_per_concept": -1}, "`prototypes_per_concept` must be above 0, got -1"),
@@ -150,12 +150,15 @@ def edited(**changes: Any) -> str:
     "text, message",
     [
         ("{", "config.json is no JSON: "),
-        ("[]", "config.json has format_version None, this conceptcam reads 1; install the release that wrote it"),
-        (edited(format_version=2), "config.json has format_version 2, this conceptcam reads 1; install the release"),
+        ("[]", "config.json has format_version None, this conceptcam reads 1 to 2; install the release that wrote it"),
+        (
+            edited(format_version=3),
+            "config.json has format_version 3, this conceptcam reads 1 to 2; install the release",
+        ),
         (edited(format_version=dataclasses.MISSING), "config.json has format_version None"),
         (edited(licence="MIT"), r"config.json has unknown fields \['licence'\]"),
         (edited(config__colour="red"), r"unknown fields \['colour'\] of ConceptConfig; known: \['backbone'"),
-        (edited(record__epoch=3), r"unknown fields \['epoch'\] of ModelRecord"),
+        (edited(record__epoch=3), r"unknown fields \['epoch'\] of TrainingRecord"),
         (edited(config__concepts=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
         (
             edited(config=dataclasses.MISSING),
@@ -173,7 +176,7 @@ def test_a_config_file_that_cannot_be_read_is_refused_in_a_sentence_that_says_wh
 
 def test_fields_that_have_a_default_may_be_missing_from_the_file():
     config, record = from_json('{"format_version": 1, "config": {"concepts": ["a"], "backbone": "small_cnn_s8"}}')
-    assert (config, record) == (ConceptConfig(concepts=("a",), backbone="small_cnn_s8"), ModelRecord())
+    assert (config, record) == (ConceptConfig(concepts=("a",), backbone="small_cnn_s8"), TrainingRecord())
 
 
 def test_a_config_of_few_names_is_shown_as_it_is_written():
@@ -188,7 +191,7 @@ def test_hundreds_of_names_do_not_bury_the_rest_of_a_config_or_a_record():
     config = repr(config_with(concepts=names, tasks=names))
     first = "'concept number 0', 'concept number 1', 'concept number 2' and 297 more"
     assert config.startswith(f"ConceptConfig(concepts=({first}), backbone='small_cnn_s8', tasks=({first}), task_kind=")
-    record = repr(ModelRecord(stages=("concepts",), thresholds=dict.fromkeys(names, 0.5)))
+    record = repr(TrainingRecord(stages=("concepts",), thresholds=dict.fromkeys(names, 0.5)))
     assert "thresholds={'concept number 0': 0.5, 'concept number 1': 0.5, 'concept number 2': 0.5 and 297" in record
     assert max(len(config), len(record)) < 800
 

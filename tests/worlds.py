@@ -30,7 +30,7 @@ class Squares(ConceptDataset):
         if preprocess:
             self.preprocess = tiny_model().preprocess
 
-    def read(self, index: int) -> ConceptItem:
+    def load_item(self, index: int) -> ConceptItem:
         random = torch.Generator().manual_seed(self.noise_seed * 100_003 + index)
         image = 120 + 10 * torch.randn(SIZE, generator=random)
         boxes = []

@@ -16,8 +16,8 @@ from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.classification import (
     LabelScores,
     best_thresholds,
-    label_scores,
-    macro,
+    macro_average,
+    per_label_metrics,
     task_scores,
     top_accuracy,
     typical_probabilities,
@@ -32,8 +32,8 @@ class Evaluation:
 
     Attributes:
         images: How many images there were.
-        concepts: Concept names, canaries first.
-        canaries: Concepts that have one place by nature, such as one side: a model whose boxes were mirrored
+        concepts: Concept names, sided_concepts first.
+        sided_concepts: Concepts that have one place by nature, such as one side: a model whose boxes were mirrored
             or transposed on the way gives itself away on these.
         concept_scores: Scores of each concept, F1 at probability 0.5; each (K,).
         chosen_f1: (K,) F1 at the thresholds in the model's record; NaN where there is none.
@@ -47,7 +47,7 @@ class Evaluation:
 
     images: int
     concepts: tuple[str, ...]
-    canaries: tuple[str, ...]
+    sided_concepts: tuple[str, ...]
     concept_scores: LabelScores
     chosen_f1: Tensor
     mean_probability: Tensor
@@ -70,9 +70,9 @@ class Evaluation:
             "pointing_center_prior": _mean(place.center_pointing),
             "pointing_chance": _mean(place.chance),
             "mirror_gap": _mean(place.mirror_gap),
-            "canary_pointing": _mean(place.pointing[: len(self.canaries)]),
-            "canary_mirror_gap": _mean(place.mirror_gap[: len(self.canaries)]),
-            "canary_transpose_gap": _mean(place.transpose_gap[: len(self.canaries)]),
+            "sided_pointing": _mean(place.pointing[: len(self.sided_concepts)]),
+            "sided_mirror_gap": _mean(place.mirror_gap[: len(self.sided_concepts)]),
+            "sided_transpose_gap": _mean(place.transpose_gap[: len(self.sided_concepts)]),
             "energy_in_box": _mean(place.energy),
             "box_area": _mean(place.chance),
             "iou": _mean(place.iou),
@@ -99,7 +99,7 @@ class Evaluation:
 
         `area` is the share of the image in boxes: what energy and IoU are for a map that is the same everywhere.
         """
-        star = {name: f"{name} *" if name in self.canaries else name for name in self.concepts}
+        star = {name: f"{name} *" if name in self.sided_concepts else name for name in self.concepts}
         rows = [(star[name], row) for name, row in self._concept_rows()]
         text = [_table("concept", _COLUMNS, rows, mean="macro mean")]
         place = self.localization
@@ -145,7 +145,11 @@ _TASK_COLUMNS = ("pos", "neg", "AUROC", "AP", "F1@.5")
 
 @torch.inference_mode()
 def evaluate(
-    model: ConceptModel, batches: Batches, *, canaries: Sequence[str] = (), device: torch.device | str | None = None
+    model: ConceptModel,
+    batches: Batches,
+    *,
+    sided_concepts: Sequence[str] = (),
+    device: torch.device | str | None = None,
 ) -> Evaluation:
     """Measure a model on batches, with every control.
 
@@ -154,7 +158,7 @@ def evaluate(
     Args:
         model: A model that was taught concepts; tasks are measured if it was taught them.
         batches: As `Trainer.fit` takes; not shuffled or augmented.
-        canaries: Names of concepts that have one place by nature.
+        sided_concepts: Names of concepts that have one place by nature.
         device: Where to run; None stays where the model is.
 
     Raises:
@@ -162,13 +166,15 @@ def evaluate(
     """
     refuse_untaught(model)
     names = model.config.concepts
-    refuse_text("canaries", canaries)
-    for name in canaries:
+    refuse_text("sided_concepts", sided_concepts)
+    for name in sided_concepts:
         if name not in names:
             raise ValueError(f"unknown canary {name!r}{did_you_mean(name, names)}; concepts: {list(names)}")
-    check_names("canaries", tuple(canaries), at_least=0)
+    check_names("sided_concepts", tuple(sided_concepts), at_least=0)
     answers = _ask(model, batches, device)
-    order = [names.index(name) for name in canaries] + [k for k, name in enumerate(names) if name not in canaries]
+    order = [names.index(name) for name in sided_concepts] + [
+        k for k, name in enumerate(names) if name not in sided_concepts
+    ]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
     thresholds = torch.tensor([model.record.thresholds.get(names[k], math.nan) for k in order], dtype=torch.float64)
     known = ~labels.isnan()
@@ -183,9 +189,9 @@ def evaluate(
     return Evaluation(
         images=len(logits),
         concepts=tuple(names[k] for k in order),
-        canaries=tuple(canaries),
-        concept_scores=label_scores(logits, labels),
-        chosen_f1=label_scores(logits, labels, threshold=thresholds).f1,
+        sided_concepts=tuple(sided_concepts),
+        concept_scores=per_label_metrics(logits, labels),
+        chosen_f1=per_label_metrics(logits, labels, threshold=thresholds).f1,
         mean_probability=torch.where(known, logits.double().sigmoid(), torch.nan).nanmean(dim=0),
         localization=type(answers.localization)(*(part[order] for part in answers.localization)),
         tasks=model.config.tasks if with_tasks else (),
@@ -195,7 +201,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def choose_thresholds(model: ConceptModel, batches: Batches, *, provenance: str) -> None:
+def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: str) -> None:
     """Choose on validation data from which probability a concept is called present, into the model's record.
 
     The threshold of each concept is that of the highest F1. The median probabilities of present and of absent
@@ -204,7 +210,7 @@ def choose_thresholds(model: ConceptModel, batches: Batches, *, provenance: str)
     Args:
         model: A model that was taught concepts.
         batches: Validation data, never the data that figures are reported on.
-        provenance: What to call that data in the record.
+        thresholds_source: What to call that data in the record.
     """
     refuse_untaught(model)
     answers = _ask(model, batches, None)
@@ -219,7 +225,7 @@ def choose_thresholds(model: ConceptModel, batches: Batches, *, provenance: str)
         thresholds=by_name(best_thresholds(logits, labels)),
         typical_present=by_name(present),
         typical_absent=by_name(absent),
-        provenance=provenance,
+        thresholds_source=thresholds_source,
     )
 
 
@@ -254,7 +260,7 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
 
 
 def _mean(values: Tensor) -> float:
-    return float(macro(values)) if len(values) else math.nan
+    return float(macro_average(values)) if len(values) else math.nan
 
 
 def _rows(names: Sequence[str], columns: Sequence[Tensor]) -> list[tuple[str, list[float]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from conceptcam._checks import did_you_mean, refuse_text
 from conceptcam.config import ConceptConfig
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.images import to_image
+from conceptcam.data.images import load_image
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel, evaluating
 from conceptcam.model.outputs import ConceptOutput
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Finding(NamedTuple):
+class ConceptPrediction(NamedTuple):
     """What the model says of one concept."""
 
     concept: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
     """(H, W) probability of the concept at each pixel of the model's input."""
 
 
-class Share(NamedTuple):
+class Contribution(NamedTuple):
     """One concept's share in one task logit."""
 
     concept: str
@@ -40,14 +40,14 @@ class Share(NamedTuple):
     `"concepts"` bottleneck, the probability of the concept there."""
 
 
-class Reason(NamedTuple):
+class TaskExplanation(NamedTuple):
     """One task logit, split."""
 
     task: str
     probability: float
     logit: float
     bias: float
-    shares: tuple[Share, ...]
+    shares: tuple[Contribution, ...]
     """One per concept, the largest first. `bias` and all shares add up to `logit` exactly."""
 
 
@@ -58,12 +58,12 @@ class Explanation(NamedTuple):
     """(3, H, W) uint8, what the model saw."""
     concepts: tuple[str, ...]
     """Names of all concepts, in the model's order."""
-    findings: tuple[Finding, ...]
+    findings: tuple[ConceptPrediction, ...]
     """One per concept, the most probable first."""
-    reasons: tuple[Reason, ...]
+    reasons: tuple[TaskExplanation, ...]
     """One per task, in the model's order; empty if the model was taught no task."""
 
-    def finding(self, concept: str) -> Finding:
+    def finding(self, concept: str) -> ConceptPrediction:
         """The finding of a concept.
 
         Raises:
@@ -71,7 +71,7 @@ class Explanation(NamedTuple):
         """
         return _named(concept, {finding.concept: finding for finding in self.findings}, "concept")
 
-    def reason(self, task: str) -> Reason:
+    def reason(self, task: str) -> TaskExplanation:
         """The reason of a task.
 
         Raises:
@@ -136,7 +136,7 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
 
     Args:
         model: A model that was taught concepts.
-        image: A path, a PIL image, or an array or tensor as `conceptcam.data.images.to_image` takes; not yet
+        image: A path, a PIL image, or an array or tensor as `conceptcam.data.images.load_image` takes; not yet
             normalized, of any size.
         task: A task that must be explained; None explains those there are.
 
@@ -145,19 +145,19 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
             `task` is unknown or was never taught.
     """
     refuse_untaught(model, task=task)
-    pixels = model.preprocess(to_image(image))
+    pixels = model.preprocess(load_image(image))
     with evaluating(model) as device:
         output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     findings = [
-        Finding(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
+        ConceptPrediction(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
         for name, probability, heatmap in zip(
             model.config.concepts, output.concept_logits[0].sigmoid(), heatmaps, strict=True
         )
     ]
     findings.sort(key=lambda finding: -finding.probability)
     reasons = _reasons(model, output, heatmaps) if taught_tasks(model) else ()
-    return Explanation(model.preprocess.undo(pixels), model.config.concepts, tuple(findings), reasons)
+    return Explanation(model.preprocess.denormalize(pixels), model.config.concepts, tuple(findings), reasons)
 
 
 def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
@@ -189,7 +189,7 @@ def taught_tasks(model: ConceptModel) -> bool:
     return bool(model.config.tasks) and needed <= set(model.record.stages)
 
 
-def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[Reason, ...]:
+def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[TaskExplanation, ...]:
     config = model.config
     # Python floats, summed without rounding, so that the parts add up to the logit that is shown.
     shares = model.task_head.shares(output.evidence.to(model.task_head.weight.device)).cpu()[0].double()
@@ -204,9 +204,9 @@ def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tu
             strongest = shares[task].abs().argmax(dim=-1)
             chosen = output.similarity_maps[0, torch.arange(len(config.concepts)), strongest]
             maps = upsample(chosen, config.image_size)
-        parts = [Share(*row) for row in zip(config.concepts, per_concept[task], maps, strict=True)]
+        parts = [Contribution(*row) for row in zip(config.concepts, per_concept[task], maps, strict=True)]
         parts.sort(key=lambda part: -abs(part.share))
-        reasons.append(Reason(name, probabilities[task], logits[task], biases[task], tuple(parts)))
+        reasons.append(TaskExplanation(name, probabilities[task], logits[task], biases[task], tuple(parts)))
     return tuple(reasons)
 
 

@@ -1,14 +1,14 @@
 """Backbones: images in, feature grids out."""
 
 from conceptcam.backbones import small_cnn as _small_cnn  # noqa: F401  registers itself
-from conceptcam.backbones.base import Backbone, BackboneRequest
-from conceptcam.backbones.registry import create_backbone, expected_normalization, list_backbones, register_backbone
+from conceptcam.backbones.base import Backbone, BackboneOptions
+from conceptcam.backbones.registry import backbone_normalization, create_backbone, list_backbones, register_backbone
 
 __all__ = [
     "Backbone",
-    "BackboneRequest",
+    "BackboneOptions",
     "create_backbone",
-    "expected_normalization",
+    "backbone_normalization",
     "list_backbones",
     "register_backbone",
 ]

@@ -22,7 +22,7 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalized -> features (B, out_channels, h, w), channels first."""
 
-    def layer_numbers(self) -> dict[str, int]:
+    def layer_ids(self) -> dict[str, int]:
         """The layer of each parameter, by the parameter's name: 0 at the image, 1 more for each layer behind.
 
         A stage's `layer_decay` lets layers near the image learn more slowly. Empty: the layers are not known.
@@ -35,7 +35,7 @@ class Backbone(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRequest:
+class BackboneOptions:
     """What a backbone's factory is asked for.
 
     Attributes:

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from conceptcam._checks import did_you_mean
-from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.hub.download import fetch
 from conceptcam.hub.model_folder import WEIGHTS_FILE
 from conceptcam.hub.published_backbones import (
     BACKBONES,
-    BackboneRecord,
-    backbone_record,
+    BackboneInfo,
+    backbone_info,
     noncommercial_notice,
     repository_notice,
 )
-from conceptcam.hub.zoo import licence_notice
+from conceptcam.hub.zoo import license_notice
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ PICKLE_FILE = "pytorch_model.bin"
 """What older repositories hold in place of safetensors."""
 
 
-Factory = Callable[[BackboneRequest], Backbone]
+Factory = Callable[[BackboneOptions], Backbone]
 _FACTORIES: dict[str, Factory] = {}
 
 
 def register_backbone(name: str) -> Callable[[Factory], Factory]:
     """Make `create_backbone(name)` call the decorated function.
 
-    The function takes a `BackboneRequest` and returns a `Backbone`. Import what it needs inside it:
+    The function takes a `BackboneOptions` and returns a `Backbone`. Import what it needs inside it:
     registering must stay cheap. It must refuse what it cannot do: weights, a size or a level that it ignored would
     be a model of other weights than were asked for.
 
@@ -89,7 +89,7 @@ def create_backbone(
     with torch.random.fork_rng(devices=[], enabled=pretrained or path is not None):
         return _build(
             name,
-            BackboneRequest(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path),
+            BackboneOptions(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path),
         )
 
 
@@ -101,15 +101,15 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     return (size[0], size[1])
 
 
-def _build(name: str, request: BackboneRequest) -> Backbone:
+def _build(name: str, request: BackboneOptions) -> Backbone:
     source, colon, model = name.partition(":")
     if colon and source == "timm":
         from conceptcam.backbones.timm import TimmBackbone, licence  # timm takes seconds to import
 
         if request.pretrained:
-            _show(licence_notice(name) or noncommercial_notice(name, licence(model)))
+            _show(license_notice(name) or noncommercial_notice(name, licence(model)))
         return TimmBackbone(model, request)
-    if (record := backbone_record(name)) is not None:
+    if (record := backbone_info(name)) is not None:
         from conceptcam.backbones.timm import TimmBackbone  # timm takes seconds to import
 
         if request.pretrained:
@@ -123,11 +123,11 @@ def _build(name: str, request: BackboneRequest) -> Backbone:
     return _FACTORIES[name](request)
 
 
-def _published(record: BackboneRecord) -> Path:
+def _published(record: BackboneInfo) -> Path:
     """The published weights of a record, downloaded."""
     if record.repository is None or record.file is None:
         raise ValueError(f"the weights of {record.name} cannot be downloaded by a program: {record.note}")
-    _show(licence_notice(record.name))
+    _show(license_notice(record.name))
     return fetch(Address(record.repository, record.revision), (record.file,)) / record.file
 
 
@@ -155,7 +155,7 @@ def _fetched(weights: str | os.PathLike[str]) -> Path:
             raise FileNotFoundError(f"no weights file {weights} is here, and on the Hub: {error}") from None
 
 
-def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def backbone_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel, of images in [0, 1], that a backbone expects.
 
     Those of the zoo's record or those that timm publishes with a model, and ImageNet's for any other name.
@@ -163,7 +163,7 @@ def expected_normalization(name: str) -> tuple[tuple[float, float, float], tuple
     Raises:
         ValueError: If timm has no such model.
     """
-    if (record := backbone_record(name)) is not None:
+    if (record := backbone_info(name)) is not None:
         return record.mean, record.std
     source, colon, model = name.partition(":")
     if colon and source == "timm":

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.backbones.registry import register_backbone
 from conceptcam.hub.checkpoints import read_encoder
 
@@ -54,18 +54,18 @@ def _conv(inside: int, outside: int, stride: int) -> nn.Sequential:
 
 
 @register_backbone("small_cnn_s8")
-def small_cnn_s8(request: BackboneRequest) -> Backbone:
+def small_cnn_s8(request: BackboneOptions) -> Backbone:
     """A `SmallCnn` for images whose sides are multiples of 8; it has no published weights."""
     return _small_cnn("small_cnn_s8", 96, request)
 
 
 @register_backbone("small_cnn_s8_w64")
-def small_cnn_s8_w64(request: BackboneRequest) -> Backbone:
+def small_cnn_s8_w64(request: BackboneOptions) -> Backbone:
     """`small_cnn_s8` with 64 channels in place of 96: half the size."""
     return _small_cnn("small_cnn_s8_w64", 64, request)
 
 
-def _small_cnn(name: str, width: int, request: BackboneRequest) -> Backbone:
+def _small_cnn(name: str, width: int, request: BackboneOptions) -> Backbone:
     if request.pretrained:
         raise ValueError(f"{name} has no published weights; it is made to train from scratch")
     if request.feature_level not in (-1, 0):

@@ -15,7 +15,7 @@ from timm.models.hieradet_sam2 import HieraDet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from conceptcam.backbones.base import Backbone, BackboneRequest
+from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.hub.checkpoints import read_encoder
 from conceptcam.hub.errors import told_of
 
@@ -41,7 +41,7 @@ class TimmBackbone(Backbone):
 
     model: Any  # timm models share methods but no typed base class
 
-    def __init__(self, name: str, request: BackboneRequest) -> None:
+    def __init__(self, name: str, request: BackboneOptions) -> None:
         super().__init__()
         _check_name(name)
         # With its own classifier, which is cut off below: asked for another number of classes, timm
@@ -76,7 +76,7 @@ class TimmBackbone(Backbone):
         )
         return features
 
-    def layer_numbers(self) -> dict[str, int]:
+    def layer_ids(self) -> dict[str, int]:
         """The layer of each parameter, as timm counts them: of a ViT, 0 is the stem, i + 1 block i, counted from 0."""
         if not hasattr(self.model, "group_matcher"):  # CAFormer, PiT and CSATv2 do not say
             return {}

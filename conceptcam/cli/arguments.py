@@ -43,7 +43,7 @@ transposed boxes); and the tasks, if they were taught. Writes metrics.json, metr
     )
     data_options(parser)
     parser.add_argument(
-        "--canary",
+        "--sided",
         action="append",
         default=[],
         metavar="NAME",

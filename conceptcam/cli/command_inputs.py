@@ -32,7 +32,7 @@ def read_data(options: argparse.Namespace, flag: str, **names: Any) -> "CocoData
             f"there is no {path}; {options.data} has {there or 'no JSON files'}: name the annotations with --{flag}"
         )
     try:
-        return CocoDataset(path, images_folder(options), bad_boxes=options.bad_boxes, **names)
+        return CocoDataset(path, images_folder(options), invalid_boxes=options.invalid_boxes, **names)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
     except ValueError as error:

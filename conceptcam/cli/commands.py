@@ -28,9 +28,9 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     dataset = read_data(options, "split", concepts=model.config.concepts)
     if dataset.tasks:  # in the model's order, and all of them
         dataset = read_data(options, "split", concepts=model.config.concepts, tasks=model.config.tasks)
-    result = measure(model, dataset, folder, run, canaries=options.canary)
+    result = measure(model, dataset, folder, run, sided_concepts=options.sided)
     save_explanations(
-        model, [dataset.read(i) for i in range(min(options.figures, len(dataset)))], folder / EXPLANATIONS
+        model, [dataset.load_item(i) for i in range(min(options.figures, len(dataset)))], folder / EXPLANATIONS
     )
     say(result.table())
     say(f"Written to {folder}")
@@ -106,17 +106,17 @@ def models(options: argparse.Namespace, say: Say) -> None:
 
 def _show(name: str, say: Say) -> None:
     from conceptcam.hub.architectures import RECIPES
-    from conceptcam.hub.published_backbones import backbone_record
-    from conceptcam.hub.zoo import bundled_models, licence_notice, model_info
+    from conceptcam.hub.published_backbones import backbone_info
+    from conceptcam.hub.zoo import bundled_models, license_notice, model_info
 
-    if name not in bundled_models() and name not in RECIPES and backbone_record(name) is None and _is_backbone(name):
+    if name not in bundled_models() and name not in RECIPES and backbone_info(name) is None and _is_backbone(name):
         return say(
             f"{name} is a backbone, not a model: train one on it with `conceptcam train DATA --backbone {name}`, or in "
             f"Python make it with `create_backbone({name!r})`"
         )
     for field, text in _facts(model_info(name)):
         say(textwrap.fill(f"{field:<22} {text}", width=110, subsequent_indent=" " * 23))
-    return say(f"\nNote: {notice}.") if (notice := licence_notice(name)) else None
+    return say(f"\nNote: {notice}.") if (notice := license_notice(name)) else None
 
 
 def _is_backbone(name: str) -> bool:
@@ -125,10 +125,10 @@ def _is_backbone(name: str) -> bool:
     Raises:
         ValueError: If the name is one of timm's, and timm has no such model.
     """
-    from conceptcam.backbones import expected_normalization, list_backbones  # torch takes a second to import
+    from conceptcam.backbones import backbone_normalization, list_backbones  # torch takes a second to import
 
     if name.startswith("timm:"):
-        expected_normalization(name)
+        backbone_normalization(name)
         return True
     return name in list_backbones()
 

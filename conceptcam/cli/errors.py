@@ -33,7 +33,7 @@ _PHRASES = (
     (r"`val_labels` was '\w+' and is '\w+'", "the labels of the validation data are not what they were"),
     (r"`((?:train|val)_images|concepts|tasks|processes|stages)` was", r"\1 was"),
     (r"stop earlier \(`patience`\)", "stop earlier (fewer --epochs)"),
-    (r" in `layer_numbers\(\)`", ""),
+    (r" in `layer_ids\(\)`", ""),
     (r"set `layer_decay=1`", "leave --layer-decay out"),
     (r": no module in it has timm's `set_grad_checkpointing`", "; leave --gradient-checkpointing out"),
     (r"pass `?uncertain='ignore'`?", "leave --uncertain out"),
@@ -70,7 +70,7 @@ def in_flags(text: str, names: Collection[str]) -> str:
     """A text that names options as Python does, with flags in their place.
 
     Args:
-        text: Such as "add `bad_boxes='skip'`".
+        text: Such as "add `invalid_boxes='skip'`".
         names: Options that are flags of the command, as Python calls them.
     """
     for pattern, words in _PHRASES:

@@ -101,7 +101,7 @@ def data_options(parser: argparse.ArgumentParser) -> None:
     """How annotated images are read."""
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: DATA/images)")
     parser.add_argument(
-        "--bad-boxes", choices=("refuse", "skip"), default="refuse",
+        "--invalid-boxes", choices=("error", "skip"), default="error",
         help="what to do if a box is empty or far outside its image (default: refuse the file)",
     )  # fmt: skip
 

@@ -58,7 +58,7 @@ def train(options: argparse.Namespace, say: Say) -> None:
 
 
 def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say: Say) -> None:
-    from conceptcam.data.transforms import light_augmentation
+    from conceptcam.data.transforms import default_augmentation
     from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
     from conceptcam.runs.run import end_run, train_run
     from conceptcam.training import distributed
@@ -77,8 +77,8 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
         config, train, val, folder, run,
         training_data=f"{len(train)} images of {options.data.name}/{options.train}",
         data=_told_of_data(options),
-        watch=val.read(_fullest(val)), follow=config.concepts[:6],
-        augment=None if options.no_augment else light_augmentation(config.image_size),
+        watch=val.load_item(_fullest(val)), follow=config.concepts[:6],
+        augmentation=None if options.no_augment else default_augmentation(config.image_size),
         say=say,
     )  # fmt: skip
     if not distributed.is_first():
@@ -89,7 +89,7 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
     )
     model.record = dataclasses.replace(model.record, metrics=result.summary(), measured_on=where)
     model.save_pretrained(folder)
-    save_explanations(model, [val.read(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
+    save_explanations(model, [val.load_item(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
     end_run(folder)
     say(result.table())
     say("These figures are of the validation images, which also chose the epoch and the thresholds.")
@@ -97,10 +97,10 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
 
 
 def _config(options: argparse.Namespace, train: "CocoDataset") -> "ConceptConfig":
-    from conceptcam.backbones import expected_normalization
+    from conceptcam.backbones import backbone_normalization
     from conceptcam.config import ConceptConfig
 
-    mean, std = expected_normalization(options.backbone)
+    mean, std = backbone_normalization(options.backbone)
     fields = {"mean": tuple(mean), "std": tuple(std), **_told_of_model(options)}
     return ConceptConfig(concepts=train.concepts, tasks=train.tasks, **fields)
 
@@ -114,7 +114,7 @@ def _told_of_model(options: argparse.Namespace) -> dict[str, Any]:
 
 def _told_of_data(options: argparse.Namespace) -> dict[str, Any]:
     """Where the data are and how they are read."""
-    names = ("train", "val", "bad_boxes", "uncertain", "no_augment")
+    names = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
     places = {"folder": options.data, "images": images_folder(options)}
     return {name: str(place.resolve()) for name, place in places.items()} | {n: getattr(options, n) for n in names}
 

@@ -110,7 +110,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         tasks: Task names; empty if there are none.
         concept_labels: (N, K) labels of every image, known without decoding any; NaN where unknown.
         task_labels: (N, T) task labels of every image.
-        augment: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
+        augmentation: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
         preprocess: Turns an image as read into what the model wants, (3, H, W) normalized floats;
             usually `model.preprocess`. None gives items as read.
     """
@@ -119,22 +119,22 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     tasks: tuple[str, ...]
     concept_labels: Tensor
     task_labels: Tensor
-    augment: Callable[[ConceptItem], ConceptItem] | None = None
+    augmentation: Callable[[ConceptItem], ConceptItem] | None = None
     preprocess: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
-    def read(self, index: int) -> ConceptItem:
+    def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed."""
 
-    def batches(
-        self, batch_size: int = 32, *, shuffle: bool = False, workers: int = 0, pin_memory: bool = False
+    def dataloader(
+        self, batch_size: int = 32, *, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
     ) -> DataLoader[ConceptBatch]:
         """A `DataLoader` of this data set.
 
         Args:
             batch_size: Images per batch; the last one may have fewer.
             shuffle: Whether to draw a new order for each pass; for training.
-            workers: Processes that load data; 0 loads in this one.
+            num_workers: Processes that load data; 0 loads in this one.
             pin_memory: Whether batches are put where a GPU copies them from faster.
         """
         return DataLoader(
@@ -142,7 +142,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
             batch_size=batch_size,
             shuffle=shuffle,
             collate_fn=collate,
-            num_workers=workers,
+            num_workers=num_workers,
             pin_memory=pin_memory,
         )
 
@@ -152,7 +152,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     def __getitem__(self, index: int) -> ConceptItem:
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        item = self.read(index % len(self))
-        if self.augment is not None:
-            item = self.augment(item)
+        item = self.load_item(index % len(self))
+        if self.augmentation is not None:
+            item = self.augmentation(item)
         return item if self.preprocess is None else item._replace(image=self.preprocess(item.image))

@@ -13,7 +13,7 @@ from conceptcam._checks import check_names
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.coco_file import NUMBER, BadBoxes, check_images, draw_boxes, is_annotated, read_coco, some
+from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, is_annotated, read_coco, some
 from conceptcam.data.images import read_image
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 
@@ -43,15 +43,15 @@ class CocoDataset(ConceptDataset):
         concepts: Categories to use, in the order wanted; None takes all, by category id.
         tasks: Names to take from the images' `"tasks"`, in the order wanted; None takes all, in the order of
             their appearance. If the tasks exclude each other, label each image with one 1 and zeros.
-        bad_boxes: What to do with boxes that cannot be: without area, not numbers, or more than two
-            pixels beyond the image. `"refuse"` raises; `"skip"` leaves them out with a warning, and the
+        invalid_boxes: What to do with boxes that cannot be: without area, not numbers, or more than two
+            pixels beyond the image. `"error"` raises; `"skip"` leaves them out with a warning, and the
             label of a concept that had no other box in the image becomes unknown.
         uncertain: What a label of -1 counts as; see `resolve_uncertain`. By default it is unknown, which is best for
             data that figures are reported on. The box of an uncertain concept is drawn whatever it counts as, and
             the loss weighs it by its label.
         task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, of which an uncertain one
             has no share that could be named: it can only be ignored.
-        augment: See `ConceptDataset`.
+        augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
     Raises:
@@ -69,17 +69,17 @@ class CocoDataset(ConceptDataset):
         *,
         concepts: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
-        bad_boxes: BadBoxes = "refuse",
+        invalid_boxes: InvalidBoxes = "error",
         uncertain: Uncertain = "ignore",
         task_kind: TaskKind = "multilabel",
-        augment: Callable[[ConceptItem], ConceptItem] | None = None,
+        augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if bad_boxes not in ("refuse", "skip"):
-            raise ValueError(f"unknown `bad_boxes` {bad_boxes!r}; known: ['refuse', 'skip']")
+        if invalid_boxes not in ("error", "skip"):
+            raise ValueError(f"unknown `invalid_boxes` {invalid_boxes!r}; known: ['error', 'skip']")
         if task_kind not in get_args(TaskKind):
             raise ValueError(f"unknown `task_kind` {task_kind!r}; known: {list(get_args(TaskKind))}")
-        self.augment, self.preprocess = augment, preprocess
+        self.augmentation, self.preprocess = augmentation, preprocess
         self.folder = Path(images)
         content = read_coco(Path(annotations))
         self._images: list[dict[str, Any]] = content["images"]
@@ -90,7 +90,7 @@ class CocoDataset(ConceptDataset):
         known_tasks = {name: None for image in self._images for name in image.get("tasks") or ()}
         self.tasks = _chosen("tasks", list(known_tasks) if tasks is None else tasks, list(known_tasks), at_least=0)
 
-        drawn = draw_boxes(content, categories, self.concepts, bad_boxes)
+        drawn = draw_boxes(content, categories, self.concepts, invalid_boxes)
         self._drawn, self._first = drawn, torch.searchsorted(drawn.image, torch.arange(len(self._images) + 1))
         labels = torch.zeros(len(self._images), len(self.concepts))
         labels[[not is_annotated(image) for image in self._images]] = torch.nan
@@ -111,7 +111,7 @@ class CocoDataset(ConceptDataset):
         """File names of the images, in order."""
         return tuple(entry["file_name"] for entry in self._images)
 
-    def read(self, index: int) -> ConceptItem:
+    def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
 
         Raises:

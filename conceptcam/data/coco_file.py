@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-BadBoxes = Literal["refuse", "skip"]
+InvalidBoxes = Literal["error", "skip"]
 
 NUMBER = (int, float)
 """Types of a number in JSON."""
@@ -110,7 +110,7 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
 
 
 def draw_boxes(
-    content: dict[str, Any], categories: dict[Any, str], concepts: tuple[str, ...], bad_boxes: BadBoxes
+    content: dict[str, Any], categories: dict[Any, str], concepts: tuple[str, ...], invalid_boxes: InvalidBoxes
 ) -> DrawnBoxes:
     """The boxes of the chosen concepts, checked, as fractions of their images.
 
@@ -118,7 +118,7 @@ def draw_boxes(
         content: As `read_coco` gives it.
         categories: Names by id.
         concepts: Names of those that are wanted.
-        bad_boxes: Whether boxes that cannot be are refused, or left out with a warning.
+        invalid_boxes: Whether boxes that cannot be are refused, or left out with a warning.
 
     Raises:
         ValueError: If an annotation is of an unknown image or category, or of an image in which nobody drew boxes, or a
@@ -142,10 +142,10 @@ def draw_boxes(
     )
     if bad.any():
         found = some([_describe(chosen[i], images[image[i]]) for i in bad.nonzero()[:, 0].tolist()])
-        if bad_boxes == "refuse":
+        if invalid_boxes == "error":
             raise ValueError(
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
-                "pixels, with an area, inside the image. Correct them, or pass bad_boxes='skip' to leave them out."
+                "pixels, with an area, inside the image. Correct them, or pass invalid_boxes='skip' to leave them out."
             )
         _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
     good = ~bad

@@ -51,7 +51,7 @@ def read_image(path: str | PathLike[str]) -> Tensor:
         raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
 
 
-def to_image(image: Any) -> Tensor:
+def load_image(image: Any) -> Tensor:
     """The one door through which a caller's image enters: checked, and as (3, H, W).
 
     Args:

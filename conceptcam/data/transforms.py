@@ -13,7 +13,7 @@ from conceptcam.data.boxes import ConceptBoxes
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-OnLost = Literal["unknown", "keep"]
+LostBoxes = Literal["unknown", "keep"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Preprocess:
 
         Args:
             image: (3, H, W) uint8, or float in [0, 1]. Ranges are checked where an image enters
-                (`to_image`), not here.
+                (`load_image`), not here.
 
         Returns:
             (3, h, w) float32, (image - mean) / std.
@@ -64,14 +64,14 @@ class Preprocess:
         if image.ndim != 3 or image.shape[0] != 3 or not (bytes_ or image.is_floating_point()):
             raise ValueError(
                 f"expected a (3, H, W) image of uint8 or float, got {image.dtype} {tuple(image.shape)}; "
-                "`to_image` converts what is not"
+                "`load_image` converts what is not"
             )
         if tuple(image.shape[1:]) != self.image_size:
             image = _resize(image, self.image_size)
         scale = self._scale.to(image.device)
         return (image * (scale / 255 if bytes_ else scale)).sub_(self._shift.to(image.device)).float()
 
-    def undo(self, image: Tensor) -> Tensor:
+    def denormalize(self, image: Tensor) -> Tensor:
         """The picture that a preprocessed image shows.
 
         Args:
@@ -84,7 +84,7 @@ class Preprocess:
         return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-class BoxSafe:
+class BoxAwareTransform:
     """Wraps a torchvision v2 transform so that it changes items, and boxes move with the pixels.
 
     A box that the transform pushes partly out of the image is cut at the border; one that keeps less
@@ -97,12 +97,12 @@ class BoxSafe:
     Args:
         transform: Any transform of `torchvision.transforms.v2`, or a `Compose` of several.
         min_visible: Least share of its area that a box must keep in view, in [0, 1].
-        on_lost: What becomes of the label of a concept that lost all its boxes: `"unknown"`, or
+        lost_boxes: What becomes of the label of a concept that lost all its boxes: `"unknown"`, or
             `"keep"` where the label does not depend on seeing the finding.
 
     Raises:
         TypeError: If `transform` is not of torchvision's v2, and so would not move boxes.
-        ValueError: If `min_visible` or `on_lost` is out of range.
+        ValueError: If `min_visible` or `lost_boxes` is out of range.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class BoxSafe:
         transform: "v2.Transform",
         *,
         min_visible: float = 0.25,
-        on_lost: OnLost = "unknown",
+        lost_boxes: LostBoxes = "unknown",
     ) -> None:
         from torchvision.transforms import v2
 
@@ -119,11 +119,11 @@ class BoxSafe:
             raise TypeError(f"expected a transform of torchvision.transforms.v2, got {kind}; only v2 moves boxes")
         if not 0 <= min_visible <= 1:
             raise ValueError(f"`min_visible` must be in [0, 1], got {min_visible}")
-        if on_lost not in ("unknown", "keep"):
-            raise ValueError(f"unknown `on_lost` {on_lost!r}; known: ['unknown', 'keep']")
+        if lost_boxes not in ("unknown", "keep"):
+            raise ValueError(f"unknown `lost_boxes` {lost_boxes!r}; known: ['unknown', 'keep']")
         self.transform = transform
         self.min_visible = min_visible
-        self.on_lost = on_lost
+        self.lost_boxes = lost_boxes
 
     def __call__(self, item: ConceptItem) -> ConceptItem:
         """The item, transformed; its image keeps the type it had unless the transform changes it."""
@@ -150,11 +150,11 @@ class BoxSafe:
         xyxy, seen = _in_view(moved["boxes"], moved["whole"], tuple(image.shape[1:]), self.min_visible)
         row = moved["labels"][seen]
         kept = ConceptBoxes(xyxy[seen], boxes.concept[row], boxes.image[row])
-        concepts = item.concepts if self.on_lost == "keep" else _forget_lost(item.concepts, boxes, kept)
+        concepts = item.concepts if self.lost_boxes == "keep" else _forget_lost(item.concepts, boxes, kept)
         return item._replace(image=image, boxes=kept, concepts=concepts)
 
 
-def light_augmentation(image_size: tuple[int, int] | None = None) -> BoxSafe:
+def default_augmentation(image_size: tuple[int, int] | None = None) -> BoxAwareTransform:
     """A small jitter of place, size, angle and exposure that suits chest radiographs.
 
     Shifts by up to 4 % of the image, scales by 0.9 to 1.1, turns by up to 5 degrees, and changes
@@ -171,7 +171,7 @@ def light_augmentation(image_size: tuple[int, int] | None = None) -> BoxSafe:
     shift = v2.RandomAffine(
         degrees=5, translate=(0.04, 0.04), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
     )
-    return BoxSafe(v2.Compose([*resize, shift, v2.ColorJitter(brightness=0.15, contrast=0.15)]))
+    return BoxAwareTransform(v2.Compose([*resize, shift, v2.ColorJitter(brightness=0.15, contrast=0.15)]))
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 from conceptcam._checks import did_you_mean
 from conceptcam.config import ConceptConfig
-from conceptcam.hub.published_backbones import BACKBONES, backbone_record
+from conceptcam.hub.published_backbones import BACKBONES, backbone_info
 
 CSR_FIELDS: Mapping[str, Any] = {
     "pooling": "mean",
-    "pooling_value": None,
+    "pooling_param": None,
     "head_bias": False,
     "projector": "ibn",
     "embed_dim": 256,
@@ -102,7 +102,7 @@ def recipe_config(name: str, *, concepts: Iterable[str], tasks: Iterable[str] = 
 def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
     """Image size, mean and standard deviation that go with the backbone's weights."""
     needed = ("image_size", "mean", "std")
-    record = backbone_record(str(values["backbone"]))
+    record = backbone_info(str(values["backbone"]))
     if record is not None:
         return {name: getattr(record, name) for name in needed}
     if missing := [name for name in needed if name not in values]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from conceptcam.config import ConceptConfig, ModelRecord, from_json, to_json
+from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.hub.model_card import is_generated, model_card
 from conceptcam.hub.weights import save_tensors, sha256
 
@@ -23,7 +23,7 @@ _SAVED = ".saved"
 def save_folder(
     folder: Path,
     config: ConceptConfig,
-    record: ModelRecord,
+    record: TrainingRecord,
     weights: Mapping[str, Tensor],
     *,
     card: str | None = None,
@@ -67,7 +67,7 @@ def save_folder(
     _settle(folder)
 
 
-def read_folder(folder: Path) -> tuple[ConceptConfig, ModelRecord, Path]:
+def read_folder(folder: Path) -> tuple[ConceptConfig, TrainingRecord, Path]:
     """The config, the record and the weights file of a model folder.
 
     Raises:

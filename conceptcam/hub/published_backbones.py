@@ -13,7 +13,7 @@ _GREY_MEAN, _GREY_STD = (0.5307, 0.5307, 0.5307), (0.2583, 0.2583, 0.2583)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRecord:
+class BackboneInfo:
     """Everything that must travel with the published weights of a backbone.
 
     Attributes:
@@ -54,10 +54,10 @@ class BackboneRecord:
         return self.repository is not None
 
 
-def _timm(model: str, citation: str, **facts: Any) -> BackboneRecord:
+def _timm(model: str, citation: str, **facts: Any) -> BackboneInfo:
     """A record of weights that timm publishes and loads itself."""
     facts = {"license": "Apache-2.0", "commercial_use": True, "name": f"timm:{model}", **facts}
-    return BackboneRecord(
+    return BackboneInfo(
         architecture=model.partition(".")[0],
         repository=f"timm/{model}",
         file="model.safetensors",
@@ -73,7 +73,7 @@ _MEDICAL_MAE_NOTE = (
     "ChestX-ray14 with mean .5056, std .252; the record has the former, which most images had."
 )
 _RECORDS = (
-    BackboneRecord(
+    BackboneInfo(
         name="medmae_vit_b16",
         architecture="vit_base_patch16_224",
         repository=None,
@@ -86,7 +86,7 @@ _RECORDS = (
         "`pre_trained_medmae.pth` there and pass `weights=` with its path. Models called `medmae` on the Hub are "
         "another work, `medical_mae_vit_b16` here.",
     ),
-    BackboneRecord(
+    BackboneInfo(
         name="medical_mae_vit_b16",
         architecture="vit_base_patch16_224",
         repository="1aurent/vit_base_patch16_224.medmae_CXR_mae",
@@ -96,7 +96,7 @@ _RECORDS = (
         citation=f"{_MEDICAL_MAE}, arXiv:2210.12843",
         note=_MEDICAL_MAE_NOTE.format(others="CheXpert and MIMIC-CXR"),
     ),
-    BackboneRecord(
+    BackboneInfo(
         name="medical_mae_vit_s16",
         architecture="vit_small_patch16_224",
         repository="1aurent/vit_small_patch16_224.medmae_CXR_mae",
@@ -115,7 +115,7 @@ _RECORDS = (
         note="The card of facebook/vit-mae-base says Apache-2.0 of the same weights; their authors published them "
         "under CC-BY-NC-4.0.",
     ),
-    BackboneRecord(
+    BackboneInfo(
         name="rad_dino_vit_b14",
         architecture="vit_base_patch14_dinov2",
         repository="microsoft/rad-dino",
@@ -132,7 +132,7 @@ _RECORDS = (
         note="Older revisions of the repository carry MSRLA, a licence for research only, and the card still says "
         "that the model is shared for research.",
     ),
-    BackboneRecord(
+    BackboneInfo(
         name="xray_dinov2_vit_b14",
         architecture="vit_base_patch14_dinov2",
         repository="StanfordAIMI/dinov2-base-xray-224",
@@ -179,11 +179,11 @@ _RECORDS = (
         grid=(37, 37),
     ),
 )
-BACKBONES: Mapping[str, BackboneRecord] = {record.name: record for record in _RECORDS}
+BACKBONES: Mapping[str, BackboneInfo] = {record.name: record for record in _RECORDS}
 """Backbones by the name that `create_backbone` takes."""
 
 
-def backbone_record(name: str) -> BackboneRecord | None:
+def backbone_info(name: str) -> BackboneInfo | None:
     """What is known of a backbone's published weights; None if the zoo does not have it.
 
     Weights of timm's are also found by timm's name of them, with its tag: `"timm:vit_base_patch16_224.mae"`.

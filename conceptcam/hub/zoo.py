@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from conceptcam._checks import did_you_mean
-from conceptcam.config import ConceptConfig, ModelRecord, from_json
+from conceptcam.config import ConceptConfig, TrainingRecord, from_json
 from conceptcam.hub.architectures import RECIPES, ModelRecipe
-from conceptcam.hub.published_backbones import BACKBONES, BackboneRecord, backbone_record, forbids_commercial_use
+from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info, forbids_commercial_use
 
 Kind = Literal["model", "recipe", "backbone"]
 
@@ -35,7 +35,7 @@ class BundledModel:
     name: str
     folder: Path
     config: ConceptConfig
-    record: ModelRecord = field(default_factory=ModelRecord)
+    record: TrainingRecord = field(default_factory=TrainingRecord)
     license: str = "Apache-2.0"
 
 
@@ -73,7 +73,7 @@ def list_models(
     return found
 
 
-def model_info(name: str) -> BundledModel | ModelRecipe | BackboneRecord:
+def model_info(name: str) -> BundledModel | ModelRecipe | BackboneInfo:
     """The record of anything in the zoo.
 
     Raises:
@@ -82,7 +82,7 @@ def model_info(name: str) -> BundledModel | ModelRecipe | BackboneRecord:
     if name in (models := bundled_models()):
         config, record = from_json((models[name] / "config.json").read_text(encoding="utf-8"))
         return BundledModel(name=name, folder=models[name], config=config, record=record)
-    found = RECIPES.get(name) or backbone_record(name)
+    found = RECIPES.get(name) or backbone_info(name)
     if found is None:
         raise ValueError(
             f"the zoo has no {name!r}{did_you_mean(name, list_models())}; `list_models()` says what it has"
@@ -90,7 +90,7 @@ def model_info(name: str) -> BundledModel | ModelRecipe | BackboneRecord:
     return found
 
 
-def licence_notice(name: str) -> str:
+def license_notice(name: str) -> str:
     """The sentence to show before weights are downloaded whose licence forbids commercial use.
 
     Args:
@@ -124,7 +124,7 @@ def _row(name: str) -> tuple[str, ...]:
     info = model_info(name)
     if isinstance(info, BundledModel):
         return (name, "model", f"- @ {_times(info.config.image_size)}", info.license, "yes", "in the package")
-    record = info if isinstance(info, BackboneRecord) else BACKBONES[info.backbone]
+    record = info if isinstance(info, BackboneInfo) else BACKBONES[info.backbone]
     where = f"{_times(record.grid)} @ {_times(record.image_size)}"
     kind = "backbone" if info is record else "recipe"
     return (name, kind, where, record.license, "yes" if record.commercial_use else "no", record.repository or "yours")
@@ -134,9 +134,9 @@ def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _weights_of(name: str) -> BackboneRecord | None:
+def _weights_of(name: str) -> BackboneInfo | None:
     """The record of the published weights that a backbone or recipe starts from."""
-    return backbone_record(RECIPES[name].backbone if name in RECIPES else name)
+    return backbone_info(RECIPES[name].backbone if name in RECIPES else name)
 
 
 def _allows_commercial_use(name: str) -> bool:

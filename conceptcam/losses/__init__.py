@@ -1,12 +1,12 @@
 """Losses. Each takes plain tensors, so it fits any training loop."""
 
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
-from conceptcam.losses.class_weights import class_weight, positive_weight
+from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight
 from conceptcam.losses.classification import (
     AsymmetricLoss,
     FocalLoss,
     asymmetric_loss,
-    classification_loss,
+    class_balanced_loss,
     focal_loss,
     multiclass_loss,
     multilabel_loss,
@@ -24,12 +24,12 @@ __all__ = [
     "PrototypeContrastiveLoss",
     "asymmetric_loss",
     "box_localization_loss",
-    "class_weight",
-    "classification_loss",
+    "compute_class_weight",
+    "class_balanced_loss",
     "focal_loss",
     "multiclass_loss",
     "multilabel_loss",
-    "positive_weight",
+    "compute_pos_weight",
     "prototype_contrastive_loss",
     "prototype_presence_loss",
 ]

@@ -14,7 +14,7 @@ from conceptcam.losses.masking import at_least_float32, masked_mean, split_known
 
 Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]
-Reduction = Literal["area", "grid"]
+Normalize = Literal["area", "grid"]
 
 BoxesLike = ConceptBoxes | Sequence[Sequence[Mapping[str, Any]] | None]
 """A batch's boxes: ours, or a list of dicts per image as `ConceptBoxes.from_dicts` reads."""
@@ -26,7 +26,7 @@ def box_localization_loss(
     labels: Tensor | None = None,
     *,
     penalty: Penalty = "bce",
-    reduction: Reduction = "area",
+    normalize: Normalize = "area",
     mask: MaskRule = "coverage",
     margin: float = 0.0,
 ) -> Tensor:
@@ -42,7 +42,7 @@ def box_localization_loss(
             concept that is labelled absent or unknown teaches no place. None counts every pair once.
         penalty: Cost of a logit z: `"bce"` softplus(-z) inside and softplus(z) outside; `"hinge"`
             relu(margin - z) and relu(margin + z); `"mse"` (1 - sigmoid(z))^2 and sigmoid(z)^2.
-        reduction: `"area"` averages the inside over the inside and the outside over the outside, so both
+        normalize: `"area"` averages the inside over the inside and the outside over the outside, so both
             weigh the same however small the box. `"grid"` averages both over the whole grid.
         mask: `"coverage"` by the share of each cell that is covered, `"center"` by cell centres; see
             `ConceptBoxes.pair_masks`.
@@ -55,7 +55,7 @@ def box_localization_loss(
         ValueError: If an option is unknown, labels do not fit, or a box has an image or concept index that is
             not there.
     """
-    _check_options(penalty, reduction, mask, margin)
+    _check_options(penalty, normalize, mask, margin)
     if concept_maps.ndim != 4:
         raise ValueError(f"concept maps must be (B, K, h, w), got {tuple(concept_maps.shape)}")
     if not isinstance(boxes, ConceptBoxes):
@@ -73,7 +73,7 @@ def box_localization_loss(
     maps = at_least_float32(concept_maps.flatten(0, 1).index_select(0, chosen))  # (P, h, w)
     high, low = _penalties(maps, penalty, margin)
     inside = pairs.inside
-    if reduction == "grid":
+    if normalize == "grid":
         terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
     else:
         terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
@@ -86,10 +86,10 @@ def box_localization_loss(
     return masked_mean(terms, weights)
 
 
-def _check_options(penalty: str, reduction: str, mask: str, margin: float) -> None:
+def _check_options(penalty: str, normalize: str, mask: str, margin: float) -> None:
     for name, value, known in (
         ("penalty", penalty, Penalty),
-        ("reduction", reduction, Reduction),
+        ("normalize", normalize, Normalize),
         ("mask", mask, MaskRule),
     ):
         if value not in get_args(known):
@@ -134,14 +134,14 @@ class BBoxGuidedConceptLoss(nn.Module):
     Args:
         alpha: Weight of classification.
         beta: Weight of localization.
-        pos_weight: (K,) weight of positives per concept; see `positive_weight`.
+        pos_weight: (K,) weight of positives per concept; see `compute_pos_weight`.
         classification: `"bce"`, binary cross-entropy; `"focal"` or `"asymmetric"`, which are `FocalLoss()` and
             `AsymmetricLoss()`; or any loss of (logits, labels), such as `FocalLoss(gamma=1.0)` or what
-            `classification_loss` gives. All but the first weigh positives themselves and take no `pos_weight`:
+            `class_balanced_loss` gives. All but the first weigh positives themselves and take no `pos_weight`:
             focusing already takes weight off the many easy negatives, and a weight that balances without it is
             too large with it (in Lin et al., 2017, Table 1b, the best share of positives falls from .75 to .25).
         penalty: As in `box_localization_loss`, like the rest.
-        reduction: See there.
+        normalize: See there.
         mask: See there.
         margin: See there.
 
@@ -159,7 +159,7 @@ class BBoxGuidedConceptLoss(nn.Module):
         pos_weight: Tensor | None = None,
         classification: Classification | Callable[[Tensor, Tensor], Tensor] = "bce",
         penalty: Penalty = "bce",
-        reduction: Reduction = "area",
+        normalize: Normalize = "area",
         mask: MaskRule = "coverage",
         margin: float = 0.0,
     ) -> None:
@@ -171,12 +171,12 @@ class BBoxGuidedConceptLoss(nn.Module):
                 "`pos_weight` belongs to the default classification loss, 'bce'; focal and asymmetric losses weigh "
                 "positives themselves, and to a loss of your own you can give weights as it is made"
             )
-        _check_options(penalty, reduction, mask, margin)
+        _check_options(penalty, normalize, mask, margin)
         self.alpha = alpha
         self.beta = beta
         self.classification = _NAMED[classification]() if isinstance(classification, str) else classification
         self.penalty: Penalty = penalty
-        self.reduction: Reduction = reduction
+        self.normalize: Normalize = normalize
         self.mask: MaskRule = mask
         self.margin = margin
         self.register_buffer("pos_weight", pos_weight)
@@ -217,7 +217,7 @@ class BBoxGuidedConceptLoss(nn.Module):
             boxes,
             labels,
             penalty=self.penalty,
-            reduction=self.reduction,
+            normalize=self.normalize,
             mask=self.mask,
             margin=self.margin,
         )

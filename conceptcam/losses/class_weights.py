@@ -12,12 +12,12 @@ from conceptcam.losses.masking import _known_rows, at_least_float32, split_known
 WeightPolicy = Literal["none", "ratio", "sqrt", "effective"]
 
 
-def positive_weight(
-    labels: Tensor, *, policy: WeightPolicy = "ratio", cap: float = 20.0, beta: float = 0.999
+def compute_pos_weight(
+    labels: Tensor, *, policy: WeightPolicy = "ratio", max_weight: float = 20.0, beta: float = 0.999
 ) -> Tensor:
-    """Weight of positives against negatives: by default negatives / positives, at most `cap`.
+    """Weight of positives against negatives: by default negatives / positives, at most `max_weight`.
 
-    Compute it from the training labels only, `positive_weight(dataset.concept_labels)`.
+    Compute it from the training labels only, `compute_pos_weight(dataset.concept_labels)`.
 
     With n positives and m negatives among the known labels of a column, soft ones counted in part,
 
@@ -32,8 +32,8 @@ def positive_weight(
     Args:
         labels: (N, L) in [0, 1], NaN where unknown.
         policy: See above.
-        cap: Largest weight, and its inverse the smallest: a label without positives gets the one, a label without
-            negatives the other, so that both go on learning.
+        max_weight: Largest weight, and its inverse the smallest: a label without positives gets the one, a label
+            without negatives the other, so that both go on learning.
         beta: Of `"effective"`: E(n) never exceeds 1 / (1 - beta). Towards 0 it gives `"none"`, towards 1
             `"ratio"`; the paper tries 0.9 to 0.9999.
 
@@ -41,52 +41,56 @@ def positive_weight(
         (L,) weights, for `pos_weight`. 1 for a label nobody knows anywhere.
 
     Raises:
-        ValueError: If a label is outside [0, 1], the policy is unknown, or `cap` or `beta` out of range.
+        ValueError: If a label is outside [0, 1], the policy is unknown, or `max_weight` or `beta` out of range.
     """
-    _check_weighting(policy, cap, beta)
+    _check_weighting(policy, max_weight, beta)
     labels = at_least_float32(labels)
     known, target = split_known(labels, labels)
     positives = torch.where(known, target, 0).sum(dim=0)
     negatives = torch.where(known, 1 - target, 0).sum(dim=0)
-    ratio = _per(_size(negatives, policy, beta), _size(positives, policy, beta)).clamp(min=1 / cap, max=cap)
+    ratio = _per(_size(negatives, policy, beta), _size(positives, policy, beta)).clamp(
+        min=1 / max_weight, max=max_weight
+    )
     return torch.where(positives + negatives > 0, ratio, 1.0)
 
 
-def class_weight(targets: Tensor, *, policy: WeightPolicy = "ratio", cap: float = 20.0, beta: float = 0.999) -> Tensor:
-    """Weight of each class of a multi-class task: by default the inverse of its frequency, within `cap`.
+def compute_class_weight(
+    targets: Tensor, *, policy: WeightPolicy = "ratio", max_weight: float = 20.0, beta: float = 0.999
+) -> Tensor:
+    """Weight of each class of a multi-class task: by default the inverse of its frequency, within `max_weight`.
 
-    Compute it from the training targets only. The policies are those of `positive_weight`: a class with n rows
+    Compute it from the training targets only. The policies are those of `compute_pos_weight`: a class with n rows
     weighs 1, 1 / n, 1 / sqrt(n) or 1 / E(n). Weights are then scaled so that the training rows weigh 1 on
     average, which leaves the size of the loss as it is.
 
     Args:
         targets: (N, L) in [0, 1], rows that sum to 1; a row with a NaN is unknown.
         policy: See above.
-        cap: How many times as much as the most frequent class any class may weigh; one without rows does.
-        beta: Of `"effective"`; see `positive_weight`.
+        max_weight: How many times as much as the most frequent class any class may weigh; one without rows does.
+        beta: Of `"effective"`; see `compute_pos_weight`.
 
     Returns:
         (L,) weights, for `multiclass_loss`; 1 if no row is known.
 
     Raises:
-        ValueError: As `positive_weight`, or if a known row does not sum to 1.
+        ValueError: As `compute_pos_weight`, or if a known row does not sum to 1.
     """
-    _check_weighting(policy, cap, beta)
+    _check_weighting(policy, max_weight, beta)
     targets = at_least_float32(targets)
     rows, target = _known_rows(targets, targets)
     counts = target[rows].sum(dim=0)
     sizes = _size(counts, policy, beta)
-    relative = _per(sizes.max(), sizes).clamp(max=cap)
+    relative = _per(sizes.max(), sizes).clamp(max=max_weight)
     total = (counts * relative).sum()
     return torch.where(total > 0, relative * (counts.sum() / total), 1.0)
 
 
-def _check_weighting(policy: str, cap: float, beta: float) -> None:
+def _check_weighting(policy: str, max_weight: float, beta: float) -> None:
     check_choice("policy", policy, WeightPolicy)
-    if not 1 <= cap < math.inf:
+    if not 1 <= max_weight < math.inf:
         raise ValueError(
-            f"`cap` must be a number from 1 on, got {cap}: without it, a label without positives would weigh"
-            " infinitely much"
+            f"`max_weight` must be a number from 1 on, got {max_weight}: without it, a label without positives would "
+            "weigh infinitely much"
         )
     if not 0 < beta < 1:
         raise ValueError(f"`beta` must lie between 0 and 1, got {beta}; for the limits choose 'none' or 'ratio'")

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from conceptcam._checks import check_choice
 from conceptcam.config import TaskKind
-from conceptcam.losses.class_weights import class_weight, positive_weight
+from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight
 from conceptcam.losses.masking import _known_rows, at_least_float32, masked_mean, split_known
 
 Imbalance = Literal["none", "ratio", "sqrt", "effective", "focal", "asymmetric"]
 
 
-def classification_loss(
+def class_balanced_loss(
     imbalance: Imbalance, labels: Tensor, *, kind: TaskKind = "multilabel"
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of (logits, labels) that answers imbalance in the way named, for labels such as those given.
 
     Args:
         imbalance: `"none"`: plain cross-entropy. `"ratio"`, `"sqrt"`, `"effective"`: cross-entropy with the
-            weights of that policy; see `positive_weight` and `class_weight`. `"focal"`: `focal_loss`, or for
+            weights of that policy; see `compute_pos_weight` and `compute_class_weight`. `"focal"`: `focal_loss`, or for
             multi-class tasks `multiclass_loss` with the same gamma. `"asymmetric"`: `asymmetric_loss`. The last
             two weigh by what the model says and not by how often a label occurs.
         labels: (N, L) of the training data alone, from which weights are counted.
@@ -47,8 +47,8 @@ def classification_loss(
             raise ValueError("the asymmetric loss is for multi-label tasks; for multi-class ones choose 'focal'")
         return AsymmetricLoss()
     if kind == "multiclass":
-        return functools.partial(multiclass_loss, weight=class_weight(labels, policy=imbalance))
-    return functools.partial(multilabel_loss, pos_weight=positive_weight(labels, policy=imbalance))
+        return functools.partial(multiclass_loss, weight=compute_class_weight(labels, policy=imbalance))
+    return functools.partial(multilabel_loss, pos_weight=compute_pos_weight(labels, policy=imbalance))
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None) -> Tensor:
@@ -57,7 +57,7 @@ def multilabel_loss(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = 
     Args:
         logits: (B, L).
         labels: (B, L) in [0, 1], NaN where unknown.
-        pos_weight: (L,) weight of positives, as in `nn.BCEWithLogitsLoss`; see `positive_weight`.
+        pos_weight: (L,) weight of positives, as in `nn.BCEWithLogitsLoss`; see `compute_pos_weight`.
 
     Returns:
         Scalar.
@@ -78,7 +78,7 @@ def multiclass_loss(logits: Tensor, targets: Tensor, weight: Tensor | None = Non
     Args:
         logits: (B, L).
         targets: (B, L) in [0, 1], rows that sum to 1; a row with a NaN is unknown.
-        weight: (L,) weight of each class; see `class_weight`. The mean is over rows and not over their weights
+        weight: (L,) weight of each class; see `compute_class_weight`. The mean is over rows and not over their weights
             (torch divides by the latter if targets are indices), so a row does not count more in one batch than
             in another.
         gamma: A row's loss is scaled by its remaining error to this power, as in `focal_loss`, of which this is

@@ -17,9 +17,9 @@ def prototype_contrastive_loss(
     vector_similarity: Tensor,
     labels: Tensor,
     *,
-    form: Form = "nearest",
+    variant: Form = "nearest",
     temperature: float = 0.1,
-    sharpness: float = 10.0,
+    gamma: float = 10.0,
     margin: float = 0.1,
     margin_sign: MarginSign = "softtriple",
 ) -> Tensor:
@@ -28,7 +28,7 @@ def prototype_contrastive_loss(
     Args:
         vector_similarity: (B, K, K, M) cosine of concept k's vector with prototype m of concept j.
         labels: (B, K) in [0, 1]. A vector counts as much as its label; unknown (NaN) and absent ones not.
-        form: With s cosines divided by the temperature,
+        variant: With s cosines divided by the temperature,
 
             - `"nearest"`: -log of the softmax mass, over all K M prototypes, that its own M get together. One
               near own prototype is enough, so the M of a concept can differ.
@@ -38,7 +38,7 @@ def prototype_contrastive_loss(
             - `"softtriple"`: a softmax over concepts of soft-assigned similarities with a margin
               (CSR, Eq. 6 to 9; Qian et al., 2019).
         temperature: Cosines are divided by it; lower is stricter. CSR's lambda is its inverse.
-        sharpness: Of `softtriple`: gamma of the soft assignment to a concept's prototypes, which
+        gamma: Of `softtriple`: gamma of the soft assignment to a concept's prototypes, which
             multiplies (CSR uses 1000, in effect an argmax).
         margin: Of `softtriple`: delta.
         margin_sign: `"softtriple"` subtracts the margin from the true concept's similarity, which makes the
@@ -51,16 +51,16 @@ def prototype_contrastive_loss(
     Raises:
         ValueError: If an option is unknown or labels do not fit.
     """
-    _check_options(form, margin_sign)
+    _check_options(variant, margin_sign)
     shape = tuple(vector_similarity.shape)
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] < 1:
         raise ValueError(f"similarities must be (B, K, K, M) with at least one prototype, got {shape}")
     vector_similarity = at_least_float32(vector_similarity)
     _, present = split_known(vector_similarity[:, :, 0, 0], labels)
-    if form == "softtriple":
-        terms = _softtriple(vector_similarity, temperature, sharpness, margin, margin_sign)
+    if variant == "softtriple":
+        terms = _softtriple(vector_similarity, temperature, gamma, margin, margin_sign)
     else:
-        terms = _FORMS[form](vector_similarity / temperature)
+        terms = _FORMS[variant](vector_similarity / temperature)
     return masked_mean(terms, present)
 
 
@@ -87,8 +87,8 @@ def prototype_presence_loss(
     return multilabel_loss((own - center) / temperature, labels)
 
 
-def _check_options(form: str, margin_sign: str) -> None:
-    for name, value, known in (("form", form, Form), ("margin_sign", margin_sign, MarginSign)):
+def _check_options(variant: str, margin_sign: str) -> None:
+    for name, value, known in (("variant", variant, Form), ("margin_sign", margin_sign, MarginSign)):
         if value not in get_args(known):
             raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
 
@@ -121,10 +121,8 @@ def _infonce(logits: Tensor) -> Tensor:
 _FORMS = {"nearest": _nearest, "supcon": _supcon, "infonce": _infonce}
 
 
-def _softtriple(
-    similarity: Tensor, temperature: float, sharpness: float, margin: float, margin_sign: MarginSign
-) -> Tensor:
-    assigned = (sharpness * similarity).softmax(dim=-1)  # (B, K, K, M), CSR Eq. 6
+def _softtriple(similarity: Tensor, temperature: float, gamma: float, margin: float, margin_sign: MarginSign) -> Tensor:
+    assigned = (gamma * similarity).softmax(dim=-1)  # (B, K, K, M), CSR Eq. 6
     concept = (assigned * similarity).sum(dim=-1)  # (B, K, K), CSR Eq. 7 and 8
     shift = margin * torch.eye(concept.shape[1], dtype=concept.dtype, device=concept.device)
     if margin_sign == "softtriple":
@@ -141,18 +139,18 @@ class PrototypeContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        form: Form = "nearest",
+        variant: Form = "nearest",
         *,
         temperature: float = 0.1,
-        sharpness: float = 10.0,
+        gamma: float = 10.0,
         margin: float = 0.1,
         margin_sign: MarginSign = "softtriple",
     ) -> None:
         super().__init__()
-        _check_options(form, margin_sign)
-        self.form: Form = form
+        _check_options(variant, margin_sign)
+        self.variant: Form = variant
         self.temperature = temperature
-        self.sharpness = sharpness
+        self.gamma = gamma
         self.margin = margin
         self.margin_sign: MarginSign = margin_sign
 
@@ -161,9 +159,9 @@ class PrototypeContrastiveLoss(nn.Module):
         return prototype_contrastive_loss(
             vector_similarity,
             labels,
-            form=self.form,
+            variant=self.variant,
             temperature=self.temperature,
-            sharpness=self.sharpness,
+            gamma=self.gamma,
             margin=self.margin,
             margin_sign=self.margin_sign,
         )

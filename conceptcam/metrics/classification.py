@@ -36,12 +36,12 @@ class LabelScores(NamedTuple):
     """How many rows lack it: what the positives leave of the known rows."""
 
 
-def macro(values: Tensor) -> Tensor:
+def macro_average(values: Tensor) -> Tensor:
     """Mean over those of the values that are defined; NaN if none is."""
     return values.nanmean()
 
 
-def label_scores(logits: Tensor, labels: Tensor, *, threshold: float | Tensor = 0.5) -> LabelScores:
+def per_label_metrics(logits: Tensor, labels: Tensor, *, threshold: float | Tensor = 0.5) -> LabelScores:
     """Scores of each label on its own.
 
     Rows are ranked by logit in float64: a float32 probability is 1 from a logit of 17 on, which would
@@ -79,13 +79,13 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
         targets: (N, T) in [0, 1]; NaN where unknown. For `"multiclass"` rows sum to 1, and a row with a NaN is
             unknown as a whole.
         kind: `"multilabel"` or `"multiclass"`.
-        threshold: As in `label_scores`; for `"multilabel"` alone.
+        threshold: As in `per_label_metrics`; for `"multilabel"` alone.
 
     Raises:
-        ValueError: As `label_scores`, or if a multi-class row does not sum to 1.
+        ValueError: As `per_label_metrics`, or if a multi-class row does not sum to 1.
     """
     if kind == "multilabel":
-        return label_scores(logits, targets, threshold=threshold)
+        return per_label_metrics(logits, targets, threshold=threshold)
     logits, targets = _known_rows(*_checked(logits, targets))
     called = _one_hot(logits) > 0
     others = torch.eye(logits.shape[1], dtype=torch.bool)
@@ -112,7 +112,7 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     """Probability threshold of each label that gives the highest F1; choose it on validation data.
 
     It lies half-way between the probabilities (in float64) it separates. Of equally good ones the highest
-    is given. Soft labels count in part, as in the F1 of `label_scores`.
+    is given. Soft labels count in part, as in the F1 of `per_label_metrics`.
 
     Args:
         logits: (N, L).
@@ -122,7 +122,7 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
         (L,) float64; NaN for a label whose known rows do not differ, as there is nothing to weigh up.
 
     Raises:
-        ValueError: As `label_scores`.
+        ValueError: As `per_label_metrics`.
     """
     logits, labels = _checked(logits, labels)
     best = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
@@ -144,7 +144,7 @@ def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         (L,) and (L,), float64; NaN for a label that is never present, or never absent.
 
     Raises:
-        ValueError: As `label_scores`.
+        ValueError: As `per_label_metrics`.
     """
     logits, labels = _checked(logits, labels)
     present, absent = _sides(labels)
@@ -179,7 +179,7 @@ class MacroAUROC(RowMetric):
         logits, labels = self.kept(0, 2).unbind(-1)
         scores = task_scores(logits, labels, self.kind)
         enough = torch.minimum(scores.positives, scores.negatives) >= self.min_support
-        return macro(scores.auroc.masked_fill(~enough, torch.nan) if enough.any() else scores.auroc)
+        return macro_average(scores.auroc.masked_fill(~enough, torch.nan) if enough.any() else scores.auroc)
 
 
 class LabelMetrics(RowMetric):
@@ -187,7 +187,7 @@ class LabelMetrics(RowMetric):
 
     Args:
         kind: `"multilabel"`, also for concepts, or `"multiclass"`.
-        threshold: As in `label_scores`.
+        threshold: As in `per_label_metrics`.
     """
 
     def __init__(self, kind: TaskKind = "multilabel", *, threshold: float | Tensor = 0.5) -> None:
@@ -205,7 +205,7 @@ class LabelMetrics(RowMetric):
         return task_scores(logits, labels, self.kind, threshold=self.threshold)
 
 
-class TopAccuracy(ShareMetric):
+class Top1Accuracy(ShareMetric):
     """`top_accuracy` over all batches."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

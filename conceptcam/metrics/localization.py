@@ -16,12 +16,12 @@ from conceptcam.metrics.map_scores import (
     IOU_THRESHOLDS,
     DrawnPairs,
     Energy,
-    box_iou,
     drawn_pairs,
     energy_in_box,
     find_peaks,
     hits,
     iou_curve,
+    map_iou,
     random_peaks,
     widened,
 )
@@ -109,7 +109,7 @@ def pair_scores(
         pairs: From `drawn_pairs`.
         control: From `random_peaks`.
         tolerance: As in `pointing_game`; 0 for the grid.
-        iou_threshold: As in `box_iou`, one for all or one per concept (K,).
+        iou_threshold: As in `map_iou`, one for all or one per concept (K,).
         energy: As in `energy_in_box`.
     """
     maps, inside = pairs.maps, pairs.inside
@@ -122,7 +122,7 @@ def pair_scores(
         pointing=hits(target, peak),
         pointing_grid=hits(pairs.grid_inside, pairs.grid_maps.flatten(1).argmax(dim=1)),
         energy=energy_in_box(maps, inside, energy),
-        iou=box_iou(maps, inside, each[pairs.concept] if each.ndim else each),
+        iou=map_iou(maps, inside, each[pairs.concept] if each.ndim else each),
         mirrored_pointing=hits(target.flip(-1), peak),
         transposed_pointing=hits(widened(pairs.transposed, tolerance), peak),
         chance=target.float().mean(dim=(1, 2)),

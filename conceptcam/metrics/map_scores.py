@@ -140,7 +140,7 @@ def energy_in_box(maps: Tensor, inside: Tensor, energy: Energy = "sigmoid") -> T
     return (mass * inside).sum(dim=(1, 2)) / mass.sum(dim=(1, 2))
 
 
-def box_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Tensor:
+def map_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Tensor:
     """Intersection over union of the inside and of where the map's probability exceeds a threshold.
 
     Args:
@@ -158,7 +158,7 @@ def box_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Te
 
 
 def iou_curve(maps: Tensor, inside: Tensor, thresholds: Sequence[float] = IOU_THRESHOLDS) -> Tensor:
-    """(P, J) `box_iou` at J increasing thresholds, in one pass over the pixels."""
+    """(P, J) `map_iou` at J increasing thresholds, in one pass over the pixels."""
     cuts = torch.tensor(thresholds, device=maps.device, dtype=maps.dtype).logit()
     level = torch.bucketize(maps.flatten(1), cuts)  # how many thresholds a pixel exceeds
     side = 2 * torch.arange(len(maps), device=maps.device)[:, None] + inside.flatten(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from conceptcam._checks import few
 from conceptcam.backbones import Backbone, create_backbone
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
 from conceptcam.hub.architectures import recipe_config
 from conceptcam.hub.download import find_model, upload
@@ -21,7 +21,7 @@ from conceptcam.hub.model_folder import read_folder, save_folder
 from conceptcam.hub.weights import build_filled, sha256
 from conceptcam.model.device import usable_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
-from conceptcam.model.outputs import Compared, ConceptOutput, Decided, Seen
+from conceptcam.model.outputs import ConceptOutput, ConceptPart, PrototypePart, TaskPart
 from conceptcam.model.pooling import create_pooling
 
 
@@ -52,13 +52,13 @@ class ConceptModel(nn.Module):
         task_head: TaskHead,
         projector: nn.Module | None = None,
         prototypes: nn.Module | None = None,
-        record: ModelRecord | None = None,
+        record: TrainingRecord | None = None,
     ) -> None:
         super().__init__()
         if config.bottleneck == "prototypes" and (projector is None or prototypes is None):
             raise ValueError("a 'prototypes' bottleneck needs a projector and prototypes; or choose 'concepts'")
         self.config = config
-        self.record = record or ModelRecord()
+        self.record = record or TrainingRecord()
         self.preprocess = Preprocess(config.image_size, config.mean, config.std)
         self.backbone = backbone
         self.concept_head = concept_head
@@ -103,7 +103,7 @@ class ConceptModel(nn.Module):
             config,
             backbone=backbone,
             concept_head=ConceptHead(channels, concepts, bias=config.head_bias, prior=_prior(config.pooling)),
-            pool=create_pooling(config.pooling, num_concepts=concepts, value=config.pooling_value),
+            pool=create_pooling(config.pooling, num_concepts=concepts, value=config.pooling_param),
             projector=create_projector(config.projector, channels, config.embed_dim) if with_prototypes else None,
             prototypes=Prototypes(concepts, per_concept, config.embed_dim) if with_prototypes else None,
             task_head=TaskHead(concepts, per_concept, len(config.tasks)),
@@ -242,7 +242,7 @@ class ConceptModel(nn.Module):
                 commit_message=commit_message,
             )
 
-    def see(self, images: Tensor) -> Seen:
+    def see(self, images: Tensor) -> ConceptPart:
         """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
 
         Raises:
@@ -251,16 +251,16 @@ class ConceptModel(nn.Module):
         self._check(images)
         features = self.backbone(images)
         concept_maps = self.concept_head(features)
-        return Seen(features, concept_maps, self.pool(concept_maps))
+        return ConceptPart(features, concept_maps, self.pool(concept_maps))
 
-    def compare(self, images: Tensor, asked: Tensor) -> Compared:
+    def compare(self, images: Tensor, asked: Tensor) -> PrototypePart:
         """Images, and whose vectors are asked for (B, K) bool -> those vectors beside the prototypes.
 
         Stage 2 learns from this alone, so its projector sees these vectors and nothing else.
         """
         return self._beside_prototypes(self.embed(images, asked), asked)
 
-    def compare_vectors(self, vectors: Tensor, asked: Tensor) -> Compared:
+    def compare_vectors(self, vectors: Tensor, asked: Tensor) -> PrototypePart:
         """Vectors (P, C) of the P concepts asked for, image by image, and which those are (B, K) -> the comparison."""
         return self._beside_prototypes(self.embed_vectors(vectors, asked), asked)
 
@@ -275,21 +275,21 @@ class ConceptModel(nn.Module):
         """Vectors (P, C) of concepts -> the same in the prototypes' space, (P, D)."""
         return self._prototype_parts()[0](vectors[None])[0]
 
-    def decide(self, images: Tensor) -> Decided:
+    def decide(self, images: Tensor) -> TaskPart:
         """Images (B, 3, H, W), normalized -> evidence and task logits. Stage 3 learns from this alone."""
         return self.decide_from(self.find_evidence(self.see(images)))
 
-    def decide_from(self, evidence: Tensor) -> Decided:
+    def decide_from(self, evidence: Tensor) -> TaskPart:
         """Evidence (B, K, M) -> itself and the task logits."""
-        return Decided(evidence, self.task_head(evidence))
+        return TaskPart(evidence, self.task_head(evidence))
 
-    def find_evidence(self, seen: Seen) -> Tensor:
+    def find_evidence(self, seen: ConceptPart) -> Tensor:
         """What was seen -> evidence (B, K, M)."""
         if self.config.bottleneck == "concepts":
             return seen.concept_logits.sigmoid()[..., None]
         return self.compare_places(seen).amax(dim=(-2, -1))
 
-    def reason(self, seen: Seen) -> ConceptOutput:
+    def reason(self, seen: ConceptPart) -> ConceptOutput:
         """What was seen -> similarities to prototypes, evidence and task logits."""
         if self.config.bottleneck == "concepts":
             vector_similarity, similarity_maps = _without_prototypes(seen)
@@ -304,36 +304,36 @@ class ConceptModel(nn.Module):
         """Images (B, 3, H, W), normalized -> everything the model has to say about them."""
         return self.reason(self.see(images))
 
-    def gather(self, seen: Seen) -> Tensor:
+    def gather(self, seen: ConceptPart) -> Tensor:
         """What was seen -> each concept's vector (B, K, C): the mean feature, weighed by the softmax of its map.
 
-        CSR, Eq. 2; the softmax is over places, of the map over `map_temperature`.
+        CSR, Eq. 2; the softmax is over places, of the map over `attention_temperature`.
         """
         return einsum(
             self._place_weights(seen), rearrange(seen.features, "b c h w -> b c (h w)"), "b k p, b c p -> b k c"
         )
 
-    def compare_places(self, seen: Seen) -> Tensor:
+    def compare_places(self, seen: ConceptPart) -> Tensor:
         """(B, K, M, h, w) cosine of each place with each prototype, clipped at 0 (CSR, Eq. 10 and 13)."""
         projector, prototypes = self._prototype_parts()
         height = seen.features.shape[-2]
         cosines = prototypes(project_grid(projector, seen.features))
         return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=height)
 
-    def _embeddings(self, seen: Seen) -> Tensor:
+    def _embeddings(self, seen: ConceptPart) -> Tensor:
         """(B, K, D) each concept's vector in the prototypes' space (CSR, Eq. 2 and 3)."""
         projector, _ = self._prototype_parts()
         if self.config.pooling_order == "project_then_pool":
             return einsum(self._place_weights(seen), project_grid(projector, seen.features), "b k p, b p d -> b k d")
         return projector(self.gather(seen))
 
-    def _beside_prototypes(self, embeddings: Tensor, asked: Tensor) -> Compared:
+    def _beside_prototypes(self, embeddings: Tensor, asked: Tensor) -> PrototypePart:
         similarity = self._prototype_parts()[1](embeddings[None])[0]
-        return Compared(similarity.new_zeros(*asked.shape, *similarity.shape[1:]).index_put((asked,), similarity))
+        return PrototypePart(similarity.new_zeros(*asked.shape, *similarity.shape[1:]).index_put((asked,), similarity))
 
-    def _place_weights(self, seen: Seen) -> Tensor:
+    def _place_weights(self, seen: ConceptPart) -> Tensor:
         """(B, K, h * w) how much each place counts in each concept's vector; sums to 1."""
-        return rearrange(seen.concept_maps / self.config.map_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
+        return rearrange(seen.concept_maps / self.config.attention_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
 
     def _prototype_parts(self) -> tuple[nn.Module, nn.Module]:
         if self.projector is None or self.prototypes is None:
@@ -394,7 +394,7 @@ def evaluating(model: nn.Module, device: torch.device | str | None = None) -> It
         model.to(home).train(was_training)
 
 
-def _without_prototypes(seen: Seen) -> tuple[Tensor, Tensor]:
+def _without_prototypes(seen: ConceptPart) -> tuple[Tensor, Tensor]:
     batch, concepts, height, width = seen.concept_maps.shape
     return (
         seen.concept_maps.new_zeros(batch, concepts, concepts, 0),

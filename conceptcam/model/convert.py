@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from conceptcam.backbones import create_backbone, expected_normalization
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.backbones import backbone_normalization, create_backbone
+from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.hub.checkpoints import read_concept_checkpoint, read_encoder
 from conceptcam.hub.weights import save_tensors
 from conceptcam.model.concept_model import ConceptModel
@@ -99,7 +99,7 @@ def convert_concept_model(
     for what, names, count in (("concepts", concepts, found.num_concepts), ("tasks", tasks, found.num_tasks)):
         if len(names) != count:
             raise ValueError(f"{source} has {count} {what}, but {len(names)} were named: {list(names)}")
-    mean, std = expected_normalization(backbone)
+    mean, std = backbone_normalization(backbone)
     config = ConceptConfig(
         concepts=tuple(concepts),
         tasks=tuple(tasks),
@@ -116,7 +116,7 @@ def convert_concept_model(
         raise ValueError(f"{source}: its concept head reads {found.in_channels} channels, {backbone} gives {channels}")
     weights = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
     model.load_state_dict(weights | found.heads)
-    model.record = ModelRecord(stages=tuple(stages))
+    model.record = TrainingRecord(stages=tuple(stages))
     model.save_pretrained(folder)
     return (
         f"{folder}: {found.num_concepts} concepts with {found.prototypes_per_concept} prototypes each, "

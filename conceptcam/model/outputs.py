@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Seen(NamedTuple):
+class ConceptPart(NamedTuple):
     """The first half of a forward pass: which concepts, and where.
 
     Shapes use B images, C feature channels, an h x w feature grid and K concepts.
@@ -19,7 +19,7 @@ class Seen(NamedTuple):
     """(B, K) logit of each concept in the image."""
 
 
-class Compared(NamedTuple):
+class PrototypePart(NamedTuple):
     """What stage 2 learns from: the vectors of concepts beside the prototypes."""
 
     vector_similarity: Tensor
@@ -27,7 +27,7 @@ class Compared(NamedTuple):
     concept k was not asked for."""
 
 
-class Decided(NamedTuple):
+class TaskPart(NamedTuple):
     """What stage 3 learns from: the evidence, and what follows from it."""
 
     evidence: Tensor

@@ -18,17 +18,17 @@ from conceptcam.config import Bottleneck, ConceptConfig
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.phantom import (
-    CANARIES,
     ONE_SIDED,
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
+    SIDED_CONCEPTS,
     SMALL_FINDINGS,
-    PhantomKnobs,
+    PhantomConfig,
 )
 from conceptcam.data.phantom.dataset import PhantomDataset
 from conceptcam.data.phantom.diseases import disease_ceiling
 from conceptcam.losses.classification import multilabel_loss
-from conceptcam.metrics.classification import label_scores, macro
+from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.heads import TaskHead
 from conceptcam.runs.folder import FIGURES
@@ -47,7 +47,7 @@ class DemoData:
     train: ConceptDataset
     val: ConceptDataset
     test: ConceptDataset
-    knobs: PhantomKnobs
+    phantom_config: PhantomConfig
 
 
 def phantom_data(
@@ -60,15 +60,15 @@ def phantom_data(
         size: Side of the images in pixels.
         seed: Of the training images; validation and test images come from seeds of their own, so another
             `seed` draws all of them afresh.
-        completeness: Of `PhantomKnobs`: how much of the diseases is in the pixels only.
+        completeness: Of `PhantomConfig`: how much of the diseases is in the pixels only.
         progress: Whether to show a bar while drawing.
     """
-    knobs = PhantomKnobs(size=size, completeness=completeness)
+    phantom_config = PhantomConfig(size=size, completeness=completeness)
     parts = [
-        PhantomDataset(number, seed=3 * seed + part, knobs=knobs, progress=progress)
+        PhantomDataset(number, seed=3 * seed + part, config=phantom_config, progress=progress)
         for part, number in enumerate((count, max(200, count // 8), max(300, count // 5)))
     ]
-    return DemoData(train=parts[0], val=parts[1], test=parts[2], knobs=knobs)
+    return DemoData(train=parts[0], val=parts[1], test=parts[2], phantom_config=phantom_config)
 
 
 def demo_config(size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8") -> ConceptConfig:
@@ -111,24 +111,24 @@ def run_demo(
     watch = next(i for i in range(len(data.val)) if _has(data.val, i, FOLLOWED, at_least=2))
     say("Training ...")
     model = train_run(
-        demo_config(data.knobs.size, bottleneck, backbone=backbone),
+        demo_config(data.phantom_config.size, bottleneck, backbone=backbone),
         data.train,
         data.val,
         folder,
         options,
         training_data=f"{len(data.train)} drawn chest radiographs (conceptcam phantom)",
-        watch=data.val.read(watch),
+        watch=data.val.load_item(watch),
         follow=FOLLOWED,
         say=say,
     )
     say("Measuring on images it has never seen ...")
-    result = measure(model, data.test, folder, options, canaries=CANARIES)
+    result = measure(model, data.test, folder, options, sided_concepts=SIDED_CONCEPTS)
     figures = headline(model, result, data)
     where = f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)"
     model.record = dataclasses.replace(model.record, metrics=figures, measured_on=where)
     model.save_pretrained(folder)
     (folder / "summary.json").write_text(json.dumps(nan_to_null(figures), indent=2) + "\n", encoding="utf-8")
-    save_explanations(model, [data.test.read(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)
+    save_explanations(model, [data.test.load_item(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)
     end_run(folder)
     say(result.table())
     return figures
@@ -140,17 +140,19 @@ def headline(model: ConceptModel, result: Evaluation, data: DemoData) -> dict[st
     small, one_sided = ([result.concepts.index(name) for name in names] for names in (SMALL_FINDINGS, ONE_SIDED))
     targets = data.test.task_labels
     true_head = fit_linear(data.train.concept_labels, data.train.task_labels)(data.test.concept_labels)
-    ceiling = disease_ceiling(data.test.concept_labels.numpy(), targets.numpy(), data.knobs)
+    ceiling = disease_ceiling(data.test.concept_labels.numpy(), targets.numpy(), data.phantom_config)
     return {
         "concept AUROC": summary["concept_auroc"],
         "concept AP": summary["concept_ap"],
         "pointing": summary["pointing"],
-        "pointing, five small findings": float(macro(result.localization.pointing[small])),
+        "pointing, five small findings": float(macro_average(result.localization.pointing[small])),
         "pointing of a random map": summary["pointing_random_map"],
         "pointing of the image centre": summary["pointing_center_prior"],
-        "mirror gap of the one-sided findings": float(macro(result.localization.mirror_gap[one_sided])),
+        "mirror gap of the one-sided findings": float(macro_average(result.localization.mirror_gap[one_sided])),
         f"disease AUROC, {model.config.bottleneck} bottleneck": summary["task_auroc"],
-        "disease AUROC, linear head on the true concepts": float(macro(label_scores(true_head, targets).auroc)),
+        "disease AUROC, linear head on the true concepts": float(
+            macro_average(per_label_metrics(true_head, targets).auroc)
+        ),
         "disease AUROC, ceiling by enumeration": float(np.nanmean(list(ceiling.values()))),
     }
 
@@ -178,7 +180,7 @@ def finding_sheet(dataset: ConceptDataset, columns: int = 6) -> Any:
         rows = (dataset.concept_labels[:, k] > 0).nonzero()[:, 0]
         if len(rows):
             # The image with the fewest other findings shows this one best.
-            item = dataset.read(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
+            item = dataset.load_item(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
             boxes = item.boxes or ConceptBoxes.empty()
             tiles.append(Tile(name, blend(item.image, boxes=boxes.xyxy[boxes.concept == k])))
     return contact_sheet(tiles, columns=columns)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from conceptcam.config import ConceptConfig, TaskKind
 from conceptcam.data.batch import ConceptBatch, ConceptDataset
-from conceptcam.losses.classification import Imbalance, classification_loss
+from conceptcam.losses.classification import Imbalance, class_balanced_loss
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.folder import refuse_other
 from conceptcam.training.feature_cache import Storage
@@ -52,7 +52,7 @@ class RunOptions:
         resume: Whether to go on with a run that was killed, in the same folder and with the same options, save those
             that what is learned does not follow from. In a folder without a run one begins, and of a finished run
             the model comes back: one script serves for a first start and for all others.
-        imbalance: What to do about rare labels, of concepts and tasks; see `classification_loss`. None is what the
+        imbalance: What to do about rare labels, of concepts and tasks; see `class_balanced_loss`. None is what the
             preset was made with: "ratio", save that multi-class tasks are not weighted, and nothing at all for
             `paper`, which takes no other choice.
         solve_task: Whether to solve for the task head's weights at once in place of descending; see `LinearSolver`.
@@ -105,8 +105,8 @@ def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset
         )
     kind, answers = config.task_kind, _answers(options, config.task_kind)
     return Recipe(
-        concept_loss=classification_loss(answers["concepts"], train.concept_labels),
-        task_loss=classification_loss(answers["tasks"], train.task_labels, kind=kind) if train.tasks else None,
+        concept_loss=class_balanced_loss(answers["concepts"], train.concept_labels),
+        task_loss=class_balanced_loss(answers["tasks"], train.task_labels, kind=kind) if train.tasks else None,
         epochs=options.epochs,
         backbone_pretrained=options.pretrained or options.weights is not None,
         freeze_backbone=options.freeze_backbone,
@@ -149,4 +149,4 @@ def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Imbalance]:
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
     """Batches of a data set, as the options say."""
     on_gpu = torch.device(options.device).type == "cuda"
-    return dataset.batches(options.batch_size, shuffle=shuffle, workers=options.workers, pin_memory=on_gpu)
+    return dataset.dataloader(options.batch_size, shuffle=shuffle, num_workers=options.workers, pin_memory=on_gpu)

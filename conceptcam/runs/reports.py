@@ -9,7 +9,7 @@ from torch import Tensor
 from conceptcam._checks import refuse_text
 from conceptcam.analysis.explanation import _named
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.images import to_image
+from conceptcam.data.images import load_image
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel, evaluating
 from conceptcam.runs.options import loader
@@ -29,7 +29,7 @@ from conceptcam.analysis.figures import learning_figure, save_png
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.runs.folder import FIGURES, HISTORY_FILE
 from conceptcam.runs.options import RunOptions
-from conceptcam.training.history import learning_curves, read_history
+from conceptcam.training.history import plot_learning_curves, read_history
 
 
 class _Epoch(Protocol):
@@ -59,7 +59,7 @@ class MapHistory:
 
     def __init__(self, image: Any, concepts: Sequence[str], known: Sequence[str] = ()) -> None:
         refuse_text("concepts", concepts)
-        self.image = to_image(image)
+        self.image = load_image(image)
         for name in concepts if known else ():
             _named(name, dict.fromkeys(known), "concept")
         self.concepts = tuple(concepts)
@@ -94,15 +94,20 @@ def _draw_learning(folder: Path, model: ConceptModel, maps: MapHistory | None, w
         save_learning(maps, watch, model, folder / FIGURES / "learning.png")
     if importlib.util.find_spec("matplotlib") is not None:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        learning_curves(read_history(folder / HISTORY_FILE)).savefig(folder / FIGURES / "curves.png")
+        plot_learning_curves(read_history(folder / HISTORY_FILE)).savefig(folder / FIGURES / "curves.png")
 
 
 def measure(
-    model: ConceptModel, dataset: ConceptDataset, folder: Path, options: RunOptions, *, canaries: Sequence[str] = ()
+    model: ConceptModel,
+    dataset: ConceptDataset,
+    folder: Path,
+    options: RunOptions,
+    *,
+    sided_concepts: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
-    result = evaluate(model, loader(dataset, options), canaries=canaries, device=options.device)
+    result = evaluate(model, loader(dataset, options), sided_concepts=sided_concepts, device=options.device)
     write_json(folder / METRICS_FILE, result.as_dict())
     (folder / TABLE_FILE).write_text(result.table(), encoding="utf-8")
     return result
@@ -132,7 +137,7 @@ def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path
     index = [model.config.concepts.index(name) for name in maps.concepts]
     shown = torch.linspace(0, len(maps.epochs) - 1, min(8, len(maps.epochs))).round().int().tolist()
     picture = learning_figure(
-        model.preprocess.undo(model.preprocess(item.image)),
+        model.preprocess.denormalize(model.preprocess(item.image)),
         maps.concepts,
         [maps.epochs[i] for i in shown],
         [maps.heatmaps[i] for i in shown],

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from conceptcam._version import __version__
-from conceptcam.analysis.evaluation import choose_thresholds
+from conceptcam.analysis.evaluation import fit_thresholds
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.labels import digest
@@ -27,7 +27,7 @@ from conceptcam.runs.folder import (
 from conceptcam.runs.options import RunOptions, loader, refuse_changed, run_recipe, told_of
 from conceptcam.runs.reports import MapHistory, _draw_learning
 from conceptcam.training import distributed
-from conceptcam.training.history import EpochRecord, HistoryFile, TensorBoardLog
+from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
 from conceptcam.training.optimizer import parameter_groups
 from conceptcam.training.precision import faster_precision
 from conceptcam.training.presets import preset
@@ -49,7 +49,7 @@ def train_run(
     data: Mapping[str, Any] | None = None,
     watch: ConceptItem | None = None,
     follow: Sequence[str] = (),
-    augment: Callable[[ConceptItem], ConceptItem] | None = None,
+    augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> ConceptModel:
     """Train a model through the stages of a preset and write it into a folder.
@@ -63,7 +63,7 @@ def train_run(
 
     Args:
         config: What the model is; the preset's own fields are set on it.
-        train: Training data; the first stage also applies its `augment`.
+        train: Training data; the first stage also applies its `augmentation`.
         val: Validation data: picks the best epoch and the thresholds.
         folder: Where to write.
         options: How to train.
@@ -72,7 +72,7 @@ def train_run(
             named `folder` and `images` may be others then; labels are always compared.
         watch: An image as read whose concept maps are drawn epoch by epoch.
         follow: Names of the concepts to draw.
-        augment: Changes training images of the first stage in place of `train.augment`.
+        augmentation: Changes training images of the first stage in place of `train.augmentation`.
         say: Takes what a reader should know of how the run begins.
 
     Returns:
@@ -106,22 +106,22 @@ def train_run(
         with removed_unless_taught(folder) if first else contextlib.nullcontext():
             if first and not then:
                 begin_run(folder, {**told, "precision": options.precision})
-            own = train.augment
+            own = train.augmentation
             try:
                 # Only stage 1 learns what images look like and sees them changed. The others are run together: they
                 # read what it made of the images, which is computed once for all of them.
                 for name, part, trainer in phases:
-                    train.augment = (augment or own) if name == "concepts" else None
+                    train.augmentation = (augmentation or own) if name == "concepts" else None
                     batches = loader(train, options, shuffle=True)
                     trainer.fit(model, part, batches, loader(val, options), resume=options.resume)
                     if name == "concepts":
                         why = f"highest F1 on {len(val)} validation images"
-                        choose_thresholds(model, loader(val, options), provenance=why)
+                        fit_thresholds(model, loader(val, options), thresholds_source=why)
                     model.record = dataclasses.replace(model.record, training_data=training_data)
                     if first:
                         model.save_pretrained(folder)
             finally:
-                train.augment = own
+                train.augmentation = own
         if first:
             _draw_learning(folder, model, maps, watch)
     return model
@@ -136,13 +136,13 @@ def end_run(folder: Path) -> None:
 
 
 def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | None) -> Trainer:
-    hooks: list[Callable[[ConceptModel, EpochRecord], None]] = [
-        HistoryFile(folder / HISTORY_FILE, resume=options.resume or phase != "concepts")
+    hooks: list[Callable[[ConceptModel, EpochResult], None]] = [
+        CSVLogger(folder / HISTORY_FILE, resume=options.resume or phase != "concepts")
     ]
     hooks += [maps] if maps is not None else []
-    hooks += [TensorBoardLog(folder / TENSORBOARD)] if options.tensorboard else []
+    hooks += [TensorBoardLogger(folder / TENSORBOARD)] if options.tensorboard else []
 
-    def on_epoch(model: ConceptModel, record: EpochRecord) -> None:
+    def on_epoch(model: ConceptModel, record: EpochResult) -> None:
         for hook in hooks:
             hook(model, record)
 

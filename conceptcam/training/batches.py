@@ -315,4 +315,4 @@ def _repeats(dataset: Any) -> bool | None:
     if isinstance(dataset, ConcatDataset):
         known = [_repeats(part) for part in dataset.datasets]
         return False if False in known else None if None in known else True
-    return dataset.augment is None if isinstance(dataset, ConceptDataset) else None
+    return dataset.augmentation is None if isinstance(dataset, ConceptDataset) else None

@@ -9,7 +9,7 @@ from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.heads import TaskHead
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.model.outputs import Decided
+from conceptcam.model.outputs import TaskPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed, Order
 from conceptcam.training.inputs import Source
@@ -74,7 +74,7 @@ def solve_task_head(
         copies = len(truth) // len(targets)
         images = evidence.new_empty(len(truth), 0)
         everything = ConceptBatch(images, concepts.repeat(copies, 1), truth, None, ())
-        return stage.objective(Decided(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+        return stage.objective(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
 
     weight, bias = solver.solve(evidence, targets, loss)
     head.weight.copy_(weight)

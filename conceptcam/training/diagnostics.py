@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conceptcam.config import ConceptConfig
 from conceptcam.training import distributed
-from conceptcam.training.history import EpochRecord
+from conceptcam.training.history import EpochResult
 from conceptcam.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def tell_of_resume(stage: Stage, epoch: int, batch: int) -> None:
         log.info("resumed at stage %s, epoch %d, batch %d", stage.name, epoch, batch)
 
 
-def tell_of_undefined_score(stage: Stage, records: Sequence[EpochRecord]) -> None:
+def tell_of_undefined_score(stage: Stage, records: Sequence[EpochResult]) -> None:
     """Warn if validation data said nothing of which epoch of a stage is best."""
     if not all(math.isnan(record.score) for record in records) or not distributed.is_first():
         return
@@ -75,7 +75,7 @@ def tell_of_undefined_score(stage: Stage, records: Sequence[EpochRecord]) -> Non
         )
 
 
-def tell_of_epoch(records: Sequence[EpochRecord]) -> None:
+def tell_of_epoch(records: Sequence[EpochResult]) -> None:
     """Log the last of a stage's epochs, and warn the first time that the model looks overfitted.
 
     It does where validation loss is far above training loss and was lower before: a gap alone is also what the first
@@ -98,7 +98,7 @@ def tell_of_epoch(records: Sequence[EpochRecord]) -> None:
         )  # fmt: skip
 
 
-def _overfitted(records: Sequence[EpochRecord]) -> bool:
+def _overfitted(records: Sequence[EpochResult]) -> bool:
     now = records[-1]
     gap = now.val_loss - now.train_loss
     return gap > OVERFITTING_GAP and now.val_loss > min(record.val_loss for record in records)

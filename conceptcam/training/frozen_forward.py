@@ -10,7 +10,7 @@ from torch import Tensor
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.outputs import Seen
+from conceptcam.model.outputs import ConceptPart
 from conceptcam.training.batches import take_rows
 from conceptcam.training.stages import Stage
 
@@ -69,7 +69,7 @@ class FrozenParts:
         """
         with self._still():
             maps = self._model.concept_head(features)
-            seen = Seen(features, maps, self._model.pool(maps))
+            seen = ConceptPart(features, maps, self._model.pool(maps))
             found = self._model.gather(seen) if self._compares else self._model.find_evidence(seen)
         said = found[: len(numbers)].cpu()
         rows = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class EpochRecord(NamedTuple):
+class EpochResult(NamedTuple):
     """What happened in one epoch of one stage."""
 
     stage: str
@@ -40,7 +40,7 @@ class EpochRecord(NamedTuple):
     """Whether it read what frozen parts had said before, in place of images."""
 
 
-class HistoryFile:
+class CSVLogger:
     """Keeps a CSV file of all epochs; hand it to a `Trainer` as `on_epoch`.
 
     A row is added as its epoch ends, in one write, so a killed run leaves every epoch that was finished. Nothing is
@@ -57,7 +57,7 @@ class HistoryFile:
         self.resume = resume
         self._begun = False
 
-    def __call__(self, model: object, record: EpochRecord) -> None:
+    def __call__(self, model: object, record: EpochResult) -> None:
         """Add a row.
 
         Raises:
@@ -73,8 +73,8 @@ class HistoryFile:
         self._begun = True
 
 
-def read_history(path: str | Path) -> list[EpochRecord]:
-    """The records in a file that `HistoryFile` wrote, equal to those it was given.
+def read_history(path: str | Path) -> list[EpochResult]:
+    """The records in a file that `CSVLogger` wrote, equal to those it was given.
 
     A last row that was cut short, when the machine failed while it was written, is left out.
 
@@ -88,17 +88,17 @@ def read_history(path: str | Path) -> list[EpochRecord]:
     if rows and not text.endswith("\n"):
         log.warning("%s ends within a row, which is left out", path)
         rows.pop()
-    if not rows or tuple(rows[0]) != EpochRecord._fields:
+    if not rows or tuple(rows[0]) != EpochResult._fields:
         raise ValueError(
             f"{path} is not a table of epochs: its columns are {rows[0] if rows else []}, expected "
-            f"{list(EpochRecord._fields)}"
+            f"{list(EpochResult._fields)}"
         )
     return [_record(row, f"{path}, row {number}") for number, row in enumerate(rows[1:], start=1)]
 
 
-def _record(row: Sequence[str], place: str) -> EpochRecord:
+def _record(row: Sequence[str], place: str) -> EpochResult:
     try:
-        return EpochRecord(*(read(text) for read, text in zip(_READERS, row, strict=True)))
+        return EpochResult(*(read(text) for read, text in zip(_READERS, row, strict=True)))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{place} is not an epoch: {row}") from error
 
@@ -107,22 +107,22 @@ _truth = {"True": True, "False": False}.__getitem__
 _READERS: tuple[Callable[[str], Any], ...] = (str, int, float, float, float, float, _truth, float, _truth)
 
 
-def _before(records: list[EpochRecord], record: EpochRecord) -> list[EpochRecord]:
+def _before(records: list[EpochResult], record: EpochResult) -> list[EpochResult]:
     """Records up to, but without, an epoch; all of them if it is not among them."""
     places = [i for i, old in enumerate(records) if (old.stage, old.epoch) == (record.stage, record.epoch)]
     return records[: places[-1]] if places else records
 
 
-def _write_history(path: Path, records: Sequence[EpochRecord]) -> None:
+def _write_history(path: Path, records: Sequence[EpochResult]) -> None:
     """Write a whole table under another name first, so that the one that is there stays whole until it is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.part")
     with scratch.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([EpochRecord._fields, *records])
+        csv.writer(file).writerows([EpochResult._fields, *records])
     os.replace(scratch, path)
 
 
-class TensorBoardLog:
+class TensorBoardLogger:
     """Writes each epoch to TensorBoard; hand it to a `Trainer` as `on_epoch`, and run `tensorboard --logdir folder`.
 
     Each stage is a run of its own, a folder named after it, whose steps are epochs. An epoch that is trained again,
@@ -140,14 +140,14 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "`TensorBoardLog` needs TensorBoard, which is not installed: pip install 'conceptcam[tensorboard]'"
+                "`TensorBoardLogger` needs TensorBoard, which is not installed: pip install 'conceptcam[tensorboard]'"
             ) from error
         self.folder = Path(folder)
         self._create = SummaryWriter
         self._stage: str | None = None
         self._writer: SummaryWriter | None = None
 
-    def __call__(self, model: object, record: EpochRecord) -> None:
+    def __call__(self, model: object, record: EpochResult) -> None:
         """Write an epoch, so that it is on the disk when this returns."""
         if self._writer is None or record.stage != self._stage:
             self.close()
@@ -170,7 +170,7 @@ class TensorBoardLog:
             self._writer = None
 
 
-def learning_curves(records: Iterable[EpochRecord]) -> "Figure":
+def plot_learning_curves(records: Iterable[EpochResult]) -> "Figure":
     """Curves of every stage, a row each: losses, score and learning rate over epochs; the best epoch is marked.
 
     Undefined values leave gaps. Save it with `figure.savefig("curves.png")`; it is no part of pyplot's state.
@@ -186,7 +186,7 @@ def learning_curves(records: Iterable[EpochRecord]) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "`learning_curves` needs matplotlib, which is not installed: pip install 'conceptcam[viz]'"
+            "`plot_learning_curves` needs matplotlib, which is not installed: pip install 'conceptcam[viz]'"
         ) from error
     stages = [(name, list(epochs)) for name, epochs in groupby(records, key=lambda record: record.stage)]
     if not stages:
@@ -197,7 +197,7 @@ def learning_curves(records: Iterable[EpochRecord]) -> "Figure":
     return figure
 
 
-def _draw_stage(row: Sequence["Axes"], name: str, records: Sequence[EpochRecord]) -> None:
+def _draw_stage(row: Sequence["Axes"], name: str, records: Sequence[EpochResult]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     losses, scores, rates = row

@@ -32,7 +32,7 @@ from conceptcam.training.diagnostics import (
     tell_of_undefined_score,
 )
 from conceptcam.training.feature_cache import FrozenOutputs
-from conceptcam.training.history import EpochRecord
+from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source
 from conceptcam.training.options import Settings
 from conceptcam.training.stages import Stage
@@ -70,7 +70,7 @@ class Fit:
         if settings.checkpoint_dir is not None:
             self.checkpoints = Checkpoints(Path(settings.checkpoint_dir).expanduser(), settings.keep_checkpoints)
 
-    def run(self, *, resume: bool) -> list[EpochRecord]:
+    def run(self, *, resume: bool) -> list[EpochResult]:
         """Take the model through its stages; gives the records of all epochs. See `Trainer.fit`."""
         try:
             self._open(resume=resume)
@@ -181,7 +181,7 @@ class Fit:
             progress.best_rank, progress.best_epoch = rank, progress.epoch
             progress.best_weights = _copy_weights(self.model, stage)
         seconds = time.perf_counter() - started
-        record = EpochRecord(
+        record = EpochResult(
             stage.name, progress.epoch, train_loss, val_loss, score, progress.rate, best, seconds, cached
         )
         progress.records.append(record)
@@ -294,8 +294,8 @@ class Fit:
             **self.settings.fixed,
         )
 
-    def _records(self) -> list[EpochRecord]:
-        return [EpochRecord(*record) for record in self.progress.records]
+    def _records(self) -> list[EpochResult]:
+        return [EpochResult(*record) for record in self.progress.records]
 
     def _bar(self, title: str) -> Any:
         from tqdm import tqdm

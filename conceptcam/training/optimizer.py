@@ -55,12 +55,12 @@ def _layer_rates(model: ConceptModel, stage: Stage) -> Mapping[str, float]:
     learning = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
     if stage.layer_decay == 1 or not learning:
         return {}
-    numbers = model.backbone.layer_numbers()
+    numbers = model.backbone.layer_ids()
     unknown = [name for name in learning if name not in numbers]
     if unknown:
         raise ValueError(
             f"stage {stage.name!r} has layer_decay={stage.layer_decay}, but its backbone, a "
-            f"{type(model.backbone).__name__}, does not say in `layer_numbers()` which layer {unknown[0]!r} is in; "
+            f"{type(model.backbone).__name__}, does not say in `layer_ids()` which layer {unknown[0]!r} is in; "
             "set `layer_decay=1`"
         )
     depth = max(numbers.values()) + 1  # the heads are the layer behind the backbone's last

@@ -9,7 +9,7 @@ import torch
 
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training.feature_cache import LIMIT, FrozenOutputs, Storage
-from conceptcam.training.history import EpochRecord
+from conceptcam.training.history import EpochResult
 from conceptcam.training.step import Precision
 
 # Options that what is learned follows from.
@@ -25,7 +25,7 @@ class Settings:
     clip_norm: float = 1.0
     seed: int | None = None
     progress: bool = False
-    on_epoch: Callable[[ConceptModel, EpochRecord], None] = lambda model, record: None
+    on_epoch: Callable[[ConceptModel, EpochResult], None] = lambda model, record: None
     accumulate: int = 1
     checkpoint_dir: str | Path | None = None
     checkpoint_every: int | None = None

@@ -49,9 +49,9 @@ class Recipe:
 
     Attributes:
         concept_loss: Of concept logits and labels, such as
-            `classification_loss("ratio", train.concept_labels)`; None is plain binary cross-entropy.
+            `class_balanced_loss("ratio", train.concept_labels)`; None is plain binary cross-entropy.
         task_loss: Of task logits and targets, such as
-            `classification_loss("ratio", train.task_labels, kind=config.task_kind)`; None is plain cross-entropy,
+            `class_balanced_loss("ratio", train.task_labels, kind=config.task_kind)`; None is plain cross-entropy,
             of each task or, for multi-class tasks, of all of them. The `paper` preset uses neither.
         epochs: Epochs of each stage, by its name; stages not named keep the preset's.
         backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
@@ -149,7 +149,7 @@ def _standard(
 # The founding document's model and rates; the backbone moves at a hundredth of them if it is pretrained.
 _SEED_MODEL = {
     "pooling": "max",
-    "pooling_value": None,
+    "pooling_param": None,
     "projector": "mlp",
     "embed_dim": 128,
     "prototypes_per_concept": 5,
@@ -171,7 +171,7 @@ _PRESETS: dict[str, Preset] = {
         config=_SEED_MODEL,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(
-                classification=recipe.concept_loss or "bce", penalty="hinge", reduction="grid", mask="center"
+                classification=recipe.concept_loss or "bce", penalty="hinge", normalize="grid", mask="center"
             ),
             PrototypeContrastiveLoss("infonce", temperature=0.1),
             _SEED_RATES,
@@ -182,9 +182,7 @@ _PRESETS: dict[str, Preset] = {
         config=CSR_FIELDS,
         stages=_standard(
             lambda recipe: BBoxGuidedConceptLoss(beta=0.0),
-            PrototypeContrastiveLoss(
-                "softtriple", temperature=1 / 20, sharpness=1000.0, margin=0.1, margin_sign="paper"
-            ),
+            PrototypeContrastiveLoss("softtriple", temperature=1 / 20, gamma=1000.0, margin=0.1, margin_sign="paper"),
             _SEED_RATES,
             weighs=False,
         ),

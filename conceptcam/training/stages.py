@@ -24,7 +24,7 @@ from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.heads import Prototypes
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.model.outputs import Compared, Decided, Seen
+from conceptcam.model.outputs import ConceptPart, PrototypePart, TaskPart
 from conceptcam.training.prototype_init import place_prototypes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -134,7 +134,7 @@ class Stage:
 def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
     """Stage 1: backbone and concept head learn which concepts are there, and where."""
 
-    def objective(seen: Seen, batch: ConceptBatch) -> Tensor:
+    def objective(seen: ConceptPart, batch: ConceptBatch) -> Tensor:
         return loss(seen.concept_maps, batch.concepts, batch.boxes, concept_logits=seen.concept_logits)
 
     return Stage(
@@ -155,7 +155,7 @@ PrototypeLoss = Callable[[Tensor, Tensor], Tensor]
 def prototype_stage(loss: PrototypeLoss, *, lr: Mapping[str, float], name: str = "prototypes", **options: Any) -> Stage:
     """Stage 2: projector and prototypes learn what each concept looks like."""
 
-    def objective(output: Compared, batch: ConceptBatch) -> Tensor:
+    def objective(output: PrototypePart, batch: ConceptBatch) -> Tensor:
         return loss(output.vector_similarity, batch.concepts)
 
     return Stage(
@@ -202,7 +202,7 @@ def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[s
         options = {"epochs": 1, **options}
     chosen = loss or (multiclass_loss if config.task_kind == "multiclass" else multilabel_loss)
 
-    def objective(output: Decided, batch: ConceptBatch) -> Tensor:
+    def objective(output: TaskPart, batch: ConceptBatch) -> Tensor:
         return chosen(output.task_logits, batch.targets)
 
     return Stage(

@@ -13,7 +13,7 @@ from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed, worker_deaths_told
 from conceptcam.training.checkpoints import random_states, set_random_states
-from conceptcam.training.history import EpochRecord
+from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
 from conceptcam.training.loop import Fit
 from conceptcam.training.options import Settings
@@ -63,7 +63,7 @@ class Trainer(Settings):
         val_batches: Batches,
         *,
         resume: bool = False,
-    ) -> list[EpochRecord]:
+    ) -> list[EpochResult]:
         """Run the stages in order; each ends with the weights of its own best epoch.
 
         Parameters that do not require gradients beforehand, such as blocks you froze, stay as they are.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from conceptcam.analysis.evaluation import choose_thresholds, evaluate
+from conceptcam.analysis.evaluation import evaluate, fit_thresholds
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.training.presets import Recipe, preset
 from conceptcam.training.trainer import Trainer
@@ -49,11 +49,11 @@ def test_trained_maps_point_into_boxes_and_the_controls_do_not(model):
 
 
 def test_canaries_come_first_and_have_figures_of_their_own(model):
-    result = evaluate(model, TEST, canaries=["striped"])
+    result = evaluate(model, TEST, sided_concepts=["striped"])
     assert result.concepts == ("striped", "bright", "dark")
     plain = evaluate(model, TEST)
     assert result.localization.pointing[0] == plain.localization.pointing[2]
-    assert result.summary()["canary_pointing"] == pytest.approx(float(plain.localization.pointing[2]))
+    assert result.summary()["sided_pointing"] == pytest.approx(float(plain.localization.pointing[2]))
     assert "striped *" in result.table()
 
 
@@ -102,7 +102,7 @@ def test_untaught_model_unknown_canary_and_no_batches_are_refused(model):
     with pytest.raises(ValueError, match="never taught concepts"):
         evaluate(tiny_model(), TEST)
     with pytest.raises(ValueError, match=r"unknown canary 'stripes'; did you mean \['striped'\]"):
-        evaluate(model, TEST, canaries=["stripes"])
+        evaluate(model, TEST, sided_concepts=["stripes"])
     with pytest.raises(ValueError, match="no batches to evaluate"):
         evaluate(model, [])
 
@@ -114,9 +114,9 @@ def test_batch_sizes_do_not_change_figures(model):
 
 
 def test_thresholds_are_chosen_for_the_highest_f1_and_recorded_with_their_source(model):
-    choose_thresholds(model, TEST, provenance="40 squares")
+    fit_thresholds(model, TEST, thresholds_source="40 squares")
     record = model.record
-    assert record.provenance == "40 squares"
+    assert record.thresholds_source == "40 squares"
     logits = torch.cat([output.concept_logits for output in outputs(model)]).double().sigmoid()
     labels = torch.cat([batch.concepts for batch in TEST]) > 0.5
 
@@ -150,7 +150,7 @@ def test_counts_are_printed_whole_unless_labels_are_soft(model):
 def test_evaluating_leaves_the_model_and_random_state_alone(model):
     model.train()
     state = torch.get_rng_state()
-    evaluate(model, Squares(8, 2).batches(4))
+    evaluate(model, Squares(8, 2).dataloader(4))
     assert model.training
     with pytest.raises(ValueError, match="no batches"):
         evaluate(model, [])
@@ -174,5 +174,5 @@ def test_area_is_the_energy_and_iou_of_a_map_that_is_the_same_everywhere(model):
 
 
 def test_a_text_in_place_of_canaries_is_refused(model):
-    with pytest.raises(ValueError, match="`canaries` must be a list of names, got the text 'square'"):
-        evaluate(model, [], canaries="square")
+    with pytest.raises(ValueError, match="`sided_concepts` must be a list of names, got the text 'square'"):
+        evaluate(model, [], sided_concepts="square")

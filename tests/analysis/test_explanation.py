@@ -21,7 +21,7 @@ def taught(*stages, **changes):
     return model
 
 
-ITEM = Squares(4, preprocess=False).read(1)
+ITEM = Squares(4, preprocess=False).load_item(1)
 
 
 @pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
@@ -121,7 +121,7 @@ def test_explanation_is_ready_for_json_and_draws_a_figure():
     assert text["concepts"]["bright"]["threshold"] is None
     assert set(text["tasks"]) == {"any", "bright and dark"}
     plain = explanation.figure(concepts=["dark"])
-    marked = explanation.figure(concepts=["dark"], boxes=Squares(4).read(_with("dark")).boxes)
+    marked = explanation.figure(concepts=["dark"], boxes=Squares(4).load_item(_with("dark")).boxes)
     assert plain.size == marked.size
     assert plain.tobytes() != marked.tobytes()
 

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conceptcam.backbones import Backbone, BackboneRequest, create_backbone, list_backbones, register_backbone, registry
+from conceptcam.backbones import Backbone, BackboneOptions, create_backbone, list_backbones, register_backbone, registry
 
 
 class _Blank(Backbone):
-    def __init__(self, request: BackboneRequest) -> None:
+    def __init__(self, request: BackboneOptions) -> None:
         super().__init__()
         self.request = request
         self.out_channels = 1
@@ -35,11 +35,11 @@ def test_a_registered_factory_is_asked_with_everything_the_caller_said(names, tm
     assert "blank" in list_backbones()
     built = create_backbone("blank", weights=str(tmp_path / "w.safetensors"), image_size=(8, 12), feature_level=-2)
     assert isinstance(built, _Blank)
-    assert built.request == BackboneRequest(
+    assert built.request == BackboneOptions(
         image_size=(8, 12), feature_level=-2, pretrained=False, weights=tmp_path / "w.safetensors"
     )
     defaults = create_backbone("blank")
-    assert isinstance(defaults, _Blank) and defaults.request == BackboneRequest()
+    assert isinstance(defaults, _Blank) and defaults.request == BackboneOptions()
 
 
 def test_the_decorator_returns_the_factory_it_was_given(names):

@@ -24,7 +24,7 @@ def write_coco(folder, name, count, seed, *, tasks=True):
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for index in range(count):
-        item = data.read(index)
+        item = data.load_item(index)
         file = f"{name}-{index}.png"
         Image.fromarray(item.image.permute(1, 2, 0).numpy()).save(folder / "images" / file)
         row = {"id": index, "file_name": file, "height": SIZE[0], "width": SIZE[1]}
@@ -97,7 +97,7 @@ def test_run_json_says_all_that_repeats_a_run(run, data):
     here = told["data"]
     assert (here["folder"], here["images"]) == (str(data), str(data / "images"))
     assert (here["train"], here["val"], here["train_images"], here["val_images"]) == ("train.json", "val.json", 24, 12)
-    assert (here["uncertain"], here["bad_boxes"], here["no_augment"]) == ("ignore", "refuse", False)
+    assert (here["uncertain"], here["invalid_boxes"], here["no_augment"]) == ("ignore", "refuse", False)
 
 
 def test_a_finished_run_is_said_to_be_finished_and_left_alone_wherever_its_data_are_now(run, capsys):
@@ -268,7 +268,7 @@ def test_train_starts_from_a_weights_file(data, tmp_path):
 
 def test_evaluate_prints_the_figures_that_train_wrote(run, data, tmp_path, capsys):
     assert (
-        main(["evaluate", str(run), str(data), "--out", str(tmp_path / "e"), "--canary", "dark", "--figures", "1"]) == 0
+        main(["evaluate", str(run), str(data), "--out", str(tmp_path / "e"), "--sided", "dark", "--figures", "1"]) == 0
     )
     assert "dark *" in capsys.readouterr().out
     ours = json.loads((tmp_path / "e" / "metrics.json").read_text())["concepts"]
@@ -337,7 +337,7 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["demo", "--size", "100"], "--size must be a multiple of 8"),
         (["train", "{data}", "--weights", "{data}/none.safetensors", "--backbone", "small_cnn_s8"], "no weights file"),
         (["evaluate", "{data}", "{data}"], "holds no config.json"),
-        (["evaluate", "{run}", "{data}", "--canary", "drak"], "unknown canary 'drak'; did you mean ['dark']"),
+        (["evaluate", "{run}", "{data}", "--sided", "drak"], "unknown canary 'drak'; did you mean ['dark']"),
         (["explain", "{run}", "{data}/images/none.png"], "none.png"),
         (["explain", "{run}", "{data}/train.json"], "train.json"),
         (["explain", "{run}", "{data}/images/val-0.png", "--task", "anny"], "did you mean ['any']"),
@@ -415,7 +415,7 @@ def test_models_shows_a_bundled_model_in_readable_lines(capsys):
     assert shown["tasks"].startswith("Pneumonia, Tuberculosis, ")
     assert shown["stages"] == "concepts, prototypes, task"
     assert max(map(len, lines)) <= 110
-    assert not any(sign in line for line in lines for sign in ("ConceptConfig(", "ModelRecord(", "{", "None"))
+    assert not any(sign in line for line in lines for sign in ("ConceptConfig(", "TrainingRecord(", "{", "None"))
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "small_cnn_s8"])

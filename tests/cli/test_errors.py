@@ -8,14 +8,14 @@ import pytest
 
 from conceptcam.cli.errors import FlagFormatter, in_flags, sentence, tell
 
-NAMES = {"layer_decay", "resume", "weights", "seed", "bad_boxes", "pretrained", "uncertain", "no_augment"}
+NAMES = {"layer_decay", "resume", "weights", "seed", "invalid_boxes", "pretrained", "uncertain", "no_augment"}
 
 
 @pytest.mark.parametrize(
     ("python", "flags"),
     [
         ("set `seed=3` or `layer_decay=0.75`", "set --seed 3 or --layer-decay 0.75"),
-        ("Correct them, or pass bad_boxes='skip' to leave them out.", "Correct them, or add --bad-boxes skip to leave"),
+        ("Correct them, or pass invalid_boxes='skip' to leave them.", "Correct them, or add --invalid-boxes skip to"),
         ("write null, or pass uncertain='ignore'", "write null, or leave --uncertain out"),
         ("give either `pretrained=True` or `weights`", "give either --pretrained or --weights"),
         ("get it there and pass `weights=` with its path", "get it there and add --weights with its path"),

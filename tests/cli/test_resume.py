@@ -21,7 +21,7 @@ VIT = [*TINY, "--backbone", "timm:test_vit", "--epochs", "concepts=1", "prototyp
 # Runs in a process of its own, because it forks and kills. A moment is a call, by its number, of what is named.
 MOMENTS = {
     "nothing is saved yet": ("conceptcam.training.checkpoints", "Checkpoints.save", 1),
-    "the first stage is over": ("conceptcam.runs.run", "choose_thresholds", 1),
+    "the first stage is over": ("conceptcam.runs.run", "fit_thresholds", 1),
     "prototypes are taught": ("conceptcam.training.checkpoints", "Checkpoints.save", 3),
     "all is taught": ("conceptcam.runs.run", "measure", 1),
     "all is written": ("conceptcam.runs.run", "end_run", 1),

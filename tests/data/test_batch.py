@@ -20,7 +20,7 @@ class FourImages(ConceptDataset):
     concepts, tasks = ("a", "b"), ("t",)
     concept_labels, task_labels = torch.zeros(4, 2), torch.zeros(4, 1)
 
-    def read(self, index: int) -> ConceptItem:
+    def load_item(self, index: int) -> ConceptItem:
         return item(index, [None, ConceptBoxes.empty(), box(0), box(1)][index])
 
 
@@ -102,11 +102,11 @@ def test_a_dict_that_is_no_batch_is_refused_in_a_sentence_that_says_why(wrong, m
 
 def test_a_data_set_reads_then_augments_then_preprocesses():
     data = FourImages()
-    data.augment = lambda one: one._replace(image=one.image + 1, name="augmented")
+    data.augmentation = lambda one: one._replace(image=one.image + 1, name="augmented")
     data.preprocess = lambda image: image * 10
     assert data[2].image.unique().item() == 30
     assert data[-1].image.unique().item() == 40
-    assert data[0].name == "augmented" and data.read(0).name == "i0"
+    assert data[0].name == "augmented" and data.load_item(0).name == "i0"
 
 
 def test_a_data_set_ends_where_its_labels_end():

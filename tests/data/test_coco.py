@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from conceptcam.data.batch import collate
 from conceptcam.data.coco import CocoDataset
 from conceptcam.data.labels import SOFT_LABEL, Uncertain
-from conceptcam.data.transforms import Preprocess, light_augmentation
+from conceptcam.data.transforms import Preprocess, default_augmentation
 
 CONTENT: dict[str, Any] = {
     "images": [
@@ -173,7 +173,7 @@ def test_an_image_in_which_nobody_drew_has_unknown_labels_and_no_boxes(tmp_path:
 def test_batches_come_out_of_a_loader(tmp_path: Path, content: dict[str, Any]):
     data = CocoDataset(
         *write(tmp_path, content),
-        augment=light_augmentation((24, 24)),
+        augmentation=default_augmentation((24, 24)),
         preprocess=Preprocess((16, 24), (0.5,) * 3, (0.5,) * 3),
     )
     batch = next(iter(DataLoader(data, batch_size=3, collate_fn=collate)))
@@ -208,7 +208,7 @@ def test_absurd_boxes_are_refused_by_name(tmp_path: Path, content: dict[str, Any
     content["annotations"][1]["bbox"] = bbox
     message = refused(tmp_path, content)
     assert message.startswith(f"1 of 4 boxes cannot be: {bbox} (annotation 2) in 'a.png' of 40 x 20 pixels")
-    assert "expected [x, y, width, height] in pixels" in message and "bad_boxes='skip'" in message
+    assert "expected [x, y, width, height] in pixels" in message and "invalid_boxes='skip'" in message
 
 
 @pytest.mark.parametrize("bbox", ABSURD)
@@ -217,7 +217,7 @@ def test_skipped_boxes_are_named_and_leave_an_unknown_label(
 ):
     content["annotations"][1]["bbox"] = bbox
     content["annotations"][0]["bbox"] = bbox  # the concept has another box in this image
-    data = CocoDataset(*write(tmp_path, content), bad_boxes="skip")
+    data = CocoDataset(*write(tmp_path, content), invalid_boxes="skip")
     assert "left out 2 of 4 boxes, which cannot be: " in caplog.text and "'a.png'" in caplog.text
     assert data.concept_labels.nan_to_num(-1).tolist() == [[1, 0, -1], [1, 0, 0], [0, 0, 0]]
     assert [len(item.boxes) for item in data] == [1, 1, 0]
@@ -272,7 +272,7 @@ def test_unknown_names_list_the_near_ones(tmp_path: Path, content: dict[str, Any
 def test_repeated_and_empty_choices_are_refused(tmp_path: Path, content: dict[str, Any]):
     assert "repeated: ['Edema']" in refused(tmp_path, content, concepts=["Edema", "Edema"])
     assert "at least 1 name(s)" in refused(tmp_path, content, concepts=[])
-    assert "unknown `bad_boxes` 'drop'; known:" in refused(tmp_path, content, bad_boxes="drop")
+    assert "unknown `invalid_boxes` 'drop'; known:" in refused(tmp_path, content, invalid_boxes="drop")
     assert "unknown policy 'one' for uncertain labels; known:" in refused(tmp_path, content, uncertain="one")
     assert "unknown `task_kind` 'binary'; known:" in refused(tmp_path, content, task_kind="binary")
 

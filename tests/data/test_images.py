@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
-from conceptcam.data.images import read_image, to_image
+from conceptcam.data.images import load_image, read_image
 
 RAMP = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)  # 0 to 64491
 COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -71,7 +71,7 @@ def twelve_bit_tiff(values: list[int]) -> bytes:
 )
 def test_every_common_mode_shows_its_colours(mode: str, expected: Callable[[Image.Image], Image.Image]):
     image = Image.fromarray(COLORS)
-    assert np.array_equal(to_image(image.convert(mode)).permute(1, 2, 0).numpy(), np.asarray(expected(image)))
+    assert np.array_equal(load_image(image.convert(mode)).permute(1, 2, 0).numpy(), np.asarray(expected(image)))
 
 
 def test_transparent_pixels_are_laid_over_black(tmp_path: Path):
@@ -180,7 +180,7 @@ def test_a_truncated_pillow_image_is_refused(tmp_path: Path):
     Image.fromarray(COLORS).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:800])
     with Image.open(tmp_path / "a.jpg") as image, pytest.raises(ValueError, match="cannot use the Pillow image"):
-        to_image(image)
+        load_image(image)
 
 
 CHANNELS_FIRST = COLORS.transpose(2, 0, 1)
@@ -204,7 +204,7 @@ CHANNELS_FIRST = COLORS.transpose(2, 0, 1)
     ],
 )
 def test_every_form_of_one_image_gives_the_same_picture(image: Any):
-    read = to_image(image)
+    read = load_image(image)
     assert read.shape == (3, 48, 64)
     assert read.dtype in (torch.uint8, torch.float32) and not read.requires_grad
     levels = read if read.dtype == torch.uint8 else (read * 255).round()
@@ -214,18 +214,18 @@ def test_every_form_of_one_image_gives_the_same_picture(image: Any):
 @pytest.mark.parametrize("shape", [(48, 64), (1, 48, 64), (48, 64, 1)])
 @pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
 def test_one_channel_is_repeated(shape: tuple[int, ...], convert: Callable[[np.ndarray], Any]):
-    assert np.array_equal(first(to_image(convert(COLORS[..., 0].reshape(shape)))), COLORS[..., 0])
+    assert np.array_equal(first(load_image(convert(COLORS[..., 0].reshape(shape)))), COLORS[..., 0])
 
 
 def test_where_both_ends_could_be_channels_each_library_keeps_its_custom():
     small = COLORS[:3]  # (3, 64, 3)
-    assert np.array_equal(to_image(small).numpy(), small.transpose(2, 0, 1))
-    assert np.array_equal(to_image(torch.tensor(small)).numpy(), small)
+    assert np.array_equal(load_image(small).numpy(), small.transpose(2, 0, 1))
+    assert np.array_equal(load_image(torch.tensor(small)).numpy(), small)
 
 
 def test_what_is_returned_does_not_share_memory_with_an_array():
     pixels = COLORS.copy()
-    read = to_image(pixels)
+    read = load_image(pixels)
     pixels[:] = 0
     assert read.any()
 
@@ -257,21 +257,21 @@ UNIT = torch.rand(3, 8, 9, generator=torch.Generator().manual_seed(0))
 )
 def test_an_impossible_image_is_refused_with_the_reason(image: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        to_image(image)
+        load_image(image)
 
 
 def test_something_else_is_refused_by_its_type():
     with pytest.raises(TypeError, match="expected a path, Pillow image, numpy array or tensor, got list"):
-        to_image([[0, 1], [1, 0]])
+        load_image([[0, 1], [1, 0]])
 
 
 def test_a_path_is_read(tmp_path: Path):
     Image.fromarray(COLORS).save(tmp_path / "a.png")
-    assert torch.equal(to_image(tmp_path / "a.png"), read_image(tmp_path / "a.png"))
+    assert torch.equal(load_image(tmp_path / "a.png"), read_image(tmp_path / "a.png"))
     with pytest.raises(FileNotFoundError, match=re.escape("b.png")):
-        to_image(str(tmp_path / "b.png"))
+        load_image(str(tmp_path / "b.png"))
 
 
 def test_rounding_beyond_the_unit_range_is_forgiven():
-    image = to_image(UNIT * 0 + torch.tensor([-1e-5, 0.5, 1 + 1e-5])[:, None, None])
+    image = load_image(UNIT * 0 + torch.tensor([-1e-5, 0.5, 1 + 1e-5])[:, None, None])
     assert image[:, 0, 0].tolist() == [0, 0.5, 1]

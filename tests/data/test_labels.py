@@ -10,8 +10,14 @@ from torch import Tensor
 
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.labels import SOFT_LABEL, resolve_uncertain
-from conceptcam.losses import box_localization_loss, class_weight, multiclass_loss, multilabel_loss, positive_weight
-from conceptcam.metrics.classification import label_scores, top_accuracy
+from conceptcam.losses import (
+    box_localization_loss,
+    compute_class_weight,
+    compute_pos_weight,
+    multiclass_loss,
+    multilabel_loss,
+)
+from conceptcam.metrics.classification import per_label_metrics, top_accuracy
 
 nan = torch.nan
 MEANING = {"ignore": nan, "zeros": 0.0, "ones": 1.0, "soft": SOFT_LABEL}
@@ -147,14 +153,14 @@ def test_the_weights_see_what_the_policy_says(policy, meaning):
     for column in zip(*by_hand(stored, meaning), strict=True):
         known = [label for label in column if not math.isnan(label)]
         expected.append((len(known) - sum(known)) / sum(known))
-    assert positive_weight(resolve_uncertain(stored, policy)).tolist() == pytest.approx(expected)
+    assert compute_pos_weight(resolve_uncertain(stored, policy)).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("policy, meaning", [item for item in MEANING.items() if item[0] != "soft"])
 def test_the_ranking_metrics_see_what_the_policy_says(policy, meaning):
     stored = as_stored()
     logits = torch.randn(stored.shape, dtype=torch.float64)
-    scores = label_scores(logits, resolve_uncertain(stored, policy))
+    scores = per_label_metrics(logits, resolve_uncertain(stored, policy))
     for column in range(3):
         rows = list(zip(logits[:, column].tolist(), [row[column] for row in by_hand(stored, meaning)], strict=True))
         present = [logit for logit, label in rows if label == 1]
@@ -182,7 +188,7 @@ def test_an_ignored_class_leaves_its_row_out_of_loss_weights_and_accuracy_of_a_m
     resolved, kept = resolve_uncertain(stored), stored[[0, 2, 3, 4]]
     logits = torch.randn(5, 3)
     torch.testing.assert_close(multiclass_loss(logits, resolved), multiclass_loss(logits[[0, 2, 3, 4]], kept))
-    assert torch.equal(class_weight(resolved), class_weight(kept))
+    assert torch.equal(compute_class_weight(resolved), compute_class_weight(kept))
     assert torch.equal(top_accuracy(logits, resolved), top_accuracy(logits[[0, 2, 3, 4]], kept))
 
 
@@ -194,4 +200,4 @@ def test_ignored_labels_weigh_nothing_in_loss_and_weights_however_many_there_are
     few, many = resolve_uncertain(stored), resolve_uncertain(longer)
     logits = torch.linspace(-3, 3, len(longer), dtype=torch.float64)[:, None]
     torch.testing.assert_close(multilabel_loss(logits, many), multilabel_loss(logits[: len(few)], few))
-    assert torch.equal(positive_weight(many), positive_weight(few))
+    assert torch.equal(compute_pos_weight(many), compute_pos_weight(few))

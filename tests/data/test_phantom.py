@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from conceptcam.data.phantom import (
-    CANARIES,
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
     PHANTOM_VERSION,
+    SIDED_CONCEPTS,
     SMALL_FINDINGS,
     Phantom,
-    PhantomKnobs,
+    PhantomConfig,
     PhantomSample,
     expected_prevalence,
 )
@@ -60,7 +60,7 @@ def boxed(sample: PhantomSample, finding: str, size: int, margin: float = 0.0) -
 
 def test_every_finding_is_drawn_by_exactly_one_function():
     assert sorted([*PAINTERS, *OUTLINES]) == sorted(PHANTOM_CONCEPTS)
-    assert {*SMALL_FINDINGS, *CANARIES} <= {*PHANTOM_CONCEPTS}
+    assert {*SMALL_FINDINGS, *SIDED_CONCEPTS} <= {*PHANTOM_CONCEPTS}
     assert (len(PHANTOM_CONCEPTS), len(PHANTOM_DISEASES)) == (22, 6)
 
 
@@ -114,7 +114,7 @@ def test_leaving_out_what_only_adds_density_leaves_every_other_box_and_attribute
 
 @pytest.mark.parametrize("finding", PHANTOM_CONCEPTS)
 def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
-    size = phantom.knobs.size
+    size = phantom.config.size
     for index in indices_with(phantom, finding, 4):
         sample, mask = phantom.sample(index), phantom.masks(index)[finding]
         # The outline of an organ fades over some pixels, and a rotated rectangle has wide corners.
@@ -205,7 +205,7 @@ def test_the_number_of_boxes_is_the_count_of_the_attributes_except_for_clusters(
 
 
 def test_the_heart_is_in_the_right_half_and_the_left_dome_is_higher():
-    phantom = Phantom(PhantomKnobs(noise=0), seed=SEED)
+    phantom = Phantom(PhantomConfig(noise=0), seed=SEED)
     healthy = [i for i in range(200) if not phantom.case(i).concepts.any()]
     mean = np.mean([phantom.sample(index).image for index in healthy], axis=0)
     row, size = mean[int(0.62 * 112)], 112
@@ -233,7 +233,7 @@ def test_prevalences_are_those_documented_within_binomial_error(phantom):
     [("aligned", 0.9, 0.1), ("reversed", 0.1, 0.9), ("clean", 0.0, 0.0), ("none", 0.0, 0.0)],
 )
 def test_the_marker_is_as_frequent_as_the_shortcut_says(shortcut, with_finding, without):
-    phantom = Phantom(PhantomKnobs(shortcut=shortcut, shortcut_concept="Nodule/Mass", shortcut_strength=0.9))
+    phantom = Phantom(PhantomConfig(shortcut=shortcut, shortcut_concept="Nodule/Mass", shortcut_strength=0.9))
     cases = [phantom.case(index) for index in range(3000)]
     present = np.array([case.concepts[PHANTOM_CONCEPTS.index("Nodule/Mass")] for case in cases]) > 0
     marked = np.array([case.marker for case in cases])
@@ -243,8 +243,8 @@ def test_the_marker_is_as_frequent_as_the_shortcut_says(shortcut, with_finding, 
 
 
 def test_the_marker_changes_only_its_own_pixels_and_stays_when_the_finding_goes():
-    plain = Phantom(PhantomKnobs(shortcut="clean"))
-    marked = Phantom(PhantomKnobs(shortcut="aligned"))
+    plain = Phantom(PhantomConfig(shortcut="clean"))
+    marked = Phantom(PhantomConfig(shortcut="aligned"))
     column = PHANTOM_CONCEPTS.index("Infiltration")
     cases = ((index, marked.case(index)) for index in range(1000))
     index = next(index for index, case in cases if case.marker and case.concepts[column])
@@ -258,7 +258,7 @@ def test_the_marker_changes_only_its_own_pixels_and_stays_when_the_finding_goes(
 
 @pytest.mark.parametrize("size", [64, 97, 224])
 def test_another_size_shows_the_same_chest(phantom, size):
-    other = Phantom(PhantomKnobs(size=size), seed=SEED)
+    other = Phantom(PhantomConfig(size=size), seed=SEED)
     for index in range(5):
         one, two = phantom.sample(index), other.sample(index)
         assert two.image.shape == (size, size)
@@ -271,12 +271,12 @@ def test_contrast_strengthens_findings_and_noise_the_noise():
     index = indices_with(Phantom(), "Consolidation", 1)[0]
 
     def difference(contrast: float) -> float:
-        phantom = Phantom(PhantomKnobs(contrast=contrast))
+        phantom = Phantom(PhantomConfig(contrast=contrast))
         one, two = (phantom.sample(index, without=left_out).image.astype(int) for left_out in ((), ["Consolidation"]))
         return float(np.abs(one - two).sum())
 
     assert difference(0.5) < 0.8 * difference(1.0)
-    smooth, rough = (Phantom(PhantomKnobs(noise=noise)).sample(0).image.astype(int) for noise in (0.0, 2.0))
+    smooth, rough = (Phantom(PhantomConfig(noise=noise)).sample(0).image.astype(int) for noise in (0.0, 2.0))
     assert np.abs(np.diff(rough)).mean() > 1.3 * np.abs(np.diff(smooth)).mean()
 
 
@@ -286,7 +286,7 @@ def test_leaving_out_an_unknown_finding_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("config", "message"),
     [
         ({"size": 32}, "`size` must be a whole number of pixels from 64 to 448, got 32"),
         ({"size": 112.0}, "`size` must be"),
@@ -299,9 +299,9 @@ def test_leaving_out_an_unknown_finding_is_refused_by_name():
         ({"contrast": 0.0}, "`contrast` must be"),
     ],
 )
-def test_impossible_knobs_are_refused_with_the_reason(knobs, message):
+def test_impossible_knobs_are_refused_with_the_reason(config, message):
     with pytest.raises(ValueError, match=message):
-        PhantomKnobs(**knobs)
+        PhantomConfig(**config)
 
 
 def test_a_negative_seed_is_refused():
@@ -352,7 +352,7 @@ GOLDEN_GREY: dict[int, list[list[int]]] = {
 
 
 def test_the_drawing_has_not_changed_unless_its_version_has():
-    phantom = Phantom(PhantomKnobs(completeness=1.0), seed=0)
+    phantom = Phantom(PhantomConfig(completeness=1.0), seed=0)
     cases = [phantom.case(index) for index in range(300)]
     labels = b"".join(part.astype(np.uint8).tobytes() for case in cases for part in case[:3])
     change = "raise PHANTOM_VERSION, or old caches pass for new images; then renew these numbers"

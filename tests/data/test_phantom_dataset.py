@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from conceptcam.data.batch import collate
-from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_DISEASES, Phantom, PhantomDataset, PhantomKnobs, cache
+from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_DISEASES, Phantom, PhantomConfig, PhantomDataset, cache
 from conceptcam.data.phantom.cache import PhantomArrays, Request, cached, render, render_part
 
-KNOBS = PhantomKnobs(size=64)
+KNOBS = PhantomConfig(size=64)
 
 
-def request(count: int = 5, *, knobs: PhantomKnobs = KNOBS, seed: int = 1, first: int = 0) -> Request:
-    return Request(knobs=knobs, seed=seed, first=first, count=count)
+def request(count: int = 5, *, config: PhantomConfig = KNOBS, seed: int = 1, first: int = 0) -> Request:
+    return Request(config=config, seed=seed, first=first, count=count)
 
 
 def assert_same(first: PhantomArrays, second: PhantomArrays) -> None:
@@ -32,7 +32,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_items_are_what_the_phantom_draws():
-    dataset, phantom = PhantomDataset(4, seed=3, knobs=KNOBS, first=10, cache_dir=False), Phantom(KNOBS, seed=3)
+    dataset, phantom = PhantomDataset(4, seed=3, config=KNOBS, first=10, cache_dir=False), Phantom(KNOBS, seed=3)
     assert len(dataset) == 4
     assert (dataset.concepts, dataset.tasks) == (PHANTOM_CONCEPTS, PHANTOM_DISEASES)
     for index in range(4):
@@ -48,14 +48,14 @@ def test_items_are_what_the_phantom_draws():
 
 
 def test_an_image_without_findings_has_empty_boxes_never_none():
-    dataset = PhantomDataset(30, seed=0, knobs=KNOBS, cache_dir=False)
+    dataset = PhantomDataset(30, seed=0, config=KNOBS, cache_dir=False)
     healthy = [index for index in range(30) if not dataset.concept_labels[index].any()]
     assert healthy
-    assert all(len(dataset.read(index).boxes) == 0 for index in healthy)
+    assert all(len(dataset.load_item(index).boxes) == 0 for index in healthy)
 
 
 def test_batches_keep_each_box_with_its_image():
-    dataset = PhantomDataset(8, seed=0, knobs=KNOBS, cache_dir=False)
+    dataset = PhantomDataset(8, seed=0, config=KNOBS, cache_dir=False)
     batch = collate([dataset[index] for index in range(8)])
     marked = torch.zeros(8, len(PHANTOM_CONCEPTS))
     marked[batch.boxes.image, batch.boxes.concept] = 1
@@ -63,7 +63,7 @@ def test_batches_keep_each_box_with_its_image():
 
 
 def test_an_item_can_be_changed_without_changing_the_data_set(tmp_path):
-    dataset = PhantomDataset(2, seed=0, knobs=KNOBS, cache_dir=tmp_path)
+    dataset = PhantomDataset(2, seed=0, config=KNOBS, cache_dir=tmp_path)
     before = dataset[0].image.clone()
     dataset[0].image.zero_()
     assert torch.equal(dataset[0].image, before)
@@ -97,8 +97,8 @@ def test_a_cache_is_used_again_and_holds_the_same(tmp_path, monkeypatch):
         request(seed=2),
         request(first=1),
         request(6),
-        request(knobs=PhantomKnobs(size=64, noise=0.5)),
-        request(knobs=PhantomKnobs(size=65)),
+        request(config=PhantomConfig(size=64, noise=0.5)),
+        request(config=PhantomConfig(size=65)),
     ],
 )
 def test_anything_that_changes_the_images_has_a_cache_of_its_own(tmp_path, other):
@@ -149,7 +149,7 @@ def test_a_failure_while_writing_leaves_no_cache(tmp_path, monkeypatch, failing)
         monkeypatch.setattr(cache, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
         cached(request(), tmp_path, processes=1)
-    monkeypatch.undo()
+    monkeypatch.denormalize()
     assert not list(tmp_path.glob("*.u8"))
     assert_same(cached(request(), tmp_path, processes=1), render_part(request()))
 
@@ -160,11 +160,11 @@ replace = os.replace
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from conceptcam.data.phantom import PhantomKnobs, cache\n"
+        "from conceptcam.data.phantom import PhantomConfig, cache\n"
         "write = cache._write\n"
         "def slow(*given):\n    write(*given); print('written', flush=True); time.sleep(60)\n"
         "cache._write = slow\n"
-        "request = cache.Request(knobs=PhantomKnobs(size=64), seed=1, first=0, count=5)\n"
+        "request = cache.Request(config=PhantomConfig(size=64), seed=1, first=0, count=5)\n"
         "cache.cached(request, Path(sys.argv[1]), processes=1)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -178,34 +178,34 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_pickled_data_set_is_the_same_and_carries_no_mapped_images(tmp_path, in_memory):
-    dataset = PhantomDataset(40, seed=0, knobs=KNOBS, cache_dir=False if in_memory else tmp_path)
+    dataset = PhantomDataset(40, seed=0, config=KNOBS, cache_dir=False if in_memory else tmp_path)
     pickled = pickle.dumps(dataset)
     assert (len(pickled) > 40 * 64 * 64) == in_memory
     copy = pickle.loads(pickled)
     assert copy[39].name == dataset[39].name
     assert torch.equal(copy[39].image, dataset[39].image)
-    assert torch.equal(dataset[39].image, PhantomDataset(1, seed=0, knobs=KNOBS, first=39, cache_dir=False)[0].image)
+    assert torch.equal(dataset[39].image, PhantomDataset(1, seed=0, config=KNOBS, first=39, cache_dir=False)[0].image)
 
 
 def test_the_default_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "chosen"))
-    PhantomDataset(2, seed=0, knobs=KNOBS)
+    PhantomDataset(2, seed=0, config=KNOBS)
     assert len(files(tmp_path / "chosen")) == 2
     monkeypatch.delenv("CONCEPTCAM_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    PhantomDataset(2, seed=0, knobs=KNOBS)
+    PhantomDataset(2, seed=0, config=KNOBS)
     assert len(files(tmp_path / "home" / ".cache" / "conceptcam")) == 2
 
 
 def test_a_data_set_in_memory_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path))
-    PhantomDataset(2, seed=0, knobs=KNOBS, cache_dir=False)
+    PhantomDataset(2, seed=0, config=KNOBS, cache_dir=False)
     assert not files(tmp_path)
 
 
 def test_no_images_are_an_empty_data_set(tmp_path):
     for folder in (False, tmp_path, tmp_path):
-        assert len(PhantomDataset(0, seed=0, knobs=KNOBS, cache_dir=folder)) == 0
+        assert len(PhantomDataset(0, seed=0, config=KNOBS, cache_dir=folder)) == 0
 
 
 def test_negative_numbers_are_refused():

@@ -8,7 +8,7 @@ from conceptcam.data.phantom import (
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
     Phantom,
-    PhantomKnobs,
+    PhantomConfig,
     disease_ceiling,
     disease_posterior,
     disease_probability,
@@ -25,8 +25,8 @@ def one(*findings: str) -> np.ndarray:
     return concepts
 
 
-def chance(disease: str, *findings: str, knobs: PhantomKnobs | None = None) -> float:
-    return float(disease_posterior(one(*findings), knobs or PhantomKnobs())[0, PHANTOM_DISEASES.index(disease)])
+def chance(disease: str, *findings: str, config: PhantomConfig | None = None) -> float:
+    return float(disease_posterior(one(*findings), config or PhantomConfig())[0, PHANTOM_DISEASES.index(disease)])
 
 
 @pytest.mark.parametrize("completeness", COMPLETENESS)
@@ -40,19 +40,19 @@ def chance(disease: str, *findings: str, knobs: PhantomKnobs | None = None) -> f
     ],
 )
 def test_the_posterior_is_the_share_of_generated_chests_with_these_findings(completeness, findings):
-    knobs, rng, count = PhantomKnobs(completeness=completeness), np.random.default_rng(5), 2500
+    config, rng, count = PhantomConfig(completeness=completeness), np.random.default_rng(5), 2500
     concepts = one(*findings)
-    drawn = np.mean([draw_diseases(rng, concepts[0], draw_traits(rng), knobs) for _ in range(count)], axis=0)
-    expected = disease_posterior(concepts, knobs)[0]
+    drawn = np.mean([draw_diseases(rng, concepts[0], draw_traits(rng), config) for _ in range(count)], axis=0)
+    expected = disease_posterior(concepts, config)[0]
     error = np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(drawn - expected) <= 4 * error).all()
 
 
 @pytest.mark.parametrize("completeness", COMPLETENESS)
 def test_the_posterior_is_calibrated_on_whole_phantom_cases(completeness):
-    phantom = Phantom(PhantomKnobs(completeness=completeness), seed=2)
+    phantom = Phantom(PhantomConfig(completeness=completeness), seed=2)
     cases = [phantom.case(index) for index in range(2000)]
-    posterior = disease_posterior(np.array([case.concepts for case in cases]), phantom.knobs)
+    posterior = disease_posterior(np.array([case.concepts for case in cases]), phantom.config)
     diseases = np.array([case.diseases for case in cases])
     for column in range(len(PHANTOM_DISEASES)):
         for low, high in ((0.0, 0.005), (0.005, 0.2), (0.2, 0.5), (0.5, 1.01)):
@@ -78,7 +78,7 @@ def test_chances_are_those_of_the_noisy_or_by_hand():
 
 
 def test_no_finding_is_certain_without_concepts_and_excludes_every_disease():
-    assert disease_posterior(one(), PhantomKnobs()).tolist() == [[0, 0, 0, 0, 0, 1]]
+    assert disease_posterior(one(), PhantomConfig()).tolist() == [[0, 0, 0, 0, 0, 1]]
     phantom = Phantom(seed=3)
     for case in map(phantom.case, range(500)):
         assert case.diseases[-1] == (not case.concepts.any())
@@ -90,7 +90,7 @@ def test_hidden_traits_matter_as_much_as_completeness_says():
     traits = np.array([[trait.property == "large" for trait in TRAITS], [False] * len(TRAITS)])
     gaps = []
     for completeness in COMPLETENESS:
-        large, small = disease_probability(concepts, traits, PhantomKnobs(completeness=completeness))[:, column]
+        large, small = disease_probability(concepts, traits, PhantomConfig(completeness=completeness))[:, column]
         gaps.append(large - small)
     assert gaps == pytest.approx([0, 0.5 * gaps[2], 0.99 * 0.6])
 
@@ -120,11 +120,11 @@ def test_hidden_traits_are_what_the_pixels_show(trait):
 
 
 def test_the_ceiling_is_the_auroc_of_the_posterior():
-    phantom = Phantom(PhantomKnobs(completeness=1.0), seed=6)
+    phantom = Phantom(PhantomConfig(completeness=1.0), seed=6)
     cases = [phantom.case(index) for index in range(1500)]
     concepts, diseases = np.array([c.concepts for c in cases]), np.array([c.diseases for c in cases])
-    ceiling = disease_ceiling(concepts, diseases, phantom.knobs)
-    posterior = disease_posterior(concepts, phantom.knobs).round(12)
+    ceiling = disease_ceiling(concepts, diseases, phantom.config)
+    posterior = disease_posterior(concepts, phantom.config).round(12)
     for column, name in enumerate(PHANTOM_DISEASES):
         assert ceiling[name] == pytest.approx(roc_auc_score(diseases[:, column], posterior[:, column]))
     assert ceiling["No finding"] == 1
@@ -132,23 +132,24 @@ def test_the_ceiling_is_the_auroc_of_the_posterior():
 
 def test_who_sees_hidden_traits_beats_the_ceiling_at_completeness_one_only():
     for completeness, better in ((0.0, False), (1.0, True)):
-        phantom = Phantom(PhantomKnobs(completeness=completeness), seed=8)
+        phantom = Phantom(PhantomConfig(completeness=completeness), seed=8)
         cases = [phantom.case(index) for index in range(2000)]
         concepts, diseases, traits = (np.array([case[part] for case in cases]) for part in range(3))
         column = PHANTOM_DISEASES.index("Lung tumor")
-        known = disease_probability(concepts, traits, phantom.knobs)[:, column].round(12)
+        known = disease_probability(concepts, traits, phantom.config)[:, column].round(12)
         gain = (
-            roc_auc_score(diseases[:, column], known) - disease_ceiling(concepts, diseases, phantom.knobs)["Lung tumor"]
+            roc_auc_score(diseases[:, column], known)
+            - disease_ceiling(concepts, diseases, phantom.config)["Lung tumor"]
         )
         assert (gain > 0.01) == better
 
 
 def test_a_disease_that_nobody_has_makes_its_ceiling_undefined():
-    ceiling = disease_ceiling(one("ILD"), np.zeros((1, 6), int), PhantomKnobs())
+    ceiling = disease_ceiling(one("ILD"), np.zeros((1, 6), int), PhantomConfig())
     assert all(np.isnan(value) for value in ceiling.values())
 
 
 @pytest.mark.parametrize("concepts", [np.zeros((3, 21), int), np.zeros(22, int), np.full((1, 22), 2)])
 def test_impossible_concepts_are_refused_with_their_shape(concepts):
     with pytest.raises(ValueError, match=r"`concepts` must be zeros and ones of shape \(N, 22\), got shape"):
-        disease_posterior(concepts, PhantomKnobs())
+        disease_posterior(concepts, PhantomConfig())

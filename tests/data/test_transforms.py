@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from conceptcam.data.batch import ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.transforms import BoxSafe, Preprocess, light_augmentation
+from conceptcam.data.transforms import BoxAwareTransform, Preprocess, default_augmentation
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SMOOTH = InterpolationMode.BILINEAR
@@ -87,7 +87,7 @@ GEOMETRY = {
         0.6,
     ),
     "turn by up to 15 degrees": (v2.RandomAffine(15, interpolation=SMOOTH), 0.6, 6),
-    "light augmentation": (light_augmentation().transform, 0.6, 3),
+    "light augmentation": (default_augmentation().transform, 0.6, 3),
 }
 
 
@@ -99,7 +99,7 @@ def test_boxes_stay_where_their_paint_goes(name: str, boxes: list[list[int]], se
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Most of a box must be in view: the upright hull of a turned sliver tells little about its paint.
-        moved = BoxSafe(transform, min_visible=0.6)(make_item(boxes))
+        moved = BoxAwareTransform(transform, min_visible=0.6)(make_item(boxes))
     cut, beyond = misfit(moved)
     assert cut <= may_cut + 1e-3
     assert beyond <= may_exceed + 1e-3
@@ -110,7 +110,7 @@ def test_boxes_stay_where_their_paint_goes(name: str, boxes: list[list[int]], se
 def test_a_box_is_kept_exactly_if_enough_of_its_paint_is_in_view(boxes: list[list[int]], seed: int):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        moved = BoxSafe(v2.RandomCrop((40, 50)), min_visible=0.25)(make_item(boxes))
+        moved = BoxAwareTransform(v2.RandomCrop((40, 50)), min_visible=0.25)(make_item(boxes))
     for concept, (left, top, right, bottom) in enumerate(boxes):
         share = painted(moved.image[concept])[1] / ((right - left) * (bottom - top))
         kept = concept in moved.boxes.concept
@@ -123,7 +123,7 @@ def test_the_paint_check_notices_boxes_that_stay_behind(transform: v2.Transform)
     item = make_item([[5, 5, 25, 30]])
     left_behind = item._replace(image=transform(item.image))
     assert max(misfit(left_behind)) > 5
-    assert max(misfit(BoxSafe(transform, min_visible=0)(item))) < 1e-3
+    assert max(misfit(BoxAwareTransform(transform, min_visible=0)(item))) < 1e-3
 
 
 class LeftHalf(v2.Transform):
@@ -132,29 +132,29 @@ class LeftHalf(v2.Transform):
 
 
 def test_a_box_is_cut_at_the_border_it_was_pushed_over():
-    moved = BoxSafe(LeftHalf())(make_item([[40, 10, 60, 30]]))
+    moved = BoxAwareTransform(LeftHalf())(make_item([[40, 10, 60, 30]]))
     assert moved.boxes.xyxy.tolist() == [[pytest.approx(0.8), pytest.approx(0.125), 1, pytest.approx(0.375)]]
 
 
 def test_a_sliver_of_a_box_is_dropped_and_its_label_becomes_unknown():
-    moved = BoxSafe(LeftHalf(), min_visible=0.25)(make_item([[48, 10, 60, 30], [10, 10, 20, 20]]))
+    moved = BoxAwareTransform(LeftHalf(), min_visible=0.25)(make_item([[48, 10, 60, 30], [10, 10, 20, 20]]))
     assert moved.boxes.concept.tolist() == [1]
     assert moved.concepts.isnan().tolist() == [True, False, False]
     assert moved.targets.tolist() == [0, 0]
 
 
 def test_a_sliver_is_kept_where_any_share_will_do():
-    assert len(BoxSafe(LeftHalf(), min_visible=0)(make_item([[48, 10, 60, 30]])).boxes) == 1
+    assert len(BoxAwareTransform(LeftHalf(), min_visible=0)(make_item([[48, 10, 60, 30]])).boxes) == 1
 
 
 def test_a_box_out_of_sight_is_dropped_whatever_share_will_do():
-    moved = BoxSafe(LeftHalf(), min_visible=0)(make_item([[60, 10, 90, 30]]))
+    moved = BoxAwareTransform(LeftHalf(), min_visible=0)(make_item([[60, 10, 90, 30]]))
     assert len(moved.boxes) == 0
     assert moved.concepts[0].isnan()
 
 
 def test_labels_are_kept_where_the_reader_says_so():
-    moved = BoxSafe(LeftHalf(), on_lost="keep")(make_item([[60, 10, 90, 30]]))
+    moved = BoxAwareTransform(LeftHalf(), lost_boxes="keep")(make_item([[60, 10, 90, 30]]))
     assert len(moved.boxes) == 0
     assert moved.concepts.tolist() == [1, 1, 1]
 
@@ -162,31 +162,31 @@ def test_labels_are_kept_where_the_reader_says_so():
 def test_a_concept_with_another_box_in_view_stays_known():
     item = make_item([[60, 10, 90, 30], [10, 10, 20, 20]])
     item = item._replace(boxes=ConceptBoxes(item.boxes.xyxy, torch.tensor([2, 2]), item.boxes.image))
-    assert not BoxSafe(LeftHalf())(item).concepts.isnan().any()
+    assert not BoxAwareTransform(LeftHalf())(item).concepts.isnan().any()
 
 
 def test_an_image_in_which_nobody_drew_is_transformed_and_keeps_its_labels():
     item = make_item([[10, 10, 20, 20]])
-    moved = BoxSafe(LeftHalf())(item._replace(boxes=None))
+    moved = BoxAwareTransform(LeftHalf())(item._replace(boxes=None))
     assert moved.boxes is None
     assert moved.image.shape == (3, 80, 50)
     assert moved.concepts.tolist() == [1, 1, 1]
 
 
 def test_an_image_without_anything_to_draw_still_says_so():
-    moved = BoxSafe(LeftHalf())(make_item([]))
+    moved = BoxAwareTransform(LeftHalf())(make_item([]))
     assert moved.boxes is not None and len(moved.boxes) == 0
 
 
 def test_augmentation_leaves_the_item_it_was_given_alone():
     item = make_item([[10, 10, 50, 50]])
     before = pickle.dumps(tuple(item[:3]) + (item.boxes.xyxy,))
-    light_augmentation()(item)
+    default_augmentation()(item)
     assert pickle.dumps(tuple(item[:3]) + (item.boxes.xyxy,)) == before
 
 
 def test_augmented_items_hold_plain_tensors_of_the_type_they_came_in():
-    moved = light_augmentation((64, 48))(make_item([[10, 10, 50, 50]]))
+    moved = default_augmentation((64, 48))(make_item([[10, 10, 50, 50]]))
     assert type(moved.image) is Tensor and moved.image.dtype == torch.uint8
     assert moved.image.shape == (3, 64, 48)
     assert type(moved.boxes.xyxy) is Tensor and moved.boxes.xyxy.dtype == torch.float32
@@ -195,20 +195,20 @@ def test_augmented_items_hold_plain_tensors_of_the_type_they_came_in():
 def test_light_augmentation_never_mirrors():
     item = make_item([[0, 0, 40, 80]])  # the left side is bright
     for _ in range(50):
-        image = light_augmentation()(item).image[0].float()
+        image = default_augmentation()(item).image[0].float()
         assert image[:, :40].mean() > image[:, 60:].mean()
 
 
 def test_transforms_that_would_not_move_boxes_are_refused():
     with pytest.raises(TypeError, match=r"got torchvision.transforms.transforms.RandomHorizontalFlip; only v2"):
-        BoxSafe(v1.RandomHorizontalFlip())
+        BoxAwareTransform(v1.RandomHorizontalFlip())
 
 
 def test_impossible_options_of_box_safe_are_refused():
     with pytest.raises(ValueError, match=r"`min_visible` must be in \[0, 1\], got 25"):
-        BoxSafe(LeftHalf(), min_visible=25)
-    with pytest.raises(ValueError, match="unknown `on_lost` 'drop'; known"):
-        BoxSafe(LeftHalf(), on_lost="drop")  # type: ignore[arg-type]
+        BoxAwareTransform(LeftHalf(), min_visible=25)
+    with pytest.raises(ValueError, match="unknown `lost_boxes` 'drop'; known"):
+        BoxAwareTransform(LeftHalf(), lost_boxes="drop")  # type: ignore[arg-type]
 
 
 def by_pillow(image: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -233,13 +233,13 @@ def test_preprocessing_is_an_antialiased_resize_and_a_normalization(
 def test_undo_gives_the_picture_back():
     image = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     preprocess = Preprocess((20, 30), MEAN, STD)
-    assert torch.equal(preprocess.undo(preprocess(image)), image)
+    assert torch.equal(preprocess.denormalize(preprocess(image)), image)
 
 
 def test_undo_shows_what_left_the_range_as_black_or_white():
     preprocess = Preprocess((1, 1), MEAN, STD)
-    assert preprocess.undo(torch.full((3, 1, 1), -9.0)).tolist() == [[[0]]] * 3
-    assert preprocess.undo(torch.full((3, 1, 1), 9.0)).tolist() == [[[255]]] * 3
+    assert preprocess.denormalize(torch.full((3, 1, 1), -9.0)).tolist() == [[[0]]] * 3
+    assert preprocess.denormalize(torch.full((3, 1, 1), 9.0)).tolist() == [[[255]]] * 3
 
 
 def test_preprocessing_does_not_change_the_image_it_is_given():

@@ -38,7 +38,7 @@ def test_figures_of_the_card_hold_on_images_never_seen(name, fresh):
     model = ConceptModel.from_pretrained(name)
     fresh.preprocess = model.preprocess
     with torch.random.fork_rng(devices=[]):
-        found = evaluate(model, fresh.batches(40)).summary()
+        found = evaluate(model, fresh.dataloader(40)).summary()
     recorded = model.record.metrics
     assert found["concept_auroc"] > recorded["concept AUROC"] - 0.03
     assert found["pointing"] > recorded["pointing"] - 0.06

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from conceptcam import evaluate
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.hub.architectures import recipe_config
 from conceptcam.hub.model_card import GENERATED_MARK, is_generated, model_card
 from conceptcam.hub.published_backbones import BACKBONES
@@ -33,12 +33,12 @@ HOSTILE = (
     "\u2028separator",
     GENERATED_MARK,
 )
-TAUGHT = ModelRecord(
+TAUGHT = TrainingRecord(
     stages=("concepts", "prototypes", "task"),
     thresholds={"bright": 0.3125, "dark": math.nan},
     typical_present={"bright": 0.875},
     typical_absent={"bright": 0.00049},
-    provenance="highest F1 on 200 validation images",
+    thresholds_source="highest F1 on 200 validation images",
     training_data="800 drawn squares",
     metrics={
         "images": 300,
@@ -73,7 +73,7 @@ def code(card: str) -> str:
 
 
 def test_front_matter_has_what_people_filter_by():
-    card = model_card(tiny_config(), ModelRecord(), title="Squares", license="CC-BY-NC-4.0")
+    card = model_card(tiny_config(), TrainingRecord(), title="Squares", license="CC-BY-NC-4.0")
     assert front_matter(card) == {
         "library_name": "conceptcam",
         "pipeline_tag": "image-classification",
@@ -83,11 +83,11 @@ def test_front_matter_has_what_people_filter_by():
 
 
 def test_licence_is_stated_only_if_it_was_given():
-    card = model_card(tiny_config(), ModelRecord(), title="Squares")
+    card = model_card(tiny_config(), TrainingRecord(), title="Squares")
     assert "license" not in front_matter(card)
     assert "Of these weights: not stated." in section(card, "Licence")
     assert "Of these weights: MIT." in section(
-        model_card(tiny_config(), ModelRecord(), title="", license="MIT"), "Licence"
+        model_card(tiny_config(), TrainingRecord(), title="", license="MIT"), "Licence"
     )
 
 
@@ -100,14 +100,14 @@ def test_licence_of_the_record_is_stated_unless_another_is_given():
 
 @pytest.mark.parametrize("license", ["yes", "1.0", "a: b\n---\nx", '"', "\x85\x7f#", "null"])
 def test_licence_stays_one_text_in_the_front_matter_whatever_it_holds(license):
-    found = front_matter(model_card(tiny_config(), ModelRecord(), title="Squares", license=license))
+    found = front_matter(model_card(tiny_config(), TrainingRecord(), title="Squares", license=license))
     assert set(found) == {"library_name", "pipeline_tag", "tags", "license"}
     assert found["license"] == "".join(char for char in license.lower() if char.isprintable())
 
 
 def test_every_concept_and_task_is_in_its_table_as_it_is_named():
     config = ConceptConfig(concepts=HOSTILE, tasks=HOSTILE[::-1], backbone="small_cnn_s8")
-    card = model_card(config, ModelRecord(), title="Hostile")
+    card = model_card(config, TrainingRecord(), title="Hostile")
     assert [row[0] for row in table(section(card, "Concepts"))[2:]] == list(HOSTILE)
     assert [row[0] for row in table(section(card, "Tasks"))[2:]] == list(HOSTILE[::-1])
 
@@ -115,10 +115,10 @@ def test_every_concept_and_task_is_in_its_table_as_it_is_named():
 def test_no_text_from_outside_acts_as_markdown_or_html():
     everything = " ".join(HOSTILE)
     config = ConceptConfig(concepts=HOSTILE, tasks=HOSTILE, backbone=everything, pooling=everything)
-    record = ModelRecord(
+    record = TrainingRecord(
         stages=HOSTILE,
         thresholds=dict.fromkeys(HOSTILE, 0.5),
-        provenance=everything,
+        thresholds_source=everything,
         training_data=everything,
         metrics=dict.fromkeys(HOSTILE, 0.25),
         weights_sha256=everything,
@@ -138,7 +138,7 @@ def test_no_text_from_outside_acts_as_markdown_or_html():
 
 @pytest.mark.parametrize("start", ["- item", "1. item", "12) item", "+ item", "=====", "# heading", "> quote", "---"])
 def test_description_is_paragraphs_of_plain_text(start):
-    card = model_card(tiny_config(), ModelRecord(), title="Squares", description=f"{start}\nmore\n\n{start}")
+    card = model_card(tiny_config(), TrainingRecord(), title="Squares", description=f"{start}\nmore\n\n{start}")
     lines = card.splitlines()
     first = lines.index("# Squares") + 2
     assert html.unescape(lines[first]) == f"{start} more"
@@ -147,7 +147,7 @@ def test_description_is_paragraphs_of_plain_text(start):
 
 
 def test_unprintable_characters_are_shown_as_such():
-    card = model_card(tiny_config(concepts=("a\x00b\x1b[0m",)), ModelRecord(), title="")
+    card = model_card(tiny_config(concepts=("a\x00b\x1b[0m",)), TrainingRecord(), title="")
     assert table(section(card, "Concepts"))[2][0] == "a\ufffdb\ufffd[0m"
 
 
@@ -211,7 +211,7 @@ def numbers(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("backbone", ["medmae_vit_b16", "small_cnn_s8"])
-@pytest.mark.parametrize("record", [ModelRecord(), TAUGHT], ids=["untaught", "taught"])
+@pytest.mark.parametrize("record", [TrainingRecord(), TAUGHT], ids=["untaught", "taught"])
 def test_no_number_is_in_the_card_that_is_not_in_config_or_records(backbone, record):
     config = tiny_config(backbone=backbone)
     card = model_card(config, record, title="Squares")
@@ -221,7 +221,7 @@ def test_no_number_is_in_the_card_that_is_not_in_config_or_records(backbone, rec
         for value in column.values()
     ]
     known = numbers(str(dataclasses.asdict(config)) + str(BACKBONES.get(backbone)))
-    known |= numbers(record.provenance + record.training_data + record.weights_sha256)
+    known |= numbers(record.thresholds_source + record.training_data + record.weights_sha256)
     known |= {"256"}  # of the name SHA-256
     unknown = numbers(card) - known
     near = {text for text in unknown for value in floats if math.isclose(float(text), value, rel_tol=0.02)}
@@ -229,7 +229,7 @@ def test_no_number_is_in_the_card_that_is_not_in_config_or_records(backbone, rec
 
 
 def test_untaught_model_says_that_nothing_is_known_of_it():
-    card = model_card(tiny_config(), ModelRecord(), title="Squares")
+    card = model_card(tiny_config(), TrainingRecord(), title="Squares")
     for sentence in ("it: not stated.", "Stages taught: none.", "No figures were recorded.", "None were recorded."):
         assert sentence in card
     assert "explain" not in code(card)
@@ -237,14 +237,14 @@ def test_untaught_model_says_that_nothing_is_known_of_it():
 
 def test_licence_of_a_known_backbone_and_its_warning_are_in_the_card():
     config = recipe_config("csr_medmae_vit_b16", concepts=["a"])
-    said = section(model_card(config, ModelRecord(), title="", license="MIT"), "Licence")
+    said = section(model_card(config, TrainingRecord(), title="", license="MIT"), "Licence")
     record = BACKBONES["medmae_vit_b16"]
     assert "CC-BY-NC-4.0, which **forbids** commercial use" in said
     assert record.citation in said and record.note[1:] in said
 
 
 def test_licence_of_an_unknown_backbone_is_said_to_be_unknown():
-    said = section(model_card(tiny_config(), ModelRecord(), title=""), "Licence")
+    said = section(model_card(tiny_config(), TrainingRecord(), title=""), "Licence")
     assert "knows no published weights of the backbone small_cnn_s8. If this model started from some, their" in said
 
 
@@ -267,7 +267,7 @@ def test_code_of_a_card_loads_the_model_it_lies_beside(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("address", ["org/name", "org/name@v1", 'a"b', "a'b\n```\n", "気胸", "\U0001f600"])
 def test_code_of_a_card_names_the_address_it_was_given(address):
     (call,) = re.findall(
-        r"from_pretrained\((.*)\)", code(model_card(tiny_config(), ModelRecord(), title="", weights_address=address))
+        r"from_pretrained\((.*)\)", code(model_card(tiny_config(), TrainingRecord(), title="", weights_address=address))
     )
     assert eval(call) == address
 

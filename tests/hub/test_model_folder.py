@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.hub.weights import sha256
 from conceptcam.model.concept_model import ConceptModel
 
@@ -23,7 +23,7 @@ def model_with(seed: int, **changes: Any) -> ConceptModel:
         model = ConceptModel.from_config(dataclasses.replace(CONFIG, **changes))
         nn.init.normal_(model.task_head.weight)
         model.train()(torch.randn(2, 3, 16, 24))
-    model.record = ModelRecord(stages=("concepts",), metrics={"auroc": 0.5 + seed, "ap": torch.nan})
+    model.record = TrainingRecord(stages=("concepts",), metrics={"auroc": 0.5 + seed, "ap": torch.nan})
     return model.eval()
 
 
@@ -152,8 +152,8 @@ def test_weights_that_are_cut_short_or_something_else_are_refused(saved, damage)
     "changes, message",
     [
         (
-            {"format_version": 2},
-            "model: config.json has format_version 2, this conceptcam reads 1; install the release",
+            {"format_version": 3},
+            "model: config.json has format_version 3, this conceptcam reads 1 to 2; install the release",
         ),
         ({"colour": "red"}, r"model: config.json has unknown fields \['colour'\]"),
         ({"config": {"concepts": ["a"], "backbone": "x", "depth": 3}}, r"unknown fields \['depth'\] of ConceptConfig"),
@@ -244,7 +244,7 @@ import torch
 from safetensors.torch import load_file
 
 from conceptcam.hub import model_folder as folders
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, TrainingRecord
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[2])
@@ -253,7 +253,7 @@ def save(size):
     # Config, record and weights all say the size, so that a mixture of two saves shows.
     weights = {"weight": torch.full((size, 1000), float(size))}
     config = ConceptConfig(concepts=("a",), backbone="small_cnn_s8", embed_dim=size)
-    folders.save_folder(folder, config, ModelRecord(metrics={"s": size}), weights)
+    folders.save_folder(folder, config, TrainingRecord(metrics={"s": size}), weights)
 
 def saved_size():
     config, record, file = folders.read_folder(folder)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from conceptcam.config import ModelRecord
+from conceptcam.config import TrainingRecord
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.model.concept_model import ConceptModel
 from tests.hub_api import OWNER, READER, Repo
@@ -28,7 +28,7 @@ BODY = "GET /cdn/.*safetensors"
 
 def model_with(seed: int) -> ConceptModel:
     model = tiny_model(seed)
-    model.record = ModelRecord(stages=("concepts",), metrics={"auroc": float(seed)})
+    model.record = TrainingRecord(stages=("concepts",), metrics={"auroc": float(seed)})
     return model.eval()
 
 

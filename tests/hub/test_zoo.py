@@ -10,13 +10,13 @@ import pytest
 import timm
 import torch
 
-from conceptcam.config import ConceptConfig, ModelRecord, to_json
+from conceptcam.config import ConceptConfig, TrainingRecord, to_json
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
 from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
 from conceptcam.hub import zoo
 from conceptcam.hub.architectures import RECIPES, recipe_config
-from conceptcam.hub.published_backbones import BACKBONES, BackboneRecord, backbone_record
-from conceptcam.hub.zoo import bundled_models, licence_notice, list_models, model_info, models_table
+from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info
+from conceptcam.hub.zoo import bundled_models, license_notice, list_models, model_info, models_table
 from conceptcam.training.presets import preset
 
 RECORDS = list(BACKBONES.values())
@@ -24,7 +24,7 @@ OF_TIMM = [record for record in RECORDS if (record.repository or "").startswith(
 NAMES = {"concepts": ["Nodule", "Edema"], "tasks": ["Cancer"]}
 
 
-def named(record: BackboneRecord) -> str:
+def named(record: BackboneInfo) -> str:
     return record.name
 
 
@@ -34,7 +34,7 @@ def with_models(tmp_path, monkeypatch):
     (tmp_path / "models" / "a-model").mkdir(parents=True)
     (tmp_path / "models" / "not-a-model").mkdir()
     config = ConceptConfig(concepts=("Nodule",), backbone="small_cnn_s8", image_size=(112, 96))
-    record = ModelRecord(stages=("concepts",))
+    record = TrainingRecord(stages=("concepts",))
     (tmp_path / "models" / "a-model" / "config.json").write_text(to_json(config, record), encoding="utf-8")
     monkeypatch.setattr(zoo, "MODELS", tmp_path / "models")
     return config, record
@@ -84,13 +84,13 @@ def test_weights_that_cannot_be_fetched_come_with_what_to_do(record):
 @pytest.mark.parametrize("record", RECORDS, ids=named)
 def test_every_record_says_whom_to_cite_and_is_found_by_its_name(record):
     assert "arXiv:" in record.citation
-    assert backbone_record(record.name) is record is model_info(record.name)
+    assert backbone_info(record.name) is record is model_info(record.name)
 
 
 def test_timm_weights_are_found_by_the_name_timm_has_for_them():
-    assert backbone_record("timm:vit_base_patch16_224.mae") is BACKBONES["mae_vit_b16"]
-    assert backbone_record("timm:resnet50") is None, "which weights these are depends on timm's version"
-    assert backbone_record("small_cnn_s8") is None
+    assert backbone_info("timm:vit_base_patch16_224.mae") is BACKBONES["mae_vit_b16"]
+    assert backbone_info("timm:resnet50") is None, "which weights these are depends on timm's version"
+    assert backbone_info("small_cnn_s8") is None
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -184,7 +184,7 @@ def test_list_has_models_then_recipes_then_backbones(with_models):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_list_filters_by_licence_and_source_as_a_loop_over_records_does(asked, with_models):
-    def weights(name: str) -> BackboneRecord | None:
+    def weights(name: str) -> BackboneInfo | None:
         return BACKBONES.get(RECIPES[name].backbone if name in RECIPES else name)
 
     everything = list_models()
@@ -209,14 +209,14 @@ def test_unknown_kind_or_name_is_refused_with_what_is_known():
 
 def test_notice_names_weights_and_licence_wherever_the_name_leads_to_them():
     sentence = "the weights of mae_vit_b16 are under CC-BY-NC-4.0, which forbids commercial use"
-    assert licence_notice("mae_vit_b16") == licence_notice("timm:vit_base_patch16_224.mae") == sentence
-    assert licence_notice("csr_medmae_vit_b16") == licence_notice("medmae_vit_b16") != ""
+    assert license_notice("mae_vit_b16") == license_notice("timm:vit_base_patch16_224.mae") == sentence
+    assert license_notice("csr_medmae_vit_b16") == license_notice("medmae_vit_b16") != ""
 
 
 def test_notice_is_empty_exactly_where_commercial_use_is_allowed_or_nothing_is_known(with_models):
-    silent = {name for name in list_models() if licence_notice(name) == ""}
+    silent = {name for name in list_models() if license_notice(name) == ""}
     assert silent == set(list_models(commercial_use=True))
-    assert licence_notice("small_cnn_s8") == ""
+    assert license_notice("small_cnn_s8") == ""
 
 
 def test_table_has_a_row_of_facts_for_each_name(with_models):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
-from conceptcam.losses.class_weights import positive_weight
-from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, classification_loss
+from conceptcam.losses.class_weights import compute_pos_weight
+from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, class_balanced_loss
 
 nan = torch.nan
 PENALTIES, REDUCTIONS, MASKS = ("bce", "hinge", "mse"), ("area", "grid"), ("coverage", "center")
@@ -64,7 +64,7 @@ def slow_costs(logit: float, penalty: str, margin: float) -> tuple[float, float]
 
 
 def slow_loss(
-    maps: Tensor, boxes: ConceptBoxes, labels: Tensor | None, penalty: str, reduction: str, mask: str, margin: float
+    maps: Tensor, boxes: ConceptBoxes, labels: Tensor | None, penalty: str, normalize: str, mask: str, margin: float
 ) -> float:
     """The loss by its definition: one place, one box, one pair at a time."""
     height, width = maps.shape[-2:]
@@ -87,27 +87,27 @@ def slow_loss(
             high, low = high + share * cost_in, low + (1 - share) * cost_out
             area_in, area_out = area_in + share, area_out + 1 - share
         places = height * width
-        term = (high + low) / places if reduction == "grid" else high / area_in + (low / area_out if area_out else 0)
+        term = (high + low) / places if normalize == "grid" else high / area_in + (low / area_out if area_out else 0)
         total, weight = total + label * term, weight + label
     return total / weight if weight else 0.0
 
 
-@pytest.mark.parametrize("penalty, reduction, mask", VARIANTS)
+@pytest.mark.parametrize("penalty, normalize, mask", VARIANTS)
 @pytest.mark.parametrize("labelled", [False, True])
-def test_every_variant_equals_a_slow_loop_also_with_several_boxes_of_one_concept(penalty, reduction, mask, labelled):
+def test_every_variant_equals_a_slow_loop_also_with_several_boxes_of_one_concept(penalty, normalize, mask, labelled):
     margin = 0.7 if penalty == "hinge" else 0.0
     for seed in range(3):
         maps, labels, boxes = example(seed)
         assert len(boxes.pair_masks(maps.shape).image) < len(boxes), "some pair has several boxes"
         truth = labels if labelled else None
-        loss = box_localization_loss(maps, boxes, truth, penalty=penalty, reduction=reduction, mask=mask, margin=margin)
-        assert loss.item() == pytest.approx(slow_loss(maps, boxes, truth, penalty, reduction, mask, margin), rel=1e-9)
+        loss = box_localization_loss(maps, boxes, truth, penalty=penalty, normalize=normalize, mask=mask, margin=margin)
+        assert loss.item() == pytest.approx(slow_loss(maps, boxes, truth, penalty, normalize, mask, margin), rel=1e-9)
 
 
 @pytest.mark.parametrize("value, golden", [(0.5, 0.408163), (-0.5, 0.0918367), (0.0, 0.0)])
 def test_seed_hinge_gives_the_golden_numbers(value, golden):
     maps = torch.full((1, 1, 7, 7), value, dtype=torch.float64, requires_grad=True)
-    loss = box_localization_loss(maps, one_box(*SEED_BOX), penalty="hinge", reduction="grid", mask="center")
+    loss = box_localization_loss(maps, one_box(*SEED_BOX), penalty="hinge", normalize="grid", mask="center")
     assert loss.item() == pytest.approx(golden, abs=5e-7)
     loss.backward()
     assert maps.grad is not None
@@ -130,22 +130,22 @@ def test_seed_hinge_is_a_loop_over_the_formula_of_the_seed_for_one_box_per_conce
             l_inside = torch.mean(torch.relu(-cam * inside_mask))
             l_outside = torch.mean(torch.relu(cam * (1 - inside_mask)))
             terms.append(l_inside + l_outside)
-    loss = box_localization_loss(maps, rows, penalty="hinge", reduction="grid", mask="center")
+    loss = box_localization_loss(maps, rows, penalty="hinge", normalize="grid", mask="center")
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
 @pytest.mark.parametrize("penalty", ["bce", "mse"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_two_boxes_of_one_concept_do_not_fight_so_the_best_map_costs_nothing_f5(penalty, reduction):
+@pytest.mark.parametrize("normalize", REDUCTIONS)
+def test_two_boxes_of_one_concept_do_not_fight_so_the_best_map_costs_nothing_f5(penalty, normalize):
     boxes = ConceptBoxes.from_dicts(
         [[{"concept_idx": 0, "bbox": (0, 0, 0.25, 0.25)}, {"concept_idx": 0, "bbox": (0.5, 0.5, 1, 1)}]]
     )
     best = torch.full((1, 1, 4, 4), -50.0)
     best[0, 0, 0, 0] = best[0, 0, 2:, 2:] = 50.0
-    assert box_localization_loss(best, boxes, penalty=penalty, reduction=reduction).item() < 1e-12
+    assert box_localization_loss(best, boxes, penalty=penalty, normalize=normalize).item() < 1e-12
     one_forgotten = best.clone()
     one_forgotten[0, 0, 0, 0] = -50.0
-    assert box_localization_loss(one_forgotten, boxes, penalty=penalty, reduction=reduction) > 0.04
+    assert box_localization_loss(one_forgotten, boxes, penalty=penalty, normalize=normalize) > 0.04
 
 
 def test_a_box_drawn_twice_by_two_readers_counts_once_f5():
@@ -194,10 +194,10 @@ def test_a_box_of_the_whole_image_has_no_outside_and_stays_finite():
     ],
     ids=["empty", "lists", "no labels", "labelled absent", "unknown"],
 )
-@pytest.mark.parametrize("penalty, reduction", list(itertools.product(PENALTIES, REDUCTIONS)))
-def test_without_a_pair_to_learn_from_the_loss_is_0_and_can_be_differentiated_f7(boxes, labels, penalty, reduction):
+@pytest.mark.parametrize("penalty, normalize", list(itertools.product(PENALTIES, REDUCTIONS)))
+def test_without_a_pair_to_learn_from_the_loss_is_0_and_can_be_differentiated_f7(boxes, labels, penalty, normalize):
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = box_localization_loss(maps, boxes, labels, penalty=penalty, reduction=reduction)
+    loss = box_localization_loss(maps, boxes, labels, penalty=penalty, normalize=normalize)
     assert loss.item() == 0
     loss.backward()
     assert maps.grad is not None and (maps.grad == 0).all()
@@ -226,24 +226,24 @@ def test_a_pair_counts_as_much_as_its_soft_label_says():
     torch.testing.assert_close(both, 0.25 * first + 0.75 * second)
 
 
-@pytest.mark.parametrize("penalty, reduction, mask", VARIANTS)
-def test_the_gradient_is_that_of_finite_differences(penalty, reduction, mask):
+@pytest.mark.parametrize("penalty, normalize, mask", VARIANTS)
+def test_the_gradient_is_that_of_finite_differences(penalty, normalize, mask):
     maps, labels, boxes = example(height=3, width=2)
     margin = 0.3 if penalty == "hinge" else 0.0
 
     def loss(values: Tensor) -> Tensor:
         return box_localization_loss(
-            values, boxes, labels, penalty=penalty, reduction=reduction, mask=mask, margin=margin
+            values, boxes, labels, penalty=penalty, normalize=normalize, mask=mask, margin=margin
         )
 
     assert torch.autograd.gradcheck(loss, maps.requires_grad_())
 
 
-@pytest.mark.parametrize("penalty, reduction, mask", VARIANTS)
-def test_gradients_at_logits_of_100_are_finite_and_the_loss_is_deterministic(penalty, reduction, mask):
+@pytest.mark.parametrize("penalty, normalize, mask", VARIANTS)
+def test_gradients_at_logits_of_100_are_finite_and_the_loss_is_deterministic(penalty, normalize, mask):
     maps, labels, boxes = example()
     maps = (100 * maps.sign()).float().requires_grad_()
-    losses = [box_localization_loss(maps, boxes, labels, penalty=penalty, reduction=reduction, mask=mask) for _ in "12"]
+    losses = [box_localization_loss(maps, boxes, labels, penalty=penalty, normalize=normalize, mask=mask) for _ in "12"]
     first, second = (torch.autograd.grad(loss, maps)[0] for loss in losses)
     assert torch.equal(losses[0], losses[1]) and losses[0].isfinite()
     assert torch.equal(first, second) and first.isfinite().all()
@@ -296,7 +296,7 @@ def test_guided_loss_is_classification_plus_localization_by_their_weights():
     maps, _, boxes = example()
     labels = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(1)).double()
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    options = {"penalty": "hinge", "reduction": "grid", "mask": "center", "margin": 0.4}
+    options = {"penalty": "hinge", "normalize": "grid", "mask": "center", "margin": 0.4}
     loss = BBoxGuidedConceptLoss(2.0, 0.3, pos_weight=weight, **options)
     classification = F.binary_cross_entropy_with_logits(maps.amax((-2, -1)), labels, pos_weight=weight.double())
     places = box_localization_loss(maps, boxes, labels, **options)
@@ -343,7 +343,7 @@ BOXES = one_box(*SEED_BOX)
     "options, message",
     [
         ({"penalty": "l1"}, r"unknown `penalty` 'l1'; known: \['bce', 'hinge', 'mse'\]"),
-        ({"reduction": "mean"}, r"unknown `reduction` 'mean'; known: \['area', 'grid'\]"),
+        ({"normalize": "mean"}, r"unknown `normalize` 'mean'; known: \['area', 'grid'\]"),
         ({"mask": "floor"}, r"unknown `mask` 'floor'; known: \['coverage', 'center'\]"),
         ({"margin": 0.5}, "`margin` belongs to the hinge penalty, got 0.5 with 'bce'"),
     ],
@@ -409,8 +409,8 @@ def test_a_classification_loss_can_be_named(name, loss):
 def test_a_loss_with_weights_of_its_own_is_the_default_with_these_weights(policy):
     maps, labels, boxes = example()
     train = torch.randint(0, 2, (50, 4)).double()
-    own = BBoxGuidedConceptLoss(classification=classification_loss(policy, train))
-    default = BBoxGuidedConceptLoss(pos_weight=positive_weight(train, policy=policy))
+    own = BBoxGuidedConceptLoss(classification=class_balanced_loss(policy, train))
+    default = BBoxGuidedConceptLoss(pos_weight=compute_pos_weight(train, policy=policy))
     assert torch.equal(own(maps, labels, boxes), default(maps, labels, boxes))
 
 

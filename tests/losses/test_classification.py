@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.class_weight import compute_class_weight as sklearn_class_weight
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from conceptcam.losses.class_weights import class_weight, positive_weight
+from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight
 from conceptcam.losses.classification import (
     AsymmetricLoss,
     FocalLoss,
     asymmetric_loss,
-    classification_loss,
+    class_balanced_loss,
     focal_loss,
     multiclass_loss,
     multilabel_loss,
@@ -294,7 +294,7 @@ def test_multiclass_targets_that_do_not_sum_to_1_are_refused(row, total):
 def test_positive_weight_is_negatives_per_positive():
     labels = torch.zeros(100, 3)
     labels[:20, 0] = labels[:50, 1] = labels[:80, 2] = 1
-    assert positive_weight(labels).tolist() == pytest.approx([4.0, 1.0, 0.25])
+    assert compute_pos_weight(labels).tolist() == pytest.approx([4.0, 1.0, 0.25])
 
 
 def test_positive_weight_is_large_for_rare_labels_not_small():
@@ -302,31 +302,31 @@ def test_positive_weight_is_large_for_rare_labels_not_small():
     rare, common = torch.zeros(100, 1), torch.ones(100, 1)
     rare[:5] = 1
     common[:5] = 0
-    assert positive_weight(rare).item() > 1 > positive_weight(common).item()
+    assert compute_pos_weight(rare).item() > 1 > compute_pos_weight(common).item()
 
 
 def test_positive_weight_counts_only_what_is_known_and_soft_labels_in_part():
     labels = torch.tensor([[1.0, nan], [0.5, nan], [nan, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    assert positive_weight(labels).tolist() == pytest.approx([2.5 / 1.5, 2.0])
+    assert compute_pos_weight(labels).tolist() == pytest.approx([2.5 / 1.5, 2.0])
 
 
 def test_positive_weight_is_capped_finite_without_positives_and_1_where_nobody_knows_f17():
     labels = torch.zeros(1000, 3)
     labels[0, 0] = 1
     labels[:, 2] = nan
-    assert positive_weight(labels).tolist() == [20.0, 20.0, 1.0]
-    assert positive_weight(labels, cap=5.0).tolist() == [5.0, 5.0, 1.0]
+    assert compute_pos_weight(labels).tolist() == [20.0, 20.0, 1.0]
+    assert compute_pos_weight(labels, max_weight=5.0).tolist() == [5.0, 5.0, 1.0]
 
 
 def test_positive_weight_takes_integer_labels():
     labels = torch.tensor([[1, 0], [0, 0], [0, 1]])
-    assert positive_weight(labels).tolist() == [2.0, 2.0]
+    assert compute_pos_weight(labels).tolist() == [2.0, 2.0]
 
 
 def test_positive_weight_balances_the_two_sides_of_the_loss():
     labels = torch.zeros(100, 1)
     labels[:20] = 1
-    weight = positive_weight(labels)
+    weight = compute_pos_weight(labels)
     logits = torch.zeros(100, 1, requires_grad=True)
     multilabel_loss(logits, labels, weight).backward()
     assert logits.grad is not None
@@ -358,7 +358,7 @@ def test_positive_weight_of_each_policy_equals_a_slow_loop(policy):
                 positives, negatives = positives + label, negatives + 1 - label
         weight = slow_size(negatives, policy, 0.99) / slow_size(positives, policy, 0.99)
         expected.append(min(max(weight, 1 / 6), 6.0))
-    assert positive_weight(labels, policy=policy, cap=6.0, beta=0.99).tolist() == pytest.approx(expected)
+    assert compute_pos_weight(labels, policy=policy, max_weight=6.0, beta=0.99).tolist() == pytest.approx(expected)
 
 
 @each_policy
@@ -366,20 +366,20 @@ def test_positive_weight_has_no_weight_for_a_balanced_label_and_none_where_nobod
     labels = torch.zeros(40, 2)
     labels[:20, 0] = 1
     labels[:, 1] = nan
-    assert positive_weight(labels, policy=policy).tolist() == [1.0, 1.0]
+    assert compute_pos_weight(labels, policy=policy).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("policy", ["ratio", "sqrt", "effective"])
 def test_a_label_never_seen_present_gets_the_cap_and_one_never_seen_absent_its_inverse(policy):
     labels = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
-    assert positive_weight(labels, policy=policy, cap=4.0, beta=0.9999).tolist() == [4.0, 0.25]
+    assert compute_pos_weight(labels, policy=policy, max_weight=4.0, beta=0.9999).tolist() == [4.0, 0.25]
 
 
 def test_policies_differ_in_how_far_they_go():
     labels = torch.zeros(10_000, 1)
     labels[:200] = 1
     ratio, effective, sqrt = (
-        positive_weight(labels, policy=policy, cap=100.0).item() for policy in ("ratio", "effective", "sqrt")
+        compute_pos_weight(labels, policy=policy, max_weight=100.0).item() for policy in ("ratio", "effective", "sqrt")
     )
     assert (ratio, sqrt) == (pytest.approx(49), pytest.approx(7))
     assert effective == pytest.approx((1 - 0.999**9800) / (1 - 0.999**200), rel=1e-6)
@@ -389,7 +389,9 @@ def test_policies_differ_in_how_far_they_go():
 def test_effective_number_goes_from_no_weight_to_the_ratio_as_beta_goes_to_1():
     labels = torch.zeros(100, 1)
     labels[:10] = 1
-    weights = [positive_weight(labels, policy="effective", beta=beta).item() for beta in (1e-9, 0.9, 0.99, 1 - 1e-12)]
+    weights = [
+        compute_pos_weight(labels, policy="effective", beta=beta).item() for beta in (1e-9, 0.9, 0.99, 1 - 1e-12)
+    ]
     assert weights[0] == pytest.approx(1) and weights[-1] == pytest.approx(9, rel=1e-3)
     assert weights == sorted(weights)
 
@@ -397,7 +399,7 @@ def test_effective_number_goes_from_no_weight_to_the_ratio_as_beta_goes_to_1():
 def test_effective_number_keeps_its_digits_for_a_single_positive_and_a_beta_next_to_1():
     labels = torch.zeros(101, 1)
     labels[0] = 1
-    weight = positive_weight(labels, policy="effective", cap=1000.0, beta=1 - 1e-9).item()
+    weight = compute_pos_weight(labels, policy="effective", max_weight=1000.0, beta=1 - 1e-9).item()
     assert weight == pytest.approx(100, rel=1e-6)
 
 
@@ -408,7 +410,7 @@ def test_unknown_labels_and_the_order_of_images_change_no_weight(column, policy,
     shuffled = [*column, *[nan] * unknown]
     random.shuffle(shuffled)
     more = torch.tensor(shuffled, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(positive_weight(more, policy=policy), positive_weight(labels, policy=policy))
+    torch.testing.assert_close(compute_pos_weight(more, policy=policy), compute_pos_weight(labels, policy=policy))
 
 
 @given(columns, st.sampled_from(POLICIES))
@@ -416,8 +418,8 @@ def test_unknown_labels_and_the_order_of_images_change_no_weight(column, policy,
 def test_exchanging_present_and_absent_inverts_the_weight(column, policy):
     labels = torch.tensor(column, dtype=torch.float64)[:, None]
     # Where one side is missing, the cap answers; where both are, the weight is 1.
-    inverse = 1 / positive_weight(labels, policy=policy)
-    torch.testing.assert_close(positive_weight(1 - labels, policy=policy), inverse)
+    inverse = 1 / compute_pos_weight(labels, policy=policy)
+    torch.testing.assert_close(compute_pos_weight(1 - labels, policy=policy), inverse)
 
 
 @given(columns, st.sampled_from(["none", "ratio", "sqrt"]), st.integers(2, 5))
@@ -426,16 +428,16 @@ def test_weights_depend_on_shares_and_not_on_how_many_images_there_are(column, p
     """All but those of the effective number, to which a hundredth image is worth less than the tenth."""
     labels = torch.tensor(column, dtype=torch.float64)[:, None]
     torch.testing.assert_close(
-        positive_weight(labels.repeat(times, 1), policy=policy), positive_weight(labels, policy=policy)
+        compute_pos_weight(labels.repeat(times, 1), policy=policy), compute_pos_weight(labels, policy=policy)
     )
 
 
-@pytest.mark.parametrize("weights", [positive_weight, class_weight])
+@pytest.mark.parametrize("weights", [compute_pos_weight, compute_class_weight])
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"policy": "inverse"}, r"unknown `policy` 'inverse'; known: \['none', 'ratio', 'sqrt', 'effective'\]"),
-        ({"cap": 0.5}, "`cap` must be a number from 1 on, got 0.5"),
+        ({"cap": 0.5}, "`max_weight` must be a number from 1 on, got 0.5"),
         ({"cap": math.inf}, "a label without positives would weigh infinitely much"),
         ({"beta": 1.0}, "`beta` must lie between 0 and 1, got 1.0; for the limits choose 'none' or 'ratio'"),
     ],
@@ -445,7 +447,7 @@ def test_impossible_ways_to_weigh_are_refused(weights, options, message):
         weights(torch.eye(3), **options)
 
 
-@pytest.mark.parametrize("weights", [positive_weight, class_weight])
+@pytest.mark.parametrize("weights", [compute_pos_weight, compute_class_weight])
 def test_weights_of_labels_that_still_hold_a_code_are_refused_with_what_to_do(weights):
     labels = torch.eye(3)
     labels[1] = -1
@@ -461,7 +463,7 @@ def rows_of(*counts: int) -> Tensor:
 def test_class_weight_is_the_balanced_one_of_scikit_learn():
     targets = rows_of(50, 5, 20)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=targets.argmax(1).numpy())
-    assert class_weight(targets).tolist() == pytest.approx(expected.tolist())
+    assert sklearn_class_weight(targets).tolist() == pytest.approx(expected.tolist())
 
 
 @each_policy
@@ -476,7 +478,7 @@ def test_class_weight_of_each_policy_equals_a_slow_loop_and_rows_weigh_1_on_aver
     sizes = [slow_size(count, policy, 0.99) for count in counts]
     raw = [min(max(sizes) / size, 12.0) for size in sizes]
     mean = sum(count * weight for count, weight in zip(counts, raw, strict=True)) / sum(counts)
-    weight = class_weight(targets, policy=policy, cap=12.0, beta=0.99)
+    weight = compute_class_weight(targets, policy=policy, max_weight=12.0, beta=0.99)
     assert weight.tolist() == pytest.approx([value / mean for value in raw])
     known = targets[~targets.isnan().any(dim=1)]
     assert (known @ weight).mean().item() == pytest.approx(1)
@@ -484,39 +486,39 @@ def test_class_weight_of_each_policy_equals_a_slow_loop_and_rows_weigh_1_on_aver
 
 @each_policy
 def test_classes_without_rows_get_the_cap_and_no_known_rows_no_weights(policy):
-    weight = class_weight(rows_of(30, 0), policy=policy, cap=7.0)
+    weight = compute_class_weight(rows_of(30, 0), policy=policy, max_weight=7.0)
     assert weight[1].item() == pytest.approx(1.0 if policy == "none" else 7.0)
-    assert class_weight(torch.full((4, 3), nan), policy=policy).tolist() == [1.0, 1.0, 1.0]
+    assert compute_class_weight(torch.full((4, 3), nan), policy=policy).tolist() == [1.0, 1.0, 1.0]
 
 
 @each_policy
 def test_two_classes_weigh_against_each_other_as_positives_against_negatives(policy):
     targets = rows_of(90, 6)
-    absent, present = class_weight(targets, policy=policy).tolist()
-    assert present / absent == pytest.approx(positive_weight(targets[:, 1:], policy=policy).item())
+    absent, present = compute_class_weight(targets, policy=policy).tolist()
+    assert present / absent == pytest.approx(compute_pos_weight(targets[:, 1:], policy=policy).item())
 
 
 def test_class_weight_refuses_rows_that_do_not_sum_to_1():
     with pytest.raises(ValueError, match="rows that sum to 1, or hold NaN; one sums to 2"):
-        class_weight(torch.ones(1, 2))
+        compute_class_weight(torch.ones(1, 2))
 
 
 @each_policy
 def test_a_policy_of_weights_names_cross_entropy_with_these_weights(policy):
     logits, labels = example(soft=False)
-    weighted = multilabel_loss(logits, labels, positive_weight(labels, policy=policy))
-    assert torch.equal(classification_loss(policy, labels)(logits, labels), weighted)
+    weighted = multilabel_loss(logits, labels, compute_pos_weight(labels, policy=policy))
+    assert torch.equal(class_balanced_loss(policy, labels)(logits, labels), weighted)
     targets = rows_of(5, 1, 2)
-    weighted = multiclass_loss(logits, targets, class_weight(targets, policy=policy))
-    assert torch.equal(classification_loss(policy, targets, kind="multiclass")(logits, targets), weighted)
+    weighted = multiclass_loss(logits, targets, compute_class_weight(targets, policy=policy))
+    assert torch.equal(class_balanced_loss(policy, targets, kind="multiclass")(logits, targets), weighted)
 
 
 def test_focal_and_asymmetric_can_be_named_and_focal_for_classes_too():
     logits, labels = example()
-    assert torch.equal(classification_loss("focal", labels)(logits, labels), focal_loss(logits, labels))
-    assert torch.equal(classification_loss("asymmetric", labels)(logits, labels), asymmetric_loss(logits, labels))
+    assert torch.equal(class_balanced_loss("focal", labels)(logits, labels), focal_loss(logits, labels))
+    assert torch.equal(class_balanced_loss("asymmetric", labels)(logits, labels), asymmetric_loss(logits, labels))
     targets = rows_of(5, 1, 2)
-    loss = classification_loss("focal", targets, kind="multiclass")
+    loss = class_balanced_loss("focal", targets, kind="multiclass")
     assert torch.equal(loss(logits, targets), multiclass_loss(logits, targets, gamma=2.0))
 
 
@@ -534,7 +536,7 @@ def test_focal_and_asymmetric_can_be_named_and_focal_for_classes_too():
 )
 def test_answers_to_imbalance_that_do_not_exist_are_refused(imbalance, kind, message):
     with pytest.raises(ValueError, match=message):
-        classification_loss(imbalance, torch.eye(3), kind=kind)
+        class_balanced_loss(imbalance, torch.eye(3), kind=kind)
 
 
 @pytest.mark.parametrize("gamma, alpha", [(0.0, None), (2.0, 0.7)])

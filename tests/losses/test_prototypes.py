@@ -37,13 +37,13 @@ def present(concepts: int) -> Tensor:
 
 
 def slow_term(
-    row: list[list[float]], own: int, form: str, temperature: float, sharpness: float, margin: float, sign: str
+    row: list[list[float]], own: int, form: str, temperature: float, gamma: float, margin: float, sign: str
 ) -> float:
     """The loss of one vector, by its definition; row[j][m] is its cosine with prototype m of concept j."""
     if form == "softtriple":
         concepts = []
         for cosines in row:
-            mass = [math.exp(sharpness * cosine) for cosine in cosines]
+            mass = [math.exp(gamma * cosine) for cosine in cosines]
             concepts.append(sum(w * cosine for w, cosine in zip(mass, cosines, strict=True)) / sum(mass))
         shifts = [SIGNS[sign] * margin if j == own else 0.0 for j in range(len(row))]
         below = sum(math.exp((value + shift) / temperature) for value, shift in zip(concepts, shifts, strict=True))
@@ -64,7 +64,7 @@ def slow_term(
 def test_every_form_equals_a_slow_loop_also_with_soft_and_unknown_labels(form, prototypes, sign):
     for seed in range(3):
         cosines, labels = example(seed, prototypes=prototypes)
-        options = {"temperature": 0.3, "sharpness": 4.0, "margin": 0.2}
+        options = {"temperature": 0.3, "gamma": 4.0, "margin": 0.2}
         total = weight = 0.0
         for image in range(len(labels)):
             for concept in range(labels.shape[1]):
@@ -73,18 +73,18 @@ def test_every_form_equals_a_slow_loop_also_with_soft_and_unknown_labels(form, p
                     row = cosines[image, concept].tolist()
                     total += label * slow_term(row, concept, form, sign=sign, **options)
                     weight += label
-        loss = prototype_contrastive_loss(cosines, labels, form=form, margin_sign=sign, **options)
+        loss = prototype_contrastive_loss(cosines, labels, variant=form, margin_sign=sign, **options)
         assert loss.item() == pytest.approx(total / weight)
 
 
 def test_infonce_gives_the_golden_number():
-    loss = prototype_contrastive_loss(cosines_to([1.0], [[0.0]]), present(2), form="infonce", temperature=0.1)
+    loss = prototype_contrastive_loss(cosines_to([1.0], [[0.0]]), present(2), variant="infonce", temperature=0.1)
     assert loss.item() == pytest.approx(4.53989e-5, rel=1e-5)
 
 
 def test_softtriple_gives_the_golden_number():
     loss = prototype_contrastive_loss(
-        cosines_to([1.0], [[0.0]]), present(2), form="softtriple", temperature=1 / 20, margin=0.1
+        cosines_to([1.0], [[0.0]]), present(2), variant="softtriple", temperature=1 / 20, margin=0.1
     )
     assert loss.item() == pytest.approx(1.5230e-8, rel=1e-4)
 
@@ -93,7 +93,7 @@ def test_softtriple_gives_the_golden_number():
 def test_supcon_never_falls_below_log_m_and_the_others_do_f9(prototypes):
     perfect = cosines_to([1.0] * prototypes, [[-1.0] * prototypes])
     losses = {
-        form: prototype_contrastive_loss(perfect, present(2), form=form, temperature=0.01).item() for form in FORMS
+        form: prototype_contrastive_loss(perfect, present(2), variant=form, temperature=0.01).item() for form in FORMS
     }
     assert losses.pop("supcon") == pytest.approx(math.log(prototypes), abs=1e-6)
     assert max(losses.values()) < 1e-6
@@ -105,14 +105,14 @@ def test_softtriple_with_one_prototype_is_cross_entropy_with_the_margin_taken_of
     logits = 20 * (cosines.squeeze(-1) - 0.1 * torch.eye(4))
     truth = torch.arange(4).expand(4, 4)
     expected = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
-    loss = prototype_contrastive_loss(cosines, labels, form="softtriple", temperature=1 / 20, margin=0.1)
+    loss = prototype_contrastive_loss(cosines, labels, variant="softtriple", temperature=1 / 20, margin=0.1)
     torch.testing.assert_close(loss, expected)
 
 
 def test_softtriple_margin_makes_the_task_harder_and_the_papers_sign_easier():
     cosines, labels = example()
     losses = {
-        sign: prototype_contrastive_loss(cosines, labels, form="softtriple", margin=margin, margin_sign=sign).item()
+        sign: prototype_contrastive_loss(cosines, labels, variant="softtriple", margin=margin, margin_sign=sign).item()
         for sign, margin in (("softtriple", 0.1), ("paper", 0.1), ("numerator", 0.0))
     }
     assert losses["paper"] < losses["numerator"] < losses["softtriple"]
@@ -124,7 +124,7 @@ def test_a_margin_in_the_numerator_alone_changes_no_bit_of_the_gradient_and_shif
     losses, gradients = [], []
     for margin in (0.0, 0.1, 0.7):
         loss = prototype_contrastive_loss(
-            cosines, labels, form="softtriple", margin=margin, margin_sign="numerator", temperature=0.05
+            cosines, labels, variant="softtriple", margin=margin, margin_sign="numerator", temperature=0.05
         )
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, cosines)[0])
@@ -135,7 +135,7 @@ def test_a_margin_in_the_numerator_alone_changes_no_bit_of_the_gradient_and_shif
 def pulls(form: str, own: list[float]) -> list[float]:
     """How hard each own prototype is pulled to a vector that has these cosines with them."""
     cosines = cosines_to(own, [[-0.5] * len(own)]).requires_grad_()
-    prototype_contrastive_loss(cosines, present(2), form=form, temperature=0.1).backward()
+    prototype_contrastive_loss(cosines, present(2), variant=form, temperature=0.1).backward()
     assert cosines.grad is not None
     return (-cosines.grad[0, 0, 0]).tolist()
 
@@ -159,7 +159,7 @@ def test_nearest_keeps_two_kinds_of_one_concept_apart_where_infonce_and_supcon_m
         optimizer = torch.optim.Adam([prototypes], lr=0.05)
         for _ in range(200):
             cosines = torch.einsum("bkd,jmd->bkjm", vectors, F.normalize(prototypes, dim=-1))
-            loss = prototype_contrastive_loss(cosines, torch.ones(16, 2), form=form)
+            loss = prototype_contrastive_loss(cosines, torch.ones(16, 2), variant=form)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -176,12 +176,12 @@ def test_unknown_and_absent_concepts_leave_no_trace_in_value_or_gradient(form):
     kept = labels.nan_to_num(0) > 0
     assert not kept.all()
     cosines.requires_grad_()
-    loss = prototype_contrastive_loss(cosines, labels, form=form)
+    loss = prototype_contrastive_loss(cosines, labels, variant=form)
     (gradient,) = torch.autograd.grad(loss, cosines)
     assert (gradient[~kept] == 0).all() and (gradient[kept] != 0).any()
     other = cosines.detach().clone()
     other[~kept] = 0.123
-    assert torch.equal(loss, prototype_contrastive_loss(other, labels, form=form))
+    assert torch.equal(loss, prototype_contrastive_loss(other, labels, variant=form))
 
 
 @each_form
@@ -189,7 +189,7 @@ def test_unknown_and_absent_concepts_leave_no_trace_in_value_or_gradient(form):
 def test_without_a_present_concept_the_loss_is_0_and_can_be_differentiated_f7(form, value):
     cosines, _ = example()
     cosines.requires_grad_()
-    loss = prototype_contrastive_loss(cosines, torch.full((4, 3), value), form=form)
+    loss = prototype_contrastive_loss(cosines, torch.full((4, 3), value), variant=form)
     assert loss.item() == 0
     loss.backward()
     assert cosines.grad is not None and (cosines.grad == 0).all()
@@ -198,7 +198,7 @@ def test_without_a_present_concept_the_loss_is_0_and_can_be_differentiated_f7(fo
 @each_form
 def test_a_single_concept_has_no_rivals_and_stays_finite(form):
     cosines = example(concepts=1)[0].requires_grad_()
-    loss = prototype_contrastive_loss(cosines, torch.ones(4, 1), form=form)
+    loss = prototype_contrastive_loss(cosines, torch.ones(4, 1), variant=form)
     (gradient,) = torch.autograd.grad(loss, cosines)
     assert loss.isfinite() and gradient.isfinite().all()
 
@@ -207,7 +207,7 @@ def test_a_single_concept_has_no_rivals_and_stays_finite(form):
 def test_the_gradient_is_that_of_finite_differences(form):
     cosines, labels = example()
     assert torch.autograd.gradcheck(
-        lambda values: prototype_contrastive_loss(values, labels, form=form), cosines.requires_grad_()
+        lambda values: prototype_contrastive_loss(values, labels, variant=form), cosines.requires_grad_()
     )
 
 
@@ -215,7 +215,7 @@ def test_the_gradient_is_that_of_finite_differences(form):
 def test_at_the_papers_sharpness_and_a_strict_temperature_gradients_are_finite_and_repeat_exactly(form):
     cosines, labels = example()
     cosines = cosines.float().requires_grad_()
-    options = {"form": form, "temperature": 0.01, "sharpness": 1000.0}
+    options = {"form": form, "temperature": 0.01, "gamma": 1000.0}
     losses = [prototype_contrastive_loss(cosines, labels, **options) for _ in range(2)]
     first, second = (torch.autograd.grad(loss, cosines)[0] for loss in losses)
     assert losses[0].isfinite() and first.isfinite().all()
@@ -227,14 +227,14 @@ def test_at_the_papers_sharpness_and_a_strict_temperature_gradients_are_finite_a
 def test_half_precision_cosines_lose_nothing_but_their_own_rounding(form, dtype):
     cosines, labels = example()
     cosines = cosines.to(dtype)
-    half, exact = (prototype_contrastive_loss(c, labels, form=form).item() for c in (cosines, cosines.double()))
+    half, exact = (prototype_contrastive_loss(c, labels, variant=form).item() for c in (cosines, cosines.double()))
     assert half == pytest.approx(exact, rel=1e-4)
 
 
 @each_form
 def test_the_module_is_the_function_with_fixed_options(form):
     cosines, labels = example()
-    options = {"form": form, "temperature": 0.2, "sharpness": 3.0, "margin": 0.3, "margin_sign": "paper"}
+    options = {"form": form, "temperature": 0.2, "gamma": 3.0, "margin": 0.3, "margin_sign": "paper"}
     expected = prototype_contrastive_loss(cosines, labels, **options)
     assert torch.equal(PrototypeContrastiveLoss(**options)(cosines, labels), expected)
 
@@ -242,7 +242,7 @@ def test_the_module_is_the_function_with_fixed_options(form):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"form": "triplet"}, "unknown `form` 'triplet'; known: .*'nearest', 'infonce', 'supcon', 'softtriple'"),
+        ({"form": "triplet"}, "unknown `variant` 'triplet'; known: .*'nearest', 'infonce', 'supcon', 'softtriple'"),
         ({"margin_sign": "minus"}, "unknown `margin_sign` 'minus'; known: .*'softtriple', 'paper', 'numerator'"),
     ],
 )

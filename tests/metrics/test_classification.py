@@ -12,15 +12,15 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r
 from torch import Tensor
 
 from conceptcam.data.labels import Uncertain, resolve_uncertain
-from conceptcam.losses import multiclass_loss, positive_weight
+from conceptcam.losses import compute_pos_weight, multiclass_loss
 from conceptcam.metrics.classification import (
     LabelMetrics,
     LabelScores,
     MacroAUROC,
-    TopAccuracy,
+    Top1Accuracy,
     best_thresholds,
-    label_scores,
-    macro,
+    macro_average,
+    per_label_metrics,
     task_scores,
     top_accuracy,
     typical_probabilities,
@@ -67,7 +67,7 @@ def same(first: LabelScores, second: LabelScores) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_labels(seed: int):
     logits, labels = examples(seed=seed)
-    scores = label_scores(logits, labels)
+    scores = per_label_metrics(logits, labels)
     compared = columns(logits, labels)
     assert [label for label, _, _ in compared] == [0, 4, 5]
     for label, ranked, truth in compared:
@@ -84,12 +84,12 @@ def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_label
 
 
 def test_scores_are_float64_on_the_cpu():
-    assert all(part.dtype == torch.float64 for part in label_scores(*examples()))
+    assert all(part.dtype == torch.float64 for part in per_label_metrics(*examples()))
 
 
 def test_label_never_present_or_never_absent_is_undefined_and_its_support_says_why():
     logits, labels = examples()
-    scores = label_scores(logits, labels)
+    scores = per_label_metrics(logits, labels)
     assert scores.auroc[1:4].isnan().all()
     assert scores.average_precision[1:4].isnan().all()
     assert scores.f1[[1, 3]].isnan().all()
@@ -99,17 +99,17 @@ def test_label_never_present_or_never_absent_is_undefined_and_its_support_says_w
 
 
 def test_macro_is_the_mean_of_the_defined_labels_alone():
-    assert float(macro(torch.tensor([0.5, nan, 1.0]))) == 0.75
-    assert macro(torch.tensor([nan, nan])).isnan()
-    assert macro(torch.tensor([])).isnan()
+    assert float(macro_average(torch.tensor([0.5, nan, 1.0]))) == 0.75
+    assert macro_average(torch.tensor([nan, nan])).isnan()
+    assert macro_average(torch.tensor([])).isnan()
 
 
 def test_unknown_label_weighs_on_nothing():
     logits, labels = examples()
     known = ~labels[:, 0].isnan()
-    kept = label_scores(logits[known, :1], labels[known, :1])
+    kept = per_label_metrics(logits[known, :1], labels[known, :1])
     logits[~known] = 1e6
-    assert same(label_scores(logits[:, :1], labels[:, :1]), kept)
+    assert same(per_label_metrics(logits[:, :1], labels[:, :1]), kept)
 
 
 def soft_examples(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ def doubled(logits: Tensor, labels: Tensor, label: int) -> tuple[list[float], li
 @pytest.mark.parametrize("seed", range(3))
 def test_soft_labels_score_as_scikit_learns_rows_given_twice_with_weights(seed: int):
     logits, labels = soft_examples(seed)
-    scores = label_scores(logits, labels)
+    scores = per_label_metrics(logits, labels)
     for label in (0, 1, 2, 4, 5):
         ranked, truth, weight = doubled(logits, labels, label)
         auroc = roc_auc_score(truth, ranked, sample_weight=weight)
@@ -151,15 +151,15 @@ def test_an_uncertain_label_counts_in_scores_as_it_does_in_the_weights_of_the_lo
     logits, stored = examples()
     stored = stored[:, [0, 4, 5]].nan_to_num(-1.0)
     labels = resolve_uncertain(stored, policy)
-    scores = label_scores(logits[:, [0, 4, 5]], labels)
+    scores = per_label_metrics(logits[:, [0, 4, 5]], labels)
     ratio = (scores.negatives / scores.positives).float()
-    torch.testing.assert_close(positive_weight(labels), ratio)
+    torch.testing.assert_close(compute_pos_weight(labels), ratio)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
 def test_labels_that_are_all_alike_have_no_ranking_to_score(share: float):
     logits, labels = torch.randn(5, 1), torch.full((5, 1), share)
-    scores = label_scores(logits, labels)
+    scores = per_label_metrics(logits, labels)
     assert scores.auroc.isnan() and scores.average_precision.isnan()
     assert best_thresholds(logits, labels).isnan()
     assert float(scores.positives + scores.negatives) == 5
@@ -168,9 +168,9 @@ def test_labels_that_are_all_alike_have_no_ranking_to_score(share: float):
 
 def test_the_best_ranking_of_soft_labels_is_below_1():
     labels = torch.tensor([[0.0], [0.0], [0.7], [1.0]])
-    best = float(label_scores(labels * 4, labels).auroc)
+    best = float(per_label_metrics(labels * 4, labels).auroc)
     orders = [torch.tensor(order).float()[:, None] for order in itertools.permutations(range(4))]
-    assert best == max(float(label_scores(logits, labels).auroc) for logits in orders)
+    assert best == max(float(per_label_metrics(logits, labels).auroc) for logits in orders)
     assert best == pytest.approx(1 - 0.5 * 0.3 * 0.7 / (1.7 * 2.3))  # the soft row ties with itself
 
 
@@ -179,7 +179,7 @@ def test_the_best_ranking_of_soft_labels_is_below_1():
 def test_rank_scores_do_not_change_under_a_monotone_transformation(rows: list[tuple[int, bool]]):
     logits = torch.tensor([[float(score)] for score, _ in rows])
     labels = torch.tensor([[float(label)] for _, label in rows])
-    scores, moved = label_scores(logits, labels), label_scores(logits**3 * 5 - 2, labels)
+    scores, moved = per_label_metrics(logits, labels), per_label_metrics(logits**3 * 5 - 2, labels)
     assert torch.equal(scores.auroc.nan_to_num(-1), moved.auroc.nan_to_num(-1))
     assert torch.equal(scores.average_precision.nan_to_num(-1), moved.average_precision.nan_to_num(-1))
 
@@ -187,31 +187,34 @@ def test_rank_scores_do_not_change_under_a_monotone_transformation(rows: list[tu
 def test_reversed_logits_reverse_the_auroc():
     logits, labels = examples()
     assert torch.allclose(
-        label_scores(-logits, labels).auroc, 1 - label_scores(logits, labels).auroc, equal_nan=True, atol=1e-12
+        per_label_metrics(-logits, labels).auroc,
+        1 - per_label_metrics(logits, labels).auroc,
+        equal_nan=True,
+        atol=1e-12,
     )
 
 
 @pytest.mark.parametrize("size", [1.0, 40.0, 1e4])
 def test_sure_logits_do_not_tie(size: int):
     logits = torch.tensor([[-2.0], [-1], [1], [2]]) * size
-    assert float(label_scores(logits, torch.tensor([[0.0], [1], [0], [1]])).auroc) == pytest.approx(0.75)
-    assert float(label_scores(logits, torch.tensor([[0.0], [1], [1], [0]])).auroc) == pytest.approx(0.5)
+    assert float(per_label_metrics(logits, torch.tensor([[0.0], [1], [0], [1]])).auroc) == pytest.approx(0.75)
+    assert float(per_label_metrics(logits, torch.tensor([[0.0], [1], [1], [0]])).auroc) == pytest.approx(0.5)
 
 
 def test_logits_that_all_lie_between_0_and_1_are_still_logits():
     logits = torch.tensor([[0.1], [0.2], [0.3]])
-    assert float(label_scores(logits, torch.tensor([[0.0], [0], [1]])).f1) == pytest.approx(0.5)
+    assert float(per_label_metrics(logits, torch.tensor([[0.0], [0], [1]])).f1) == pytest.approx(0.5)
 
 
 def test_infinite_logits_rank_highest():
     logits = torch.tensor([[torch.inf], [1.0], [-torch.inf]])
-    assert float(label_scores(logits, torch.tensor([[1.0], [0], [0]])).auroc) == 1
+    assert float(per_label_metrics(logits, torch.tensor([[1.0], [0], [0]])).auroc) == 1
 
 
 def test_one_label_keeps_its_axis_and_equals_its_column():
     logits, labels = examples()
-    one = label_scores(logits[:, :1], labels[:, :1])
-    assert same(one, LabelScores(*(part[:1] for part in label_scores(logits, labels))))
+    one = per_label_metrics(logits[:, :1], labels[:, :1])
+    assert same(one, LabelScores(*(part[:1] for part in per_label_metrics(logits, labels))))
     metric = LabelMetrics()
     metric.update(logits[:, :1], labels[:, :1])
     for held in (metric, pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)):
@@ -221,17 +224,17 @@ def test_one_label_keeps_its_axis_and_equals_its_column():
 
 @pytest.mark.parametrize("shape", [(0, 3), (5, 0), (0, 0)])
 def test_no_rows_or_no_labels_give_nan_and_no_error(shape: tuple[int, int]):
-    scores = label_scores(torch.zeros(shape), torch.zeros(shape))
+    scores = per_label_metrics(torch.zeros(shape), torch.zeros(shape))
     assert scores.auroc.shape == shape[1:]
     assert all(part.isnan().all() for part in scores[:3])
-    assert macro(scores.auroc).isnan()
+    assert macro_average(scores.auroc).isnan()
     assert best_thresholds(torch.zeros(shape), torch.zeros(shape)).isnan().all()
 
 
 def test_threshold_may_differ_by_label_and_an_undefined_one_leaves_f1_undefined():
     logits, labels = examples()
     threshold = torch.tensor([0.3, 0.5, 0.5, 0.5, 0.7, nan])
-    f1 = label_scores(logits, labels, threshold=threshold).f1
+    f1 = per_label_metrics(logits, labels, threshold=threshold).f1
     for label, ranked, truth in columns(logits, labels)[:2]:
         cut = float(torch.logit(threshold[label].double()))
         called = [int(score > cut) for score in ranked]
@@ -244,7 +247,7 @@ def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
     logits, labels = examples(seed=seed)
     best = best_thresholds(logits, labels)
     assert best.isnan().tolist() == [False, True, True, True, False, False]
-    reached = label_scores(logits, labels, threshold=best).f1
+    reached = per_label_metrics(logits, labels, threshold=best).f1
     for label, ranked, truth in columns(logits, labels):
         cuts = [-torch.inf, *ranked]
         highest = max(f1_score(truth, [int(score > cut) for score in ranked]) for cut in cuts)
@@ -254,7 +257,7 @@ def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
 @pytest.mark.parametrize("seed", range(3))
 def test_best_threshold_of_soft_labels_reaches_their_highest_f1(seed: int):
     logits, labels = soft_examples(seed)
-    reached = label_scores(logits, labels, threshold=best_thresholds(logits, labels)).f1
+    reached = per_label_metrics(logits, labels, threshold=best_thresholds(logits, labels)).f1
     for label in (0, 1, 2, 4, 5):
         ranked, truth, weight = doubled(logits, labels, label)
         highest = max(
@@ -310,7 +313,7 @@ def test_best_threshold_separates_neighbouring_floats(step: int):
     low, high = logits.sigmoid()[:, 0]
     assert torch.nextafter(low, torch.ones_like(low)) == high
     labels = torch.tensor([[0.0], [1]])
-    assert float(label_scores(logits, labels, threshold=best_thresholds(logits, labels)).f1) == 1
+    assert float(per_label_metrics(logits, labels, threshold=best_thresholds(logits, labels)).f1) == 1
 
 
 def multiclass(rows: int = 150, classes: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,7 +373,7 @@ def test_accuracy_of_a_soft_row_is_the_share_of_the_class_called():
     shares = [
         float(row[int(logit.argmax())]) for logit, row in zip(logits, targets, strict=True) if not row.isnan().any()
     ]
-    metric = TopAccuracy()
+    metric = Top1Accuracy()
     for rows in torch.arange(len(logits)).split(37):
         metric.update(logits[rows], targets[rows])
     assert float(top_accuracy(logits, targets)) == pytest.approx(sum(shares) / len(shares))
@@ -386,7 +389,7 @@ def test_rows_that_sum_to_nearly_1_are_measured_if_and_only_if_they_can_be_train
 
 
 def test_multilabel_tasks_are_scored_as_labels():
-    assert same(task_scores(*examples(), "multilabel"), label_scores(*examples()))
+    assert same(task_scores(*examples(), "multilabel"), per_label_metrics(*examples()))
 
 
 @pytest.mark.parametrize("make", [LabelMetrics, MacroAUROC])
@@ -397,29 +400,29 @@ def test_batches_of_any_size_on_any_rank_score_as_one(make: Callable[[], LabelMe
     for start, stop, rank in ((0, 3, first), (3, 90, second), (90, 90, second), (90, 200, first)):
         rank.update(logits[start:stop], labels[start:stop])
     first.merge_state(second)
-    expected = label_scores(logits, labels)
+    expected = per_label_metrics(logits, labels)
     if isinstance(whole, LabelMetrics):
         assert same(whole.compute(), expected)
         assert same(first.compute(), expected)
     else:
-        assert torch.equal(whole.compute(), macro(expected.auroc))
-        assert torch.equal(first.compute(), macro(expected.auroc))
+        assert torch.equal(whole.compute(), macro_average(expected.auroc))
+        assert torch.equal(first.compute(), macro_average(expected.auroc))
 
 
 def test_multiclass_metrics_equal_their_functions_over_batches():
     logits, targets, _ = multiclass()
-    scores, mean, accuracy = LabelMetrics("multiclass"), MacroAUROC("multiclass"), TopAccuracy()
+    scores, mean, accuracy = LabelMetrics("multiclass"), MacroAUROC("multiclass"), Top1Accuracy()
     for rows in torch.arange(len(logits)).split(37):
         for metric in (scores, mean, accuracy):
             metric.update(logits[rows], targets[rows])
     expected = task_scores(logits, targets, "multiclass")
     assert same(scores.compute(), expected)
-    assert torch.equal(mean.compute(), macro(expected.auroc))
+    assert torch.equal(mean.compute(), macro_average(expected.auroc))
     assert torch.equal(accuracy.compute(), top_accuracy(logits, targets))
 
 
 def test_metrics_of_nothing_are_nan():
-    mean, accuracy = MacroAUROC(), TopAccuracy()
+    mean, accuracy = MacroAUROC(), Top1Accuracy()
     mean.update(torch.zeros(0, 3), torch.zeros(0, 3))
     accuracy.update(torch.zeros(0, 3), torch.zeros(0, 3))
     assert mean.compute().isnan()
@@ -437,15 +440,15 @@ def test_metrics_keep_no_graph():
 def test_bad_input_is_named():
     logits = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"both be \(N, L\), got \(3, 2\) and \(3, 1\)"):
-        label_scores(logits, torch.zeros(3, 1))
+        per_label_metrics(logits, torch.zeros(3, 1))
     with pytest.raises(ValueError, match="with NaN for unknown; got -1 to 0"):
-        label_scores(logits, torch.tensor([[0.0, -1]] * 3))
+        per_label_metrics(logits, torch.tensor([[0.0, -1]] * 3))
     with pytest.raises(ValueError, match=r"logits of labels \[1\] hold NaN"):
-        label_scores(torch.tensor([[0.0, nan]] * 3), torch.zeros(3, 2))
+        per_label_metrics(torch.tensor([[0.0, nan]] * 3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="one probability or 2 of them"):
-        label_scores(logits, logits, threshold=-1.0)
+        per_label_metrics(logits, logits, threshold=-1.0)
     with pytest.raises(ValueError, match="one probability or 2 of them"):
-        label_scores(logits, logits, threshold=torch.full((3,), 0.5))
+        per_label_metrics(logits, logits, threshold=torch.full((3,), 0.5))
     with pytest.raises(ValueError, match=r"sum to 1 in each row, or be NaN; got \[0.0, 0.0\]"):
         task_scores(logits, torch.zeros(3, 2), "multiclass")
     with pytest.raises(ValueError, match=r"one shape, got \(3, 2\) and \(2, 2\)"):

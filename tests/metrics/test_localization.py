@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics import pairs as pairs_module
-from conceptcam.metrics.classification import macro
+from conceptcam.metrics.classification import macro_average
 from conceptcam.metrics.localization import (
     LocalizationMetrics,
     LocalizationScores,
@@ -19,11 +19,11 @@ from conceptcam.metrics.localization import (
 )
 from conceptcam.metrics.map_scores import (
     IOU_THRESHOLDS,
-    box_iou,
     drawn_pairs,
     energy_in_box,
     find_peaks,
     iou_curve,
+    map_iou,
     pointing_game,
     random_peaks,
     upsample,
@@ -270,7 +270,7 @@ def test_iou_curve_is_the_iou_at_each_threshold():
     maps, inside = random_maps(20, 9, 7), random_maps(20, 9, 7, seed=1) > 2
     curve = iou_curve(maps, inside)
     for index, threshold in enumerate(IOU_THRESHOLDS):
-        assert torch.allclose(curve[:, index], box_iou(maps, inside, threshold), atol=1e-7)
+        assert torch.allclose(curve[:, index], map_iou(maps, inside, threshold), atol=1e-7)
 
 
 def test_best_iou_threshold_gives_the_top_of_the_curve_and_is_undefined_without_boxes():
@@ -285,7 +285,7 @@ def test_best_iou_threshold_gives_the_top_of_the_curve_and_is_undefined_without_
 
 def test_iou_at_an_undefined_threshold_is_undefined():
     maps, inside = random_maps(2, 3, 3), torch.ones(2, 3, 3, dtype=torch.bool)
-    assert box_iou(maps, inside, torch.tensor([0.5, nan])).isnan().tolist() == [False, True]
+    assert map_iou(maps, inside, torch.tensor([0.5, nan])).isnan().tolist() == [False, True]
 
 
 def test_energy_of_a_map_without_mass_is_undefined_and_left_out_of_its_mean_alone():
@@ -406,7 +406,7 @@ def test_nothing_drawn_gives_nan_with_no_support(boxes: ConceptBoxes | None):
     assert scores.pointing.isnan().all()
     assert scores.mirror_gap.isnan().all()
     assert best_iou_thresholds(scores).isnan().all()
-    assert macro(scores.pointing).isnan()
+    assert macro_average(scores.pointing).isnan()
 
 
 def test_one_concept_keeps_its_axis_through_copies():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptcam.backbones import Backbone
-from conceptcam.config import ConceptConfig, ModelRecord
+from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.heads import ConceptHead, TaskHead
 from conceptcam.model.outputs import ConceptOutput
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "project first": {"pooling_order": "project_then_pool"},
     "attention": {"pooling": "attention", "head_bias": False},
     "no tasks": {"tasks": ()},
-    "multiclass": {"task_kind": "multiclass", "map_temperature": 0.1},
+    "multiclass": {"task_kind": "multiclass", "attention_temperature": 0.1},
     "concepts": {"bottleneck": "concepts"},
     "square": {"image_size": (32, 32)},
 }
@@ -74,7 +74,7 @@ def test_every_field_of_the_output_has_the_shape_its_documentation_says(changes)
 
 
 def test_the_config_reaches_the_parts_it_names():
-    model = model_with(head_bias=False, pooling="topk", pooling_value=2, projector="ibn")
+    model = model_with(head_bias=False, pooling="topk", pooling_param=2, projector="ibn")
     assert model.concept_head.score.bias is None
     assert model.pool.k == 2
     assert type(model.projector).__name__ == "IbnProjector"
@@ -149,7 +149,7 @@ def test_similarity_maps_are_cosines_of_each_projected_place_with_each_prototype
 @pytest.mark.parametrize("order", ["pool_then_project", "project_then_pool"])
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
 def test_vectors_are_features_weighed_by_the_softmax_of_the_map_over_places(order, temperature):
-    model = model_with(pooling_order=order, map_temperature=temperature)
+    model = model_with(pooling_order=order, attention_temperature=temperature)
     output = model(images())
     for image, concept, other, member in ((0, 0, 0, 0), (1, 2, 1, 3)):
         weights = (output.concept_maps[image, concept].flatten() / temperature).softmax(0)
@@ -171,7 +171,7 @@ def test_the_two_pooling_orders_differ_because_the_projector_is_not_linear():
 
 
 def test_a_low_map_temperature_looks_at_the_highest_place_alone():
-    model = model_with(map_temperature=1e-4)
+    model = model_with(attention_temperature=1e-4)
     output = model(images())
     highest = output.concept_maps.flatten(2).argmax(-1)[0, 1]
     vector = model.projector(output.features[0].flatten(1).T[highest][None, None])
@@ -305,7 +305,7 @@ def test_a_model_takes_parts_of_ones_own():
         config, backbone=_Cells(), concept_head=ConceptHead(3, 3), pool=MaxPool(), task_head=TaskHead(3, 1, 2)
     )
     assert model(images()).concept_maps.shape == (2, 3, 4, 6)
-    assert model.record == ModelRecord()
+    assert model.record == TrainingRecord()
 
 
 def test_a_bottleneck_of_prototypes_needs_its_parts():

@@ -20,7 +20,7 @@ QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
 
 
 def run(folder, *, train=None, val=None, config=None, **options):
-    rest = {name: options.pop(name) for name in ("augment", "data", "say") if name in options}
+    rest = {name: options.pop(name) for name in ("augmentation", "data", "say") if name in options}
     options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
     train = train or Squares(16, 0)
     return train_run(
@@ -28,7 +28,7 @@ def run(folder, *, train=None, val=None, config=None, **options):
     )
 
 
-class Seen:
+class ConceptPart:
     """An augmentation that changes nothing and counts what it is given."""
 
     def __init__(self):
@@ -62,25 +62,25 @@ def test_global_random_state_does_not_decide_a_run(tmp_path):
 
 
 def test_stage_1_alone_augments_and_validation_never_does_f17(tmp_path):
-    train, val, counter = Squares(16, 0), Squares(8, 1), Seen()
-    own = train.augment = Seen()
-    val.augment = None
-    run(tmp_path, train=train, val=val, augment=counter, epochs={"concepts": 2, "prototypes": 1, "task": 1})
+    train, val, counter = Squares(16, 0), Squares(8, 1), ConceptPart()
+    own = train.augmentation = ConceptPart()
+    val.augmentation = None
+    run(tmp_path, train=train, val=val, augmentation=counter, epochs={"concepts": 2, "prototypes": 1, "task": 1})
     assert counter.items == 2 * len(train)
-    assert train.augment is own
+    assert train.augmentation is own
     assert own.items == 0
 
 
 def test_data_sets_own_augmentation_is_used_and_comes_back_after_an_error(tmp_path):
     train = Squares(16, 0)
-    own = train.augment = Seen()
+    own = train.augmentation = ConceptPart()
     run(tmp_path / "a", train=train, freeze_backbone=True)
     assert own.items == len(train)
     broken = Broken(16, 0)
-    broken.augment = own
+    broken.augmentation = own
     with pytest.raises(FloatingPointError):
-        run(tmp_path / "b", train=broken, augment=Seen())
-    assert broken.augment is own
+        run(tmp_path / "b", train=broken, augmentation=ConceptPart())
+    assert broken.augmentation is own
 
 
 class Broken(Squares):
@@ -180,8 +180,8 @@ def test_resume_begins_where_there_is_no_run(tmp_path):
 def test_a_run_without_checkpoints_is_not_resumed_with_another_model_or_other_data(tmp_path):
     run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="`map_temperature` was 1.0 and is 2.0"):
-        run(tmp_path, config=tiny_config(map_temperature=2.0), resume=True)
+    with pytest.raises(ValueError, match="`attention_temperature` was 1.0 and is 2.0"):
+        run(tmp_path, config=tiny_config(attention_temperature=2.0), resume=True)
     with pytest.raises(ValueError, match="`train_labels` was '.*' and is '"):
         run(tmp_path, train=Squares(16, 2), resume=True)
     with pytest.raises(ValueError, match="`uncertain` was None and is 'ones'"):
@@ -200,7 +200,7 @@ def test_a_folder_with_a_run_is_not_written_over_and_says_how_to_go_on(tmp_path)
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"layer_decay": 0.75}, "does not say in `layer_numbers"),
+        ({"layer_decay": 0.75}, "does not say in `layer_ids"),
         ({"gradient_checkpointing": True}, "SmallCnn cannot do it"),
         ({"precision": "fp16"}, "needs a GPU"),
         ({"epochs": {"task": 0}}, "needs an epoch"),
@@ -291,7 +291,7 @@ def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
 
 def test_explanations_of_images_of_one_name_in_two_folders_stay_two_files(tmp_path):
     model = run(tmp_path / "out")
-    item = Squares(1).read(0)
+    item = Squares(1).load_item(0)
     files = save_explanations(model, [item._replace(name="a/1.png"), item._replace(name="b/1.png")], tmp_path)
     assert len({*files}) == 2
     assert all(file.is_file() for file in files)
@@ -308,8 +308,8 @@ class OneConcept(ConceptDataset):
         self.concept_labels = self.squares.concept_labels[:, :1]
         self.task_labels = self.squares.task_labels[:, :1]
 
-    def read(self, index):
-        item = self.squares.read(index)
+    def load_item(self, index):
+        item = self.squares.load_item(index)
         own = item.boxes.concept == 0
         boxes = ConceptBoxes(item.boxes.xyxy[own], item.boxes.concept[own], item.boxes.image[own])
         return item._replace(concepts=item.concepts[:1], targets=item.targets[:1], boxes=boxes)
@@ -324,7 +324,7 @@ def test_a_model_of_one_concept_and_one_task_works_from_end_to_end_f18(tmp_path,
     result = measure(model, val, tmp_path, RunOptions(batch_size=8))
     assert result.concepts == ("bright",)
     assert result.task_scores.auroc.shape == (1,)
-    (figure,) = save_explanations(model, [val.read(0)], tmp_path)
+    (figure,) = save_explanations(model, [val.load_item(0)], tmp_path)
     assert figure.is_file()
 
 

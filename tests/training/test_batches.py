@@ -18,7 +18,7 @@ def noisy(item):
 
 def augmented(count=10):
     data = Squares(count)
-    data.augment = noisy
+    data.augmentation = noisy
     return data
 
 
@@ -36,7 +36,7 @@ def same(first, second):
 
 def test_loader_gives_its_own_batches_in_the_order_drawn():
     data = Squares(10)
-    feed = Feed(data.batches(4, shuffle=True))
+    feed = Feed(data.dataloader(4, shuffle=True))
     order = feed.draw()
     assert sorted(i for batch in order.batches for i in batch) == list(range(10))
     for share, numbers in zip(read(feed, order), order.batches, strict=True):
@@ -53,38 +53,38 @@ def test_order_is_the_one_the_loader_would_have_drawn_from_the_same_generator():
 
 
 def test_each_pass_has_an_order_and_an_augmentation_of_its_own():
-    feed = Feed(augmented().batches(10))
+    feed = Feed(augmented().dataloader(10))
     first, second = read(feed), read(feed)
     assert not torch.equal(first[0].batch.images, second[0].batch.images)
-    shuffled = Feed(Squares(10).batches(4, shuffle=True))
+    shuffled = Feed(Squares(10).dataloader(4, shuffle=True))
     assert shuffled.draw().batches != shuffled.draw().batches
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_augmentation_depends_on_the_order_alone(workers):
-    order = Feed(augmented().batches(4, shuffle=True)).draw()
-    expected = read(Feed(augmented().batches(4)), order)
+    order = Feed(augmented().dataloader(4, shuffle=True)).draw()
+    expected = read(Feed(augmented().dataloader(4)), order)
     torch.rand(7), random.random(), np.random.rand()
-    assert same(read(Feed(augmented().batches(4, workers=workers)), order), expected)
+    assert same(read(Feed(augmented().dataloader(4, num_workers=workers)), order), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_pass_may_begin_in_its_middle(workers):
-    feed = Feed(augmented().batches(3, shuffle=True, workers=workers))
+    feed = Feed(augmented().dataloader(3, shuffle=True, num_workers=workers))
     order = feed.draw()
     assert same(read(feed, order, start=2), read(feed, order)[2:])
 
 
 def test_workers_that_persist_read_the_new_order():
     loader = DataLoader(augmented(), 4, shuffle=True, collate_fn=collate, num_workers=1, persistent_workers=True)
-    feed, plain = Feed(loader), Feed(augmented().batches(4))
+    feed, plain = Feed(loader), Feed(augmented().dataloader(4))
     for _ in range(2):
         order = feed.draw()
         assert same(read(feed, order), read(plain, order))
 
 
 def test_loading_leaves_the_global_random_states_alone():
-    feed = Feed(augmented().batches(4))
+    feed = Feed(augmented().dataloader(4))
     order = feed.draw()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     read(feed, order)
@@ -98,7 +98,7 @@ def test_loading_leaves_the_global_random_states_alone():
 @pytest.mark.parametrize("given", ["list", "loader"])
 def test_processes_share_each_batch_without_losing_or_doubling_a_sample(world, given):
     data = augmented(9)
-    one = batches(Squares(9), 4) if given == "list" else data.batches(4)
+    one = batches(Squares(9), 4) if given == "list" else data.dataloader(4)
     order = Feed(one).draw()
     whole = read(Feed(one), order)
     shares = [read(Feed(one, rank=rank, world=world), order) for rank in range(world)]
@@ -188,7 +188,7 @@ def test_what_is_the_same_each_time_is_known_where_it_can_be():
 
 def test_labels_and_samples_are_known_without_loading():
     data = Squares(10)
-    for feed in (Feed(data.batches(4)), Feed(batches(data, 4))):
+    for feed in (Feed(data.dataloader(4)), Feed(batches(data, 4))):
         assert torch.equal(feed.labels[0], data.concept_labels)
         assert torch.equal(feed.labels[1], data.task_labels)
         assert feed.samples == range(10)
@@ -196,7 +196,7 @@ def test_labels_and_samples_are_known_without_loading():
 
 
 def test_any_order_of_its_samples_can_be_read():
-    feed = Feed(Squares(10).batches(4, shuffle=True))
+    feed = Feed(Squares(10).dataloader(4, shuffle=True))
     shares = read(feed, Order([[3, 1], [7]], 0))
     assert [share.batch.names for share in shares] == [("square-3", "square-1"), ("square-7",)]
 
@@ -215,9 +215,9 @@ class Opens(Squares):
 
     opened = False
 
-    def read(self, index):
+    def load_item(self, index):
         assert self.opened
-        return super().read(index)
+        return super().load_item(index)
 
 
 def open_in_worker(worker):

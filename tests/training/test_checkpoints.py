@@ -47,7 +47,7 @@ def train(folder, every=1, **options):
     model.concept_head = torch.nn.Sequential(torch.nn.Dropout(0.2), model.concept_head)
     loader = DataLoader(augmented(9), 4, shuffle=True, collate_fn=collate, num_workers=workers)
     trainer = Trainer(seed=0, checkpoint_dir=folder, checkpoint_every=every, **options)
-    records = trainer.fit(model, stages_of(model, 2), loader, squares(8, 1).batches(4), resume=True)
+    records = trainer.fit(model, stages_of(model, 2), loader, squares(8, 1).dataloader(4), resume=True)
     return weights(model), [record[:-2] for record in records]
 
 
@@ -302,7 +302,7 @@ class Cut(Exception):
     pass
 
 
-@pytest.mark.parametrize("train", [stream, fickle, lambda: fickle().dataset.batches(3, shuffle=True)])
+@pytest.mark.parametrize("train", [stream, fickle, lambda: fickle().dataset.dataloader(3, shuffle=True)])
 @pytest.mark.parametrize("step", [1, 3, 5, 10])
 def test_any_kind_of_batches_resumes_within_an_epoch(tmp_path, monkeypatch, train, step):
     stages = [dataclasses.replace(stage, schedule="constant") for stage in stages_of(tiny_model())]
@@ -318,7 +318,7 @@ def test_any_kind_of_batches_resumes_within_an_epoch(tmp_path, monkeypatch, trai
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     with pytest.raises(Cut):
         trained(tmp_path / "cut", model=dropping(), train=train(), **options)
-    monkeypatch.undo()
+    monkeypatch.denormalize()
     torch.rand(3)
     resumed, again = trained(tmp_path / "cut", model=dropping(), train=train(), resume=True, **options)
     assert str(again) == str(records)

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from conceptcam.data.batch import ConceptBatch, collate
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.model.outputs import Compared
+from conceptcam.model.outputs import PrototypePart
 from conceptcam.training.batches import Feed
 from conceptcam.training.feature_cache import FrozenOutputs, FrozenSource
-from conceptcam.training.history import EpochRecord
+from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
 from conceptcam.training.presets import Recipe, preset
 from conceptcam.training.trainer import Trainer
@@ -32,7 +32,7 @@ def stages_of(model, epochs=3, **changes):
 
 def loaders():
     """Last batches are short, and an image shows one concept or several or none."""
-    return Squares(21, 0).batches(8, shuffle=True), Squares(13, 1).batches(5)
+    return Squares(21, 0).dataloader(8, shuffle=True), Squares(13, 1).dataloader(5)
 
 
 def fit(cache, data=None, *, with_stages=None, trainer=None, **config):
@@ -96,7 +96,7 @@ def test_losses_scores_and_weights_are_equal_to_the_bit_with_and_without_the_cac
     data = Resized if kind == "vit" else Squares
 
     def run(cache):
-        return fit(cache, (data(21, 0).batches(8, shuffle=True), data(13, 1).batches(5)), **MODELS[kind])
+        return fit(cache, (data(21, 0).dataloader(8, shuffle=True), data(13, 1).dataloader(5)), **MODELS[kind])
 
     cached, anew = run(storage), run("off")
     assert same(cached, anew)
@@ -146,7 +146,9 @@ def test_cache_that_is_larger_than_its_limit_is_not_used_and_the_log_and_the_rec
 def test_augmented_images_are_not_cached_and_the_log_and_the_records_say_so(caplog):
     caplog.set_level(logging.INFO)
     train, val = loaders()
-    train.dataset.augment = lambda item: item._replace(image=(item.image.float() / 255 * torch.rand(())).clamp(0, 1))
+    train.dataset.augmentation = lambda item: item._replace(
+        image=(item.image.float() / 255 * torch.rand(())).clamp(0, 1)
+    )
     records, _ = fit("memory", (train, val))
     assert not any(record.cached for record in records)
     assert "reads its images in each epoch: they are augmented" in caplog.text
@@ -176,7 +178,7 @@ def test_data_that_change_are_found_out_whatever_was_said_of_them(caplog):
     data = Squares(12)
     before = data.preprocess
     data.preprocess = lambda image: before(image) + random.random()
-    records, _ = fit("memory", (data.batches(4), batches(Squares(12, 1))))
+    records, _ = fit("memory", (data.dataloader(4), batches(Squares(12, 1))))
     assert not any(record.cached for record in records)
     assert "they differ each time they are read" in caplog.text
 
@@ -236,7 +238,7 @@ def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
 
 def test_batches_keep_all_but_the_images(source):
     model = tiny_model()
-    feed = Feed(Squares(11).batches(4, shuffle=True))
+    feed = Feed(Squares(11).dataloader(4, shuffle=True))
     order = feed.draw()
     works = list(source(model, stages_of(model)[0], feed).load(order))
     for work, share in zip(works, feed.load(order), strict=True):
@@ -303,7 +305,7 @@ def test_pass_of_a_stage_leaves_random_states_and_the_model_as_they_were(source)
     model.projector.eval()
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     modes, values = [module.training for module in model.modules()], weights(model)
-    feed = Feed(Squares(11).batches(4))
+    feed = Feed(Squares(11).dataloader(4))
     order = feed.draw(seed=0)
     list(source(model, stages_of(model)[0], feed).load(order))
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -326,7 +328,7 @@ def test_sampler_that_leaves_out_and_repeats_samples_shows_each_once(source):
 
 def test_epoch_can_begin_in_its_middle(source):
     model = tiny_model()
-    feed = Feed(Squares(11).batches(4, shuffle=True))
+    feed = Feed(Squares(11).dataloader(4, shuffle=True))
     order = feed.draw()
     for storage in ("off", "memory"):
         rows = source(model, stages_of(model)[0], feed, storage)
@@ -373,7 +375,7 @@ def test_custom_objective_sees_the_same_with_and_without_the_cache():
     def with_boxes(model):
         (row,) = stages_of(model)[:1]
 
-        def objective(output: Compared, batch: ConceptBatch):
+        def objective(output: PrototypePart, batch: ConceptBatch):
             return output.vector_similarity.square().mean() * (1 + len(batch.boxes)) + 0 * batch.images.sum()
 
         return [dataclasses.replace(row, objective=objective)]
@@ -454,7 +456,7 @@ def of_two(tmp_path_factory):
 
 def of_process(results, name):
     records, values = results[name]
-    return [EpochRecord(*record) for record in records], values
+    return [EpochResult(*record) for record in records], values
 
 
 @pytest.mark.parametrize("name", ["memory", "disk", "no features", "no room"])

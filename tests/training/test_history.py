@@ -7,13 +7,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from conceptcam.training.history import EpochRecord, HistoryFile, TensorBoardLog, learning_curves, read_history
+from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger, plot_learning_curves, read_history
 from conceptcam.training.presets import Recipe, preset
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
 
 
-def record(stage: str = "concepts", epoch: int = 1, **changes) -> EpochRecord:
+def record(stage: str = "concepts", epoch: int = 1, **changes) -> EpochResult:
     values = {
         "train_loss": 1 / 3 + epoch,
         "val_loss": 0.1 + 0.2,
@@ -23,14 +23,14 @@ def record(stage: str = "concepts", epoch: int = 1, **changes) -> EpochRecord:
         "seconds": 1234.5678901234567,
         "cached": stage != "concepts",
     }
-    return EpochRecord(stage, epoch, **{**values, **changes})
+    return EpochResult(stage, epoch, **{**values, **changes})
 
 
 RUN = [record("concepts", 1), record("concepts", 2), record("prototypes", 1), record("prototypes", 2)]
 
 
 def write(path, records, **options) -> None:
-    table = HistoryFile(path, **options)
+    table = CSVLogger(path, **options)
     for one in records:
         table(None, one)
 
@@ -54,7 +54,7 @@ def test_the_columns_are_the_fields_of_a_record(tmp_path):
 
 
 def test_a_row_is_in_the_file_as_soon_as_its_epoch_ends(tmp_path):
-    table = HistoryFile(tmp_path / "new" / "history.csv")
+    table = CSVLogger(tmp_path / "new" / "history.csv")
     for count, one in enumerate(RUN, start=1):
         table(None, one)
         assert same(read_history(tmp_path / "new" / "history.csv"), RUN[:count])
@@ -63,8 +63,8 @@ def test_a_row_is_in_the_file_as_soon_as_its_epoch_ends(tmp_path):
 def test_nothing_is_written_before_an_epoch_ends(tmp_path):
     write(tmp_path / "history.csv", RUN)
     # Every process of a run makes one of these; only the first may write.
-    HistoryFile(tmp_path / "history.csv")
-    HistoryFile(tmp_path / "other" / "history.csv")
+    CSVLogger(tmp_path / "history.csv")
+    CSVLogger(tmp_path / "other" / "history.csv")
     assert same(read_history(tmp_path / "history.csv"), RUN)
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
 
@@ -110,8 +110,8 @@ def test_a_row_cut_short_anywhere_is_left_out_and_written_again(tmp_path, caplog
 def test_a_run_that_is_killed_leaves_every_epoch_that_it_ended(tmp_path):
     script = f"""
 import os, signal, sys
-from conceptcam.training.history import EpochRecord, HistoryFile
-table = HistoryFile(sys.argv[1])
+from conceptcam.training.history import EpochResult, CSVLogger
+table = CSVLogger(sys.argv[1])
 for one in {RUN[:3]}:
     table(None, one)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_no_other_file_is_left_behind(tmp_path):
 )
 def test_a_file_that_is_no_table_of_epochs_is_refused(tmp_path, text, message):
     path = tmp_path / "history.csv"
-    path.write_text(text.replace("HEADER", ",".join(EpochRecord._fields)), newline="")
+    path.write_text(text.replace("HEADER", ",".join(EpochResult._fields)), newline="")
     with pytest.raises(ValueError, match=message):
         read_history(path)
     before = path.read_bytes()
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_table_of_epochs_is_refused(tmp_path, text, message):
 def test_a_trainer_writes_the_records_that_it_returns(tmp_path):
     data = batches(Squares(8))
     stages = preset().stages(tiny_model().config, Recipe(epochs={"concepts": 2, "prototypes": 1, "task": 1}))
-    trainer = Trainer(seed=0, on_epoch=HistoryFile(tmp_path / "history.csv"))
+    trainer = Trainer(seed=0, on_epoch=CSVLogger(tmp_path / "history.csv"))
     records = trainer.fit(tiny_model(), stages, data, data)
     assert len(records) == 5 and same(read_history(tmp_path / "history.csv"), records)
 
@@ -201,7 +201,7 @@ def expected(records, stage) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_shows_every_epoch_of_every_stage(tmp_path):
     records = [*RUN, record("task", 1, score=math.nan)]
-    board = TensorBoardLog(tmp_path)
+    board = TensorBoardLogger(tmp_path)
     for count, one in enumerate(records, start=1):
         board(None, one)
         assert events(tmp_path / one.stage) == expected(records[:count], one.stage)  # at once, not when it is closed
@@ -211,12 +211,12 @@ def test_tensorboard_shows_every_epoch_of_every_stage(tmp_path):
 
 
 def test_tensorboard_shows_an_epoch_that_was_trained_again_once(tmp_path, ordered_files):
-    first = TensorBoardLog(tmp_path)
+    first = TensorBoardLogger(tmp_path)
     for one in RUN:
         first(None, one)
     first.close()
     again = [RUN[1]._replace(train_loss=9.0), *RUN[2:]]
-    second = TensorBoardLog(tmp_path)
+    second = TensorBoardLogger(tmp_path)
     for one in again:
         second(None, one)
     second.close()
@@ -225,7 +225,7 @@ def test_tensorboard_shows_an_epoch_that_was_trained_again_once(tmp_path, ordere
 
 
 def test_tensorboard_goes_on_after_it_was_closed(tmp_path, ordered_files):
-    board = TensorBoardLog(tmp_path)
+    board = TensorBoardLogger(tmp_path)
     for one in RUN:
         board(None, one)
         board.close()
@@ -233,20 +233,20 @@ def test_tensorboard_goes_on_after_it_was_closed(tmp_path, ordered_files):
 
 
 def test_making_a_tensorboard_log_writes_nothing(tmp_path):
-    TensorBoardLog(tmp_path / "board").close()
+    TensorBoardLogger(tmp_path / "board").close()
     assert not (tmp_path / "board").exists()
 
 
 def test_a_missing_tensorboard_is_said_with_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"needs TensorBoard.*pip install 'conceptcam\[tensorboard\]'"):
-        TensorBoardLog(tmp_path)
+        TensorBoardLogger(tmp_path)
 
 
 def test_a_missing_matplotlib_is_said_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"needs matplotlib.*pip install 'conceptcam\[viz\]'"):
-        learning_curves(RUN)
+        plot_learning_curves(RUN)
 
 
 def lines(axes) -> dict[str, tuple[list[float], list[float]]]:
@@ -254,7 +254,7 @@ def lines(axes) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_curves_hold_the_records_of_a_stage_in_its_own_row():
-    figure = learning_curves(iter(RUN))
+    figure = plot_learning_curves(iter(RUN))
     assert len(figure.axes) == 6
     for number, stage in enumerate(("concepts", "prototypes")):
         own = [one for one in RUN if one.stage == stage]
@@ -269,39 +269,39 @@ def test_curves_hold_the_records_of_a_stage_in_its_own_row():
 
 def test_curves_mark_the_best_epoch_in_every_panel():
     records = [record(epoch=epoch, best=epoch in (1, 2, 4)) for epoch in range(1, 7)]
-    for axes in learning_curves(records).axes:
+    for axes in plot_learning_curves(records).axes:
         assert lines(axes)["best epoch: 4"][0] == [4, 4]
 
 
 def test_an_undefined_score_leaves_a_gap():
     records = [record(epoch=epoch, score=math.nan if epoch == 2 else 0.5) for epoch in (1, 2, 3)]
-    epochs, scores = lines(learning_curves(records).axes[1])["score"]
+    epochs, scores = lines(plot_learning_curves(records).axes[1])["score"]
     assert epochs == [1, 2, 3]
     assert [math.isnan(score) for score in scores] == [False, True, False]
 
 
 def test_a_stage_without_any_score_says_that_it_is_undefined(tmp_path):
     records = [record(epoch=epoch, score=math.nan, val_loss=math.nan) for epoch in (1, 2)]
-    figure = learning_curves(records)
+    figure = plot_learning_curves(records)
     assert [text.get_text() for text in figure.axes[1].texts] == ["undefined"]
     figure.savefig(tmp_path / "curves.png")  # drawing what is undefined warns of nothing
 
 
 def test_curves_of_nothing_are_refused():
     with pytest.raises(ValueError, match="there are no records to draw"):
-        learning_curves([])
+        plot_learning_curves([])
 
 
 def test_curves_touch_no_global_state_of_matplotlib():
     script = f"""
 import sys
-from conceptcam.training.history import EpochRecord, learning_curves
-learning_curves({RUN})
+from conceptcam.training.history import EpochResult, plot_learning_curves
+plot_learning_curves({RUN})
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     before = dict(matplotlib.rcParams)
-    learning_curves(RUN)
+    plot_learning_curves(RUN)
     assert dict(matplotlib.rcParams) == before
 
 

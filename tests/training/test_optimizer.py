@@ -107,13 +107,13 @@ def test_layer_decay_leaves_the_later_stages_rates_alone():
 
 
 def test_layer_decay_of_a_backbone_without_known_layers_is_refused():
-    with pytest.raises(ValueError, match=r"layer_decay=0\.5.*SmallCnn.*`layer_numbers\(\)`.*set `layer_decay=1`"):
+    with pytest.raises(ValueError, match=r"layer_decay=0\.5.*SmallCnn.*`layer_ids\(\)`.*set `layer_decay=1`"):
         parameter_groups(tiny_model(), stage(layer_decay=0.5))
 
 
 def test_layer_decay_of_a_timm_model_that_does_not_know_its_layers_is_refused():
     model = tiny_model(backbone="timm:pit_ti_224", image_size=(224, 224))
-    with pytest.raises(ValueError, match=r"a TimmBackbone, does not say in `layer_numbers\(\)` which layer 'model\."):
+    with pytest.raises(ValueError, match=r"a TimmBackbone, does not say in `layer_ids\(\)` which layer 'model\."):
         parameter_groups(model, stage(layer_decay=0.5))
 
 
@@ -193,7 +193,7 @@ def test_groups_come_in_the_same_order_every_time():
 def test_timm_knows_the_layer_of_every_parameter(backbone):
     part = tiny_model(backbone=backbone).backbone
     assert isinstance(part, TimmBackbone)
-    numbers = part.layer_numbers()
+    numbers = part.layer_ids()
     assert set(numbers) == {name for name, _ in part.named_parameters()}
     assert set(numbers.values()) == set(range(max(numbers.values()) + 1))
 
@@ -205,7 +205,7 @@ def test_a_backbone_of_your_own_needs_to_know_nothing_of_layers():
         def forward(self, images):
             return images
 
-    assert Plain().layer_numbers() == {} and Plain().no_weight_decay() == set()
+    assert Plain().layer_ids() == {} and Plain().no_weight_decay() == set()
 
 
 def optimizer_of(rates=(0.1, 0.003)):

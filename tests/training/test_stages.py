@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from conceptcam.losses import classification_loss, positive_weight
+from conceptcam.losses import class_balanced_loss, compute_pos_weight
 from conceptcam.training.presets import Recipe, list_presets, preset
 from conceptcam.training.stages import Stage
 from tests.worlds import Squares, batches, tiny_config, tiny_model
@@ -32,8 +32,8 @@ def seed_loss(maps, labels, boxes, pos_weight, beta=0.5):
 
 def test_seed_preset_minimizes_the_founding_documents_loss():
     data = Squares(6)
-    weight = positive_weight(data.concept_labels)
-    recipe = Recipe(concept_loss=classification_loss("ratio", data.concept_labels))
+    weight = compute_pos_weight(data.concept_labels)
+    recipe = Recipe(concept_loss=class_balanced_loss("ratio", data.concept_labels))
     stage = preset("seed").stages(tiny_config(), recipe)[0]
     (batch,) = batches(data, 6)
     with torch.no_grad():

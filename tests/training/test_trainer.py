@@ -77,7 +77,7 @@ def test_same_seed_gives_the_same_weights_and_leaves_random_states_alone():
         torch.rand(3)
         model = tiny_model()
         before = torch.get_rng_state()
-        Trainer(seed=3).fit(model, stages_of(model, epochs=1)[:1], Squares(16).batches(4, shuffle=True), VAL)
+        Trainer(seed=3).fit(model, stages_of(model, epochs=1)[:1], Squares(16).dataloader(4, shuffle=True), VAL)
         assert torch.equal(torch.get_rng_state(), before)
         runs.append(weights(model))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -390,16 +390,16 @@ def test_accumulating_batches_learns_as_one_batch_of_all_of_them(sizes):
 class Sudden(Squares):
     """A data set that takes the process it is read in down with it."""
 
-    def read(self, index):
+    def load_item(self, index):
         if index == 5:
             os._exit(3)
-        return super().read(index)
+        return super().load_item(index)
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
     model = tiny_model()
     with pytest.raises(RuntimeError, match="a worker of the data loader died, .* with workers=0. The loader says: Dat"):
-        Trainer(seed=0).fit(model, stages_of(model)[:1], Sudden(8).batches(4, workers=1), VAL)
+        Trainer(seed=0).fit(model, stages_of(model)[:1], Sudden(8).dataloader(4, num_workers=1), VAL)
 
 
 def test_an_empty_loader_is_told_before_anything_is_trained():
@@ -431,7 +431,7 @@ def test_labels_that_no_training_sample_has_are_named(caplog, given):
     data.task_labels[:, 1] = 0
     model = tiny_model()
     with caplog.at_level(logging.WARNING):
-        train = batches(data) if given == "list" else data.batches(8)
+        train = batches(data) if given == "list" else data.dataloader(8)
         seeing, *_, deciding = stages_of(model, epochs=1)
         Trainer(seed=0).fit(model, [seeing, deciding], train, VAL)
     assert "no training sample shows the concepts ['striped']: nothing can be learned of them" in caplog.text
@@ -515,9 +515,9 @@ def test_loaders_may_be_told_apart_by_neither_workers_nor_what_is_random_meanwhi
     results = []
     for workers in (0, 2):
         data = Squares(16)
-        data.augment = lambda item: item._replace(image=(item.image.float() / 255 * torch.rand(())).clamp(0, 1))
+        data.augmentation = lambda item: item._replace(image=(item.image.float() / 255 * torch.rand(())).clamp(0, 1))
         model = tiny_model()
-        loader = data.batches(4, shuffle=True, workers=workers)
+        loader = data.dataloader(4, shuffle=True, num_workers=workers)
         Trainer(seed=0).fit(model, stages_of(model, epochs=2)[:1], loader, VAL[:1])
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -1,7 +1,7 @@
 """A chest-radiograph phantom: drawn images of which findings, places and diseases are known exactly.
 
 `Phantom` draws one image at a time and can leave a finding out; `PhantomDataset` keeps many on disk and gives
-them as items. The order of reading: `concepts`, `diseases`, `knobs` say what can be; `anatomy`, `textures`,
+them as items. The order of reading: `concepts`, `diseases`, `config` say what can be; `anatomy`, `textures`,
 `outlines`, `findings` draw it; `render` puts it together; `cache` and `dataset` keep it.
 """
 
@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 from conceptcam.data.phantom.concepts import (
-    CANARIES,
     ONE_SIDED,
     PHANTOM_CONCEPTS,
     PHANTOM_DISEASES,
     PHANTOM_VERSION,
+    SIDED_CONCEPTS,
     SMALL_FINDINGS,
     UPRIGHT,
     expected_prevalence,
 )
+from conceptcam.data.phantom.config import PhantomConfig
 from conceptcam.data.phantom.diseases import disease_ceiling, disease_posterior, disease_probability
-from conceptcam.data.phantom.knobs import PhantomKnobs
 from conceptcam.data.phantom.render import Phantom, PhantomCase, PhantomSample
 from conceptcam.data.phantom.scene import Attributes
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from conceptcam.data.phantom.dataset import PhantomDataset
 
 __all__ = [
-    "CANARIES",
+    "SIDED_CONCEPTS",
     "ONE_SIDED",
     "PHANTOM_CONCEPTS",
     "PHANTOM_DISEASES",
@@ -38,7 +38,7 @@ __all__ = [
     "Phantom",
     "PhantomCase",
     "PhantomDataset",
-    "PhantomKnobs",
+    "PhantomConfig",
     "PhantomSample",
     "disease_ceiling",
     "disease_posterior",

@@ -24,7 +24,7 @@ import numpy as np
 
 from conceptcam.data.phantom.arrays import Floats, Ints
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES, PHANTOM_VERSION
-from conceptcam.data.phantom.knobs import PhantomKnobs
+from conceptcam.data.phantom.config import PhantomConfig
 from conceptcam.data.phantom.render import Phantom
 
 _PART = 250
@@ -52,7 +52,7 @@ class PhantomArrays(NamedTuple):
 class Request:
     """Which images: `count` from index `first` on."""
 
-    knobs: PhantomKnobs
+    config: PhantomConfig
     seed: int
     first: int
     count: int
@@ -72,13 +72,13 @@ class Request:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         del fields["version"]
-        return cls(knobs=PhantomKnobs(**fields.pop("knobs")), **fields)
+        return cls(config=PhantomConfig(**fields.pop("config")), **fields)
 
 
 def render_part(request: Request) -> PhantomArrays:
     """Draw the images of a request, one after the other."""
-    phantom = Phantom(request.knobs, request.seed)
-    size = request.knobs.size
+    phantom = Phantom(request.config, request.seed)
+    size = request.config.size
     images = np.empty((request.count, size, size), np.uint8)
     concepts = np.empty((request.count, len(PHANTOM_CONCEPTS)), np.uint8)
     diseases = np.empty((request.count, len(PHANTOM_DISEASES)), np.uint8)
@@ -106,7 +106,7 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
     # A process takes a while to start, so each gets two large parts; one process alone starts none.
     share = math.ceil(request.count / (2 * processes)) if processes > 1 else 0
     parts = list(_split(request, max(_PART, share)))
-    shape = (request.count, request.knobs.size, request.knobs.size)
+    shape = (request.count, request.config.size, request.config.size)
     images = np.empty(shape, np.uint8)
     labels: list[PhantomArrays] = []
     workers = min(processes, len(parts))
@@ -126,12 +126,12 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
 def _split(request: Request, size: int) -> Iterator[Request]:
     for start in range(0, request.count, size):
         count = min(size, request.count - start)
-        yield Request(knobs=request.knobs, seed=request.seed, first=request.first + start, count=count)
+        yield Request(config=request.config, seed=request.seed, first=request.first + start, count=count)
 
 
 def _join(images: Ints, parts: list[PhantomArrays]) -> PhantomArrays:
     if not parts:
-        return render_part(Request(knobs=PhantomKnobs(size=images.shape[1] or 64), seed=0, first=0, count=0))
+        return render_part(Request(config=PhantomConfig(size=images.shape[1] or 64), seed=0, first=0, count=0))
     before = np.cumsum([0, *(len(part.boxes) for part in parts[:-1])])
     return PhantomArrays(
         images,
@@ -201,7 +201,7 @@ def _write(request: Request, arrays: PhantomArrays, folder: Path) -> None:
 
 def _open(request: Request, pixels: Path, labels: Path) -> PhantomArrays | None:
     """What a cache holds, or None if there is none that is whole."""
-    shape = (request.count, request.knobs.size, request.knobs.size)
+    shape = (request.count, request.config.size, request.config.size)
     try:
         # Opened here, because numpy leaves the file open when it finds it broken.
         with labels.open("rb") as file, np.load(file) as stored:

@@ -7,7 +7,7 @@ from conceptcam.data.phantom.arrays import Floats, Ints
 from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
 
 PHANTOM_VERSION = 1
-"""Rises whenever the same (seed, index, knobs) would give another image, label or box."""
+"""Rises whenever the same (seed, index, config) would give another image, label or box."""
 
 PHANTOM_CONCEPTS: tuple[str, ...] = VINDR_CONCEPTS
 """The 22 local labels of VinDr-CXR; every concept vector of the phantom has this order."""
@@ -30,7 +30,7 @@ ONE_SIDED: tuple[str, ...] = ("Enlarged PA", "Other lesion")
 UPRIGHT: tuple[str, ...] = ("Mediastinal shift",)
 """Findings with a tall, upright box near the midline, so transposed boxes miss them."""
 
-CANARIES: tuple[str, ...] = (*ONE_SIDED, *UPRIGHT)
+SIDED_CONCEPTS: tuple[str, ...] = (*ONE_SIDED, *UPRIGHT)
 """Findings whose place betrays a geometric mistake."""
 
 INDEX: dict[str, int] = {name: index for index, name in enumerate(PHANTOM_CONCEPTS)}

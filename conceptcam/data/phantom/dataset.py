@@ -11,7 +11,7 @@ from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.phantom.cache import Request, cached, render
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
-from conceptcam.data.phantom.knobs import PhantomKnobs
+from conceptcam.data.phantom.config import PhantomConfig
 
 
 class PhantomDataset(ConceptDataset):
@@ -22,7 +22,7 @@ class PhantomDataset(ConceptDataset):
     Args:
         count: How many images.
         seed: Which of endless series of images.
-        knobs: What they are like; None takes the defaults of `PhantomKnobs`.
+        config: What they are like; None takes the defaults of `PhantomConfig`.
         first: Index of the first one.
         cache_dir: Folder to keep the images in, one byte per pixel; None is `$CONCEPTCAM_CACHE` or, unset,
             `~/.cache/conceptcam`. False draws them afresh and keeps them in memory.
@@ -30,7 +30,7 @@ class PhantomDataset(ConceptDataset):
 
     Attributes:
         seed: As given.
-        knobs: As given, or the defaults.
+        config: As given, or the defaults.
         first: As given.
 
     Raises:
@@ -45,14 +45,14 @@ class PhantomDataset(ConceptDataset):
         count: int,
         *,
         seed: int,
-        knobs: PhantomKnobs | None = None,
+        config: PhantomConfig | None = None,
         first: int = 0,
         cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
         progress: bool = False,
     ) -> None:
         self.seed, self.first = seed, first
-        self.knobs = knobs if knobs is not None else PhantomKnobs()
-        request = Request(knobs=self.knobs, seed=seed, first=first, count=count)
+        self.config = config if config is not None else PhantomConfig()
+        request = Request(config=self.config, seed=seed, first=first, count=count)
         processes = os.cpu_count() or 1
         if cache_dir is False:
             self._arrays = render(request, processes=processes, progress=progress)
@@ -62,7 +62,7 @@ class PhantomDataset(ConceptDataset):
         self.concept_labels = torch.from_numpy(self._arrays.concepts).float()
         self.task_labels = torch.from_numpy(self._arrays.diseases).float()
 
-    def read(self, index: int) -> ConceptItem:
+    def load_item(self, index: int) -> ConceptItem:
         """The item as drawn: uint8, grey in all three channels; its boxes are never None."""
         arrays, index = self._arrays, range(len(self))[index]
         grey = torch.tensor(arrays.images[index])

@@ -19,7 +19,7 @@ from numpy.random import Generator
 
 from conceptcam.data.phantom.arrays import Bools, Floats, Ints
 from conceptcam.data.phantom.concepts import INDEX, PHANTOM_CONCEPTS, PHANTOM_DISEASES
-from conceptcam.data.phantom.knobs import PhantomKnobs
+from conceptcam.data.phantom.config import PhantomConfig
 
 LEAK = 0.01
 """Chance of each disease, in an abnormal chest, from causes that are not among its own."""
@@ -49,19 +49,19 @@ def draw_traits(rng: Generator) -> Bools:
     return rng.random(len(TRAITS)) < [trait.chance for trait in TRAITS]
 
 
-def draw_diseases(rng: Generator, concepts: Ints, traits: Bools, knobs: PhantomKnobs) -> Ints:
+def draw_diseases(rng: Generator, concepts: Ints, traits: Bools, config: PhantomConfig) -> Ints:
     """(6,) the diseases of one image; the same random numbers whatever the findings."""
-    chances = disease_probability(concepts[None], traits[None], knobs)[0]
+    chances = disease_probability(concepts[None], traits[None], config)[0]
     return (rng.random(len(PHANTOM_DISEASES)) < chances).astype(np.int8)
 
 
-def disease_probability(concepts: Ints, traits: Bools, knobs: PhantomKnobs) -> Floats:
+def disease_probability(concepts: Ints, traits: Bools, config: PhantomConfig) -> Floats:
     """How likely each disease is for somebody who knows the findings and their hidden traits.
 
     Args:
         concepts: (N, 22), 0 or 1.
         traits: (N, 4), in the order of `TRAITS`.
-        knobs: Only `completeness` matters.
+        config: Only `completeness` matters.
 
     Returns:
         (N, 6) in [0, 1]. "No finding" is certain where no concept is present, and excludes all others.
@@ -72,7 +72,7 @@ def disease_probability(concepts: Ints, traits: Bools, knobs: PhantomKnobs) -> F
         index = _TRAIT[finding, trait]
         average = TRAITS[index].chance * yes + (1 - TRAITS[index].chance) * no
         own = np.where(traits[:, index], yes, no)
-        return present[finding] * ((1 - knobs.completeness) * average + knobs.completeness * own)
+        return present[finding] * ((1 - config.completeness) * average + config.completeness * own)
 
     congestion = present["Cardiomegaly"] & (present["Pleural effusion"] | present["Edema"])
     fracture = present["Rib fracture"] | present["Clavicle fracture"]
@@ -111,14 +111,14 @@ def _noisy_or(causes: list[Floats]) -> Floats:
     return 1 - (1 - LEAK) * np.prod([1 - cause for cause in causes], axis=0)
 
 
-def disease_posterior(concepts: Ints, knobs: PhantomKnobs) -> Floats:
+def disease_posterior(concepts: Ints, config: PhantomConfig) -> Floats:
     """How likely each disease is for somebody who knows the 22 findings and nothing else.
 
     Exact: every combination of hidden traits is weighed by its probability.
 
     Args:
         concepts: (N, 22), 0 or 1.
-        knobs: Only `completeness` matters.
+        config: Only `completeness` matters.
 
     Returns:
         (N, 6) in [0, 1].
@@ -136,11 +136,11 @@ def disease_posterior(concepts: Ints, knobs: PhantomKnobs) -> Floats:
     for traits in product((False, True), repeat=len(TRAITS)):
         weight = np.prod([t.chance if has else 1 - t.chance for t, has in zip(TRAITS, traits, strict=True)])
         rows = np.tile(np.array(traits), (len(concepts), 1))
-        posterior += weight * disease_probability(concepts, rows, knobs)
+        posterior += weight * disease_probability(concepts, rows, config)
     return posterior
 
 
-def disease_ceiling(concepts: Ints, diseases: Ints, knobs: PhantomKnobs) -> dict[str, float]:
+def disease_ceiling(concepts: Ints, diseases: Ints, config: PhantomConfig) -> dict[str, float]:
     """The AUROC of `disease_posterior` per disease, which nobody who sees only the concepts beats.
 
     Nobody beats it in expectation, that is: on a few samples luck can.
@@ -148,12 +148,12 @@ def disease_ceiling(concepts: Ints, diseases: Ints, knobs: PhantomKnobs) -> dict
     Args:
         concepts: (N, 22), 0 or 1.
         diseases: (N, 6), 0 or 1, of the same samples.
-        knobs: Those the samples were drawn with.
+        config: Those the samples were drawn with.
 
     Returns:
         Disease name -> AUROC; NaN where a disease is always or never there.
     """
-    posterior = disease_posterior(concepts, knobs)
+    posterior = disease_posterior(concepts, config)
     return {
         name: _auroc(posterior[:, index], np.asarray(diseases)[:, index] > 0)
         for index, name in enumerate(PHANTOM_DISEASES)

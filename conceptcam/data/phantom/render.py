@@ -14,9 +14,9 @@ from numpy.random import Generator, default_rng
 from conceptcam.data.phantom.anatomy import Chest, draw_frame, draw_shape
 from conceptcam.data.phantom.arrays import Bools, Floats, Ints
 from conceptcam.data.phantom.concepts import INDEX, PHANTOM_CONCEPTS, draw_concepts
+from conceptcam.data.phantom.config import PhantomConfig
 from conceptcam.data.phantom.diseases import TRAITS, draw_diseases, draw_traits
 from conceptcam.data.phantom.findings import PAINTERS
-from conceptcam.data.phantom.knobs import PhantomKnobs
 from conceptcam.data.phantom.outlines import OUTLINES
 from conceptcam.data.phantom.scene import Attributes, Box, Scene
 from conceptcam.data.phantom.textures import textures_of
@@ -68,16 +68,16 @@ class Phantom:
     """A source of chest radiographs that are drawn, so everything about them is known.
 
     Args:
-        knobs: What the images and labels are like.
+        config: What the images and labels are like.
         seed: Which of endless data sets; not negative.
     """
 
-    def __init__(self, knobs: PhantomKnobs | None = None, seed: int = 0) -> None:
+    def __init__(self, config: PhantomConfig | None = None, seed: int = 0) -> None:
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` must be a whole number from 0, got {seed!r}")
-        self.knobs = knobs if knobs is not None else PhantomKnobs()
+        self.config = config if config is not None else PhantomConfig()
         self.seed = seed
-        self._textures = textures_of(self.knobs.size)
+        self._textures = textures_of(self.config.size)
         steps = np.linspace(0, _BRIGHTEST, _TABLE)
         self._grey = [(steps**gamma).astype(np.float32) for gamma in _GAMMAS]
 
@@ -88,10 +88,10 @@ class Phantom:
         labels = self._stream(index, _LABELS)
         drawn, traits = draw_concepts(labels), draw_traits(labels)
         # The marker goes with what was drawn: taking a finding away must not take the marker with it.
-        marker = self._draw_marker(index, bool(drawn[INDEX[self.knobs.shortcut_concept]]))
+        marker = self._draw_marker(index, bool(drawn[INDEX[self.config.shortcut_concept]]))
         concepts = drawn.copy()
         concepts[[INDEX[name] for name in without]] = 0
-        diseases = draw_diseases(labels, concepts, traits, self.knobs)
+        diseases = draw_diseases(labels, concepts, traits, self.config)
         return PhantomCase(concepts, diseases, traits, marker)
 
     def sample(self, index: int, *, without: Collection[str] = ()) -> PhantomSample:
@@ -136,10 +136,10 @@ class Phantom:
         return default_rng((self.seed, index, part))
 
     def _draw_marker(self, index: int, present: bool) -> bool:
-        strength = self.knobs.shortcut_strength
-        if self.knobs.shortcut == "aligned":
+        strength = self.config.shortcut_strength
+        if self.config.shortcut == "aligned":
             chance = strength if present else 1 - strength
-        elif self.knobs.shortcut == "reversed":
+        elif self.config.shortcut == "reversed":
             chance = 1 - strength if present else strength
         else:
             return False
@@ -148,12 +148,12 @@ class Phantom:
     def _scene(self, index: int, case: PhantomCase) -> tuple[Scene, dict[str, Attributes]]:
         """The chest with its findings, before it is exposed."""
         body = self._stream(index, _BODY)
-        frame, shape = draw_frame(body, self.knobs.size), draw_shape(body)
+        frame, shape = draw_frame(body, self.config.size), draw_shape(body)
         attributes: dict[str, Attributes] = {}
         outlines = [name for name in OUTLINES if case.concepts[INDEX[name]]]
         for name in outlines:
             shape, attributes[name] = OUTLINES[name].change(shape, self._stream(index, INDEX[name]))
-        scene = Scene(Chest(frame, shape, self._textures, body), self.knobs.contrast)
+        scene = Scene(Chest(frame, shape, self._textures, body), self.config.contrast)
         for name in outlines:
             scene.mark(name, *OUTLINES[name].rectangle(shape))
         for name, paint in PAINTERS.items():
@@ -173,18 +173,18 @@ class Phantom:
         grey = self._grey[gamma][density.clip(0, _TABLE - 1).astype(np.int16)]
         grain = self._textures.crop("grain", rng, attenuation.shape)
         # Few photons pass where much is absorbed, so noise grows with brightness.
-        grey += (0.020 * self.knobs.noise) * grain * (0.6 + 0.6 * grey)
+        grey += (0.020 * self.config.noise) * grain * (0.6 + 0.6 * grey)
         grey *= _GREY
         return grey.clip(0, 255).astype(np.uint8)
 
     def _marker_box(self) -> Box:
-        size = self.knobs.size
+        size = self.config.size
         left, top, right, bottom = (round(edge * size) / size for edge in _MARKER_BOX)
         return left, top, right, bottom
 
     def _marker(self) -> Bools:
         """The letter L, as technicians put it on the patient's left."""
-        size = self.knobs.size
+        size = self.config.size
         left, top, right, bottom = (round(edge * size) for edge in _MARKER_BOX)
         stroke = max(2, round(0.018 * size))
         mask = np.zeros((size, size), bool)

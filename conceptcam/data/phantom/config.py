@@ -11,10 +11,10 @@ Prevalence = Literal["balanced"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhantomKnobs:
+class PhantomConfig:
     """Everything that shapes the phantom's images and labels, except seed and index.
 
-    All fields are JSON types, so `dataclasses.asdict` and `PhantomKnobs(**fields)` carry them anywhere.
+    All fields are JSON types, so `dataclasses.asdict` and `PhantomConfig(**fields)` carry them anywhere.
 
     Attributes:
         size: Side of the square images in pixels, 64 to 448.
