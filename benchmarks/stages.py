@@ -64,11 +64,11 @@ class Race:
             for batch in self.train + self.val:
                 self.model.backbone(batch.images)
 
-    def fit(self, cache: Storage, epochs: int) -> dict[str, Tensor]:
+    def fit(self, feature_cache: Storage, epochs: int) -> dict[str, Tensor]:
         """Stages 2 and 3 from the start; gives the weights they end with."""
         self.model.load_state_dict(self.untaught)
         _, *stages = preset().stages(self.model.config, Recipe(epochs={"prototypes": epochs, "task": epochs}))
-        Trainer(seed=0, cache=cache).fit(self.model, stages, self.train, self.val)
+        Trainer(seed=0, feature_cache=feature_cache).fit(self.model, stages, self.train, self.val)
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 

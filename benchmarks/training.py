@@ -70,7 +70,7 @@ def accumulation(size: Size, repeats: int) -> Rows:
     large = replace(size, batch=4 * size.batch)
     ways = {
         f"1 x {large.batch} images": library_step(large),
-        f"4 x {size.batch} images": library_step(size, accumulate=4),
+        f"4 x {size.batch} images": library_step(size, gradient_accumulation_steps=4),
     }
     return compare("accumulation", size, interleave(ways, repeats=repeats, warmup=1))
 

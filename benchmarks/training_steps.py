@@ -111,7 +111,7 @@ def library_step(
     *,
     stage: str = "concepts",
     precision: Precision = "fp32",
-    accumulate: int = 1,
+    gradient_accumulation_steps: int = 1,
     backend: str | None = None,
     saves_memory: bool = False,
     divided: bool = False,
@@ -122,7 +122,7 @@ def library_step(
         size: Of the model, and of the batches of all processes together.
         stage: Name of the stage of the `recommended` preset.
         precision: Of the forward pass.
-        accumulate: Batches per step.
+        gradient_accumulation_steps: Batches per step.
         backend: Of `torch.compile`; None does not compile.
         saves_memory: Whether the backbone computes its activations again in the backward pass.
         divided: Whether all processes take part.
@@ -134,11 +134,15 @@ def library_step(
         frozen=(),
         steps=STEPS,
         precision=precision,
-        clip_norm=CLIP,
+        max_grad_norm=CLIP,
         divided=divided,
         backend=backend,
     )
-    feed = Feed([random_batch(size) for _ in range(accumulate)], rank=distributed.rank(), world=distributed.world())
+    feed = Feed(
+        [random_batch(size) for _ in range(gradient_accumulation_steps)],
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
     source = Images(feed, row, CPU)
     kept = list(source.load(feed.draw(seed=0)))
 
@@ -169,7 +173,9 @@ def see_alone(size: Size) -> Step:
 def compare_alone(size: Size) -> Step:
     """A step of stage 2 from vectors that are there, as in every epoch that is read from the cache."""
     model, batch, row = ConceptModel.from_config(size.config), random_batch(size), _stage(size, "prototypes")
-    stepper = Stepper(model, row, frozen=(), steps=STEPS, precision="fp32", clip_norm=CLIP, divided=False, backend=None)
+    stepper = Stepper(
+        model, row, frozen=(), steps=STEPS, precision="fp32", max_grad_norm=CLIP, divided=False, backend=None
+    )
     (work,) = Images(feed := Feed([batch]), row, CPU).load(feed.draw(seed=0))
     images, asked = work.inputs  # (B, K) whose vectors the stage looks at
     with torch.no_grad():

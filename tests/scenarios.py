@@ -65,7 +65,13 @@ def shuffled() -> tuple[Any, ...]:
 def uneven() -> tuple[Any, ...]:
     """Lists of batches with an odd number of samples, several to a step; every second sample shows nothing."""
     model = tiny_model(**VIT)
-    return Trainer(seed=0, accumulate=2), model, stages_of(model), batches(squares(13), 5), batches(squares(11, 1), 3)
+    return (
+        Trainer(seed=0, gradient_accumulation_steps=2),
+        model,
+        stages_of(model),
+        batches(squares(13), 5),
+        batches(squares(11, 1), 3),
+    )
 
 
 def everything() -> tuple[Any, ...]:

@@ -223,7 +223,7 @@ def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against()
     assert learning == sum(parameter.numel() for parameter in training_steps.PlainModel(SMALL).parameters())
 
 
-@pytest.mark.parametrize(("options", "evaluations"), [({}, 1), ({"accumulate": 4}, 4)])
+@pytest.mark.parametrize(("options", "evaluations"), [({}, 1), ({"gradient_accumulation_steps": 4}, 4)])
 def test_a_step_of_the_library_moves_weights_once_however_many_batches_it_reads(options, evaluations, monkeypatch):
     calls = []
     for owner, name in ((torch.optim.AdamW, "step"), (ConceptModel, "see")):

@@ -35,7 +35,7 @@ def shell_lines(text: str) -> list[str]:
 def workshop(tmp_path, monkeypatch):
     """An empty folder to run a page in, in which `make demo` seems to have been."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     model = ConceptModel.from_config(demo_config(112))
     model.record = model.record.after("concepts", ["backbone", "concept_head"])
     model.record = model.record.after("prototypes", ["projector", "prototypes"]).after("task", ["task_head"])

@@ -56,7 +56,7 @@ def run_options(options: argparse.Namespace) -> "RunOptions":
     from conceptcam.runs.options import RunOptions
 
     given = vars(options)
-    names = {field.name for field in dataclasses.fields(RunOptions)} - {"epochs", "progress"}
+    names = {field.name for field in dataclasses.fields(RunOptions)} - {"epochs", "progress_bar"}
     known = {name: given[name] for name in names & given.keys()}
     if "RANK" not in os.environ:  # of several, each has a device of its own, which is looked at when it trains
         usable_device(given.get("device", "cpu"))
@@ -68,7 +68,7 @@ def run_options(options: argparse.Namespace) -> "RunOptions":
     weights = known.get("weights")
     if weights is not None and Path(weights).expanduser().is_file():
         known["weights"] = str(Path(weights).expanduser().resolve())  # so that `run.json` says which file it was
-    return RunOptions(**known, epochs={**usual, **asked}, progress=sys.stderr.isatty())
+    return RunOptions(**known, epochs={**usual, **asked}, progress_bar=sys.stderr.isatty())
 
 
 def output_folder(options: argparse.Namespace) -> Path:

@@ -130,9 +130,15 @@ def _training_options(parser: argparse.ArgumentParser, *, epochs: Sequence[str],
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto (default): bf16 where a trial step is faster in it than in fp32",
     )  # fmt: skip
-    parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that load images (default: 0)")
     parser.add_argument(
-        "--accumulate", type=positive, default=1, metavar="N", help="batches per step, to save memory (default: 1)"
+        "--num-workers", type=count, default=0, metavar="N", help="processes that load images (default: 0)"
+    )
+    parser.add_argument(
+        "--gradient-accumulation-steps",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="batches per step, to save memory (default: 1)",
     )
     parser.add_argument(
         "--layer-decay", type=float, default=1.0, metavar="F",
@@ -143,7 +149,7 @@ def _training_options(parser: argparse.ArgumentParser, *, epochs: Sequence[str],
     )
     parser.add_argument("--compile", action="store_true", help="run training steps through torch.compile")
     parser.add_argument(
-        "--cache", choices=("auto", "off", "memory", "disk"), default="auto",
+        "--feature-cache", choices=("auto", "off", "memory", "disk"), default="auto",
         help="where the later stages keep what frozen parts say of each image (default: auto)",
     )  # fmt: skip
     parser.add_argument("--tensorboard", action="store_true", help="log epochs for TensorBoard too")

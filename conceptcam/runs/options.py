@@ -19,7 +19,7 @@ from conceptcam.training.presets import Recipe, preset
 from conceptcam.training.step import Precision
 
 # What may be other than at its beginning when a run is resumed, because what is learned does not follow from it.
-_FREE_OPTIONS = ("device", "gradient_checkpointing", "cache", "tensorboard", "workers")
+_FREE_OPTIONS = ("device", "gradient_checkpointing", "feature_cache", "tensorboard", "num_workers")
 _FREE = {
     "": (*_FREE_OPTIONS, "finished", "conceptcam", "torch"),
     # It is the labels that count: a cluster may copy data to a new place for each start.
@@ -44,10 +44,10 @@ class RunOptions:
         freeze_backbone: Whether it should not move at all.
         layer_decay: Each layer of a backbone that starts from trained weights learns at this times the rate of the
             layer behind it; see `Stage`.
-        accumulate: Batches per step.
+        gradient_accumulation_steps: Batches per step.
         gradient_checkpointing: Whether to save memory by computing activations twice.
         compile: Whether to run training steps through `torch.compile`.
-        cache: Where stages keep what frozen parts say of each image; see `Trainer`.
+        feature_cache: Where stages keep what frozen parts say of each image; see `Trainer`.
         tensorboard: Whether to log epochs for TensorBoard too, into the run's folder.
         resume: Whether to go on with a run that was killed, in the same folder and with the same options, save those
             that what is learned does not follow from. In a folder without a run one begins, and of a finished run
@@ -57,8 +57,8 @@ class RunOptions:
             `paper`, which takes no other choice.
         solve_task: Whether to solve for the task head's weights at once in place of descending; see `LinearSolver`.
             The stage `task` then has no number of epochs.
-        workers: Processes that load data.
-        progress: Whether to show progress bars.
+        num_workers: Processes that load data.
+        progress_bar: Whether to show progress bars.
     """
 
     preset: str = "recommended"
@@ -71,16 +71,16 @@ class RunOptions:
     weights: str | Path | None = None
     freeze_backbone: bool = False
     layer_decay: float = 1.0
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
-    cache: Storage = "auto"
+    feature_cache: Storage = "auto"
     tensorboard: bool = False
     resume: bool = False
     imbalance: Imbalance | None = None
     solve_task: bool = False
-    workers: int = 0
-    progress: bool = False
+    num_workers: int = 0
+    progress_bar: bool = False
 
 
 def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> Recipe:
@@ -119,7 +119,7 @@ def told_of(options: RunOptions, task_kind: TaskKind) -> dict[str, Any]:
     """What `run.json` says of options, a choice about rare labels in full; `"auto"` precision is chosen later."""
     told = dataclasses.asdict(options)
     told["imbalance"] = _answers(options, task_kind)
-    return {name: value for name, value in told.items() if name not in ("resume", "progress")}
+    return {name: value for name, value in told.items() if name not in ("resume", "progress_bar")}
 
 
 def refuse_changed(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -149,4 +149,4 @@ def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Imbalance]:
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:
     """Batches of a data set, as the options say."""
     on_gpu = torch.device(options.device).type == "cuda"
-    return dataset.dataloader(options.batch_size, shuffle=shuffle, num_workers=options.workers, pin_memory=on_gpu)
+    return dataset.dataloader(options.batch_size, shuffle=shuffle, num_workers=options.num_workers, pin_memory=on_gpu)

@@ -45,7 +45,7 @@ class _Epoch(Protocol):
 class MapHistory:
     """Keeps an image's concept maps epoch by epoch: a picture of learning.
 
-    Pass it as a Trainer's `on_epoch`, or call it from there; stages that do not change concept maps are left
+    Pass it as a Trainer's `callbacks`, or call it from there; stages that do not change concept maps are left
     out.
 
     Args:

@@ -142,21 +142,17 @@ def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | N
     hooks += [maps] if maps is not None else []
     hooks += [TensorBoardLogger(folder / TENSORBOARD)] if options.tensorboard else []
 
-    def on_epoch(model: ConceptModel, record: EpochResult) -> None:
-        for hook in hooks:
-            hook(model, record)
-
     return Trainer(
         device=options.device,
         precision=cast(Precision, options.precision),
         seed=options.seed,
-        progress=options.progress,
-        on_epoch=on_epoch,
-        accumulate=options.accumulate,
+        progress_bar=options.progress_bar,
+        callbacks=hooks,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
         checkpoint_dir=folder / CHECKPOINTS / phase,
         compile=options.compile,
         gradient_checkpointing=options.gradient_checkpointing,
-        cache=options.cache,
+        feature_cache=options.feature_cache,
     )
 
 

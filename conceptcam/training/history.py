@@ -41,7 +41,7 @@ class EpochResult(NamedTuple):
 
 
 class CSVLogger:
-    """Keeps a CSV file of all epochs; hand it to a `Trainer` as `on_epoch`.
+    """Keeps a CSV file of all epochs; hand it to a `Trainer` as `callbacks`.
 
     A row is added as its epoch ends, in one write, so a killed run leaves every epoch that was finished. Nothing is
     written before the first epoch ends. Of several processes, only the one that calls it writes.
@@ -123,7 +123,7 @@ def _write_history(path: Path, records: Sequence[EpochResult]) -> None:
 
 
 class TensorBoardLogger:
-    """Writes each epoch to TensorBoard; hand it to a `Trainer` as `on_epoch`, and run `tensorboard --logdir folder`.
+    """Writes each epoch to TensorBoard; hand it to a `Trainer` as `callbacks`, and run `tensorboard --logdir folder`.
 
     Each stage is a run of its own, a folder named after it, whose steps are epochs. An epoch that is trained again,
     after a resume or in a second training into the same folder, takes the place of what was there from it on.

@@ -187,7 +187,8 @@ class Fit:
         progress.records.append(record)
         if distributed.is_first():
             tell_of_epoch(self._records()[-progress.epoch :])
-            self.settings.on_epoch(self.model, record)
+            for callback in self.settings.callbacks:
+                callback(self.model, record)
         progress.start_epoch(progress.epoch + 1)
 
     def _judged(self, stage: Stage, val: Source) -> tuple[float, float]:
@@ -210,7 +211,7 @@ class Fit:
             set_random_states(self.saved.pop("random")[distributed.rank()], self.device)
         self.model.train()
         bar.update(progress.batches)
-        while group := list(islice(works, self.settings.accumulate)):
+        while group := list(islice(works, self.settings.gradient_accumulation_steps)):
             loss, samples = stepper.step(group)
             progress.loss_total += loss * samples
             progress.loss_count += samples
@@ -230,9 +231,9 @@ class Fit:
             self.model,
             stage,
             frozen=self.frozen,
-            steps=None if length is None else math.ceil(length / settings.accumulate) * stage.epochs,
+            steps=None if length is None else math.ceil(length / settings.gradient_accumulation_steps) * stage.epochs,
             precision=settings.precision,
-            clip_norm=settings.clip_norm,
+            max_grad_norm=settings.max_grad_norm,
             divided=divided,
             backend=settings.backend,
         )
@@ -300,7 +301,7 @@ class Fit:
     def _bar(self, title: str) -> Any:
         from tqdm import tqdm
 
-        shown = self.settings.progress and distributed.is_first()
+        shown = self.settings.progress_bar and distributed.is_first()
         return tqdm(total=self.train.length, desc=title, disable=not shown, leave=True, mininterval=0.5)
 
 

@@ -1,6 +1,6 @@
 """How to train, and what of it decides what is learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from conceptcam.training.history import EpochResult
 from conceptcam.training.step import Precision
 
 # Options that what is learned follows from.
-_FIXED = ("seed", "precision", "clip_norm", "accumulate", "compile", "cache_dtype")
+_FIXED = ("seed", "precision", "max_grad_norm", "gradient_accumulation_steps", "compile", "feature_cache_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,26 +22,26 @@ class Settings:
 
     device: torch.device | str = "cpu"
     precision: Precision = "fp32"
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     seed: int | None = None
-    progress: bool = False
-    on_epoch: Callable[[ConceptModel, EpochResult], None] = lambda model, record: None
-    accumulate: int = 1
+    progress_bar: bool = False
+    callbacks: Sequence[Callable[[ConceptModel, EpochResult], None]] = ()
+    gradient_accumulation_steps: int = 1
     checkpoint_dir: str | Path | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     compile: bool | str = False
     gradient_checkpointing: bool = False
-    cache: Storage = "auto"
-    cache_limit: float = LIMIT / 1e9
-    cache_dtype: torch.dtype | None = None
+    feature_cache: Storage = "auto"
+    feature_cache_limit: float = LIMIT / 1e9
+    feature_cache_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"unknown `precision` {self.precision!r}; known: {list(get_args(Precision))}")
         if self.precision == "fp16" and torch.device(self.device).type == "cpu":
             raise ValueError("`precision='fp16'` needs a GPU; use 'bf16' on a CPU")
-        for name in ("accumulate", "checkpoint_every", "keep_checkpoints"):
+        for name in ("gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
@@ -51,7 +51,9 @@ class Settings:
 
     def frozen_outputs(self) -> FrozenOutputs:
         """What keeps the outputs of frozen parts, for one fit."""
-        return FrozenOutputs(self.cache, dtype=self.cache_dtype, limit=round(self.cache_limit * 1e9))
+        return FrozenOutputs(
+            self.feature_cache, dtype=self.feature_cache_dtype, limit=round(self.feature_cache_limit * 1e9)
+        )
 
     @property
     def fixed(self) -> dict[str, Any]:

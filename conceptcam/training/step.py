@@ -32,7 +32,7 @@ class Stepper:
         frozen: Names of parameters that stay as they are whatever the stage says.
         steps: How many steps there will be; None if nobody knows.
         precision: Of the forward pass.
-        clip_norm: Gradients are scaled down to this norm.
+        max_grad_norm: Gradients are scaled down to this norm.
         divided: Whether each process computes its own rows of a batch.
         backend: Of `torch.compile`; None does not compile.
     """
@@ -45,11 +45,11 @@ class Stepper:
         frozen: Collection[str],
         steps: int | None,
         precision: Precision,
-        clip_norm: float,
+        max_grad_norm: float,
         divided: bool,
         backend: str | None,
     ) -> None:
-        self._model, self._stage, self._precision, self._clip_norm = model, stage, precision, clip_norm
+        self._model, self._stage, self._precision, self._clip_norm = model, stage, precision, max_grad_norm
         groups = parameter_groups(model, stage, frozen)
         self._learning = [parameter for group in groups for parameter in group["params"]]
         self._factor = distributed.world() if divided else 1

@@ -27,32 +27,33 @@ class Trainer(Settings):
 
     Several processes divide each batch among them and give the weights that one process gives, save that batch norm
     takes its statistics from each process's own rows, and that dropout is drawn by each. Only the first one writes
-    files, shows a bar, logs and calls `on_epoch`.
+    files, shows a bar, logs and calls `callbacks`.
 
     Attributes:
         device: Where to train; `"cuda"` is the GPU of this process.
         precision: `"bf16"` and `"fp16"` run the forward pass in autocast; `"fp16"` needs a GPU and scales
             the loss.
-        clip_norm: Gradients are scaled down to this norm.
+        max_grad_norm: Gradients are scaled down to this norm.
         seed: Makes `fit` repeatable, whatever was random before it, and leaves the global random state
             as it was; None uses and advances the global random state.
-        progress: Whether to show a bar with loss and score.
-        on_epoch: Called with the model and each record as it is made: log, draw or stop (raise) here. An epoch
+        progress_bar: Whether to show a bar with loss and score.
+        callbacks: Each is called with the model and each record as it is made: log, draw or stop (raise) here. An epoch
             after which a run is killed may be trained, and told, again when it resumes.
-        accumulate: Batches per step. Their losses are averaged by samples: as one batch of all of them, where the
-            loss is a mean over images.
+        gradient_accumulation_steps: Batches per step. Their losses are averaged by samples: as one batch of all of
+            them, where the loss is a mean over images.
         checkpoint_dir: Where to keep what a killed run can be resumed from; None keeps nothing.
         checkpoint_every: Steps after which a checkpoint is written, beside those at the end of each epoch.
         keep_checkpoints: How many of the newest are kept.
         compile: Whether to run the training steps through `torch.compile`, or with which of its backends.
         gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
             which costs about a third more time and saves most of their memory.
-        cache: Where stages keep what their frozen parts say of each sample, so that its image is read once and not in
-            each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it is large, where
+        feature_cache: Where stages keep what their frozen parts say of each sample, so that its image is read
+            once and not in each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it is large, where
             data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say that they are,
             where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
-        cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
-        cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds nothing.
+        feature_cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
+        feature_cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds
+            nothing.
     """
 
     def fit(

@@ -169,7 +169,7 @@ def test_a_first_command_that_fails_leaves_no_folder_in_the_way(wrong, sentence,
 
 
 def test_a_first_demo_that_fails_leaves_no_folder_in_the_way(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     small = ["--images", "16", "--size", "64", "--layer-decay", "0.75", "--precision", "fp32"]
     assert main(["demo", *small, "--out", str(tmp_path / "out")]) == 2
     assert "leave --layer-decay out" in capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_explain_names_concepts_and_shares_and_draws(run, data, tmp_path, capsys
 
 
 def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     small = [
         "--images",
         "64",
@@ -385,7 +385,7 @@ def test_help_reads_like_a_manual_page(command, capsys):
         (["train", "x", "--imbalance", "focl"], "unknown answer to imbalance 'focl'; did you mean ['focal']"),
         (["demo", "--preset", "papers"], "unknown preset 'papers'; did you mean ['paper']"),
         (["dmeo"], "invalid choice: 'dmeo'"),
-        (["demo", "--workers", "-1"], "expected a whole number, 0 or above, got '-1'"),
+        (["demo", "--num-workers", "-1"], "expected a whole number, 0 or above, got '-1'"),
     ],
 )
 def test_wrong_options_are_explained(arguments, sentence, capsys):

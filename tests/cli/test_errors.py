@@ -47,7 +47,7 @@ def test_log_lines_speak_of_flags_too():
         (OSError(errno.ENOSPC, "No space left on device", "a.pt"), "no room left on the disk to write a.pt; make room"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "Too many levels of symbolic links: a"),
         (OSError("the checkpoint is whole"), "the checkpoint is whole"),
-        (RuntimeError("a worker of the data loader died, with workers=2"), "died, with --workers 2"),
+        (RuntimeError("a worker of the data loader died, with workers=2"), "died, with --num-workers 2"),
     ],
 )
 def test_an_error_of_the_users_is_one_sentence_without_numbers_of_the_system(error, said):

@@ -299,7 +299,7 @@ def test_leaving_out_an_unknown_finding_is_refused_by_name():
         ({"contrast": 0.0}, "`contrast` must be"),
     ],
 )
-def test_impossible_knobs_are_refused_with_the_reason(config, message):
+def test_impossible_settings_are_refused_with_the_reason(config, message):
     with pytest.raises(ValueError, match=message):
         PhantomConfig(**config)
 

@@ -23,7 +23,9 @@ FILES = {"config.json": b'{"a": 1}', "sub/model.safetensors": BODY}
 
 
 def weights(tmp_path: Path, name: str = "org/name", **options) -> bytes:
-    return Path(hf_hub_download(name, "sub/model.safetensors", cache_dir=tmp_path / "cache", **options)).read_bytes()
+    return Path(
+        hf_hub_download(name, "sub/model.safetensors", cache_dir=tmp_path / "feature_cache", **options)
+    ).read_bytes()
 
 
 def test_the_client_talks_to_this_server_and_to_no_other(hub: HubServer):

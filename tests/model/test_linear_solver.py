@@ -157,7 +157,7 @@ def test_a_solved_stage_has_the_weights_that_its_evidence_leads_to():
 def test_a_solved_stage_gives_the_same_without_a_cache_and_after_a_resume(tmp_path):
     model, records = solved(checkpoint_dir=tmp_path)
     again, told = solved(checkpoint_dir=tmp_path, resume=True)
-    bare, _ = solved(cache="off")
+    bare, _ = solved(feature_cache="off")
     assert told == records
     for other in (again, bare):
         assert all(torch.equal(value, weights(other)[name]) for name, value in weights(model).items())

@@ -148,7 +148,7 @@ def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_p
 
 def test_a_resumed_run_may_load_and_keep_otherwise_and_has_the_precision_it_began_with(tmp_path):
     began = run(tmp_path, precision="bf16").state_dict()
-    again = run(tmp_path, precision="auto", cache="off", progress=True, resume=True).state_dict()
+    again = run(tmp_path, precision="auto", feature_cache="off", progress=True, resume=True).state_dict()
     assert all(torch.equal(began[name], again[name]) for name in began)
 
 

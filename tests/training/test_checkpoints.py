@@ -222,7 +222,7 @@ def test_a_finished_run_gives_its_records_and_weights_without_training(tmp_path)
     first, records = trained(tmp_path)
     called = []
     model = tiny_model(seed=5)
-    second, again = trained(tmp_path, resume=True, model=model, on_epoch=lambda *given: called.append(given))
+    second, again = trained(tmp_path, resume=True, model=model, callbacks=[lambda *given: called.append(given)])
     assert str(again) == str(records)
     assert not called
     assert all(torch.equal(value, weights(first)[key]) for key, value in weights(second).items())
@@ -262,14 +262,14 @@ def stop_at(count):
 
 def stopped(folder, count=2, **options):
     with pytest.raises(Stop):
-        trained(folder, on_epoch=stop_at(count)[0], **options)
+        trained(folder, callbacks=[stop_at(count)[0]], **options)
 
 
 def test_an_epoch_that_a_hook_stopped_is_told_again(tmp_path):
     whole, records = trained(None)
     stopped(tmp_path, 3)
     hook, seen = stop_at(99)
-    resumed, again = trained(tmp_path, resume=True, on_epoch=hook)
+    resumed, again = trained(tmp_path, resume=True, callbacks=[hook])
     assert seen == [(record[0], record[1]) for record in records[2:]]
     assert str(again) == str(records)
     assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(resumed).items())

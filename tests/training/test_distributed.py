@@ -38,7 +38,7 @@ def train(where, resume=False):
     trainer, model, stages, train, val = SCENARIOS["shuffled"]()
     model.concept_head = torch.nn.Sequential(torch.nn.Dropout(0.3), model.concept_head)
     trainer = dataclasses.replace(
-        trainer, checkpoint_dir=where, checkpoint_every=1, on_epoch=lambda model, record: told.append(record[:2])
+        trainer, checkpoint_dir=where, checkpoint_every=1, callbacks=[lambda model, record: told.append(record[:2])]
     )
     trainer.fit(model, stages, train, val, resume=resume)
     return weights(model)
@@ -71,7 +71,7 @@ torch.save({"whole": whole, "resumed": resumed, "told": tellings}, folder / f"re
 trainer, model, stages, train, val = SCENARIOS["uneven"]()
 train[0].images[3] = torch.nan
 try:
-    dataclasses.replace(trainer, accumulate=1).fit(model, stages[:1], train, val)
+    dataclasses.replace(trainer, gradient_accumulation_steps=1).fit(model, stages[:1], train, val)
 except FloatingPointError as error:
     (folder / f"said-{rank}").write_text(str(error))
 

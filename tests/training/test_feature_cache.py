@@ -110,7 +110,7 @@ def test_losses_scores_and_weights_are_equal_to_the_bit_with_and_without_the_cac
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_lists_of_uneven_batches_are_equal_with_and_without_the_cache(precision):
     data = [batch for size in (3, 8, 1) for batch in batches(Squares(8, size), size)], batches(Squares(9, 1), 4)
-    options = {"precision": precision, "accumulate": 2}
+    options = {"precision": precision, "gradient_accumulation_steps": 2}
     assert same(fit("auto", data, trainer=options), fit("off", data, trainer=options))
 
 
@@ -118,7 +118,7 @@ def test_features_kept_for_stage_3_say_the_same_as_the_images(caplog):
     caplog.set_level(logging.INFO)
     kept = fit("memory")
     assert "MB of features" in caplog.text and "0 MB of features" not in caplog.text
-    assert same(kept, fit("memory", trainer={"cache_limit": 0.0002}))  # room for rows alone
+    assert same(kept, fit("memory", trainer={"feature_cache_limit": 0.0002}))  # room for rows alone
     assert "features are not kept" in caplog.text
 
 
@@ -137,7 +137,7 @@ def test_stages_2_and_3_show_each_image_to_the_backbone_once():
 
 
 def test_cache_that_is_larger_than_its_limit_is_not_used_and_the_log_and_the_records_say_so(caplog):
-    limited = fit("memory", trainer={"cache_limit": 1e-7})
+    limited = fit("memory", trainer={"feature_cache_limit": 1e-7})
     assert same(limited, fit("off"))
     assert not any(record.cached for record in limited[0])
     assert "reads its images in each epoch" in caplog.text and "1e-07 GB allowed" in caplog.text
@@ -279,7 +279,7 @@ def test_a_stage_that_asks_for_the_known_is_given_absent_concepts_too(source):
     assert work.inputs[0].shape == (4, model.backbone.out_channels)
 
 
-@pytest.mark.parametrize("cache", ["off", "auto"])
+@pytest.mark.parametrize("feature_cache", ["off", "auto"])
 def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cache):
     seen = []
 
@@ -387,7 +387,7 @@ def test_custom_objective_sees_the_same_with_and_without_the_cache():
     "options, sentence",
     [
         ({"cache": "ram"}, "unknown `storage` 'ram'"),
-        ({"cache_dtype": torch.int8}, "stored as a floating-point type, not torch.int8"),
+        ({"feature_cache_dtype": torch.int8}, "stored as a floating-point type, not torch.int8"),
     ],
 )
 def test_unknown_options_are_refused_when_the_trainer_is_made(options, sentence):
@@ -424,7 +424,7 @@ def test_nothing_is_left_on_disk_by_a_training_that_is_killed(tmp_path):
             files = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
             print(sum(os.environ["TMPDIR"] in file for file in files), record.cached, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        Trainer(seed=0, cache="disk", on_epoch=die).fit(model, stages_of(model), *loaders())
+        Trainer(seed=0, feature_cache="disk", callbacks=[die]).fit(model, stages_of(model), *loaders())
     """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
@@ -439,8 +439,8 @@ import logging, os, sys, torch
 torch.set_num_threads(1)
 from tests.test_frozen import fit
 results = {cache: fit(cache) for cache in ("off", "memory", "disk")}
-results["no features"] = fit("memory", trainer={"cache_limit": 0.0001})
-results["no room"] = fit("memory", trainer={"cache_limit": 1e-7})
+results["no features"] = fit("memory", trainer={"feature_cache_limit": 0.0001})
+results["no room"] = fit("memory", trainer={"feature_cache_limit": 1e-7})
 torch.save({name: ([tuple(record) for record in records], values) for name, (records, values) in results.items()},
            f"{sys.argv[1]}/{os.environ['RANK']}.pt")
 """

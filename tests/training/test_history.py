@@ -163,7 +163,7 @@ def test_a_file_that_is_no_table_of_epochs_is_refused(tmp_path, text, message):
 def test_a_trainer_writes_the_records_that_it_returns(tmp_path):
     data = batches(Squares(8))
     stages = preset().stages(tiny_model().config, Recipe(epochs={"concepts": 2, "prototypes": 1, "task": 1}))
-    trainer = Trainer(seed=0, on_epoch=CSVLogger(tmp_path / "history.csv"))
+    trainer = Trainer(seed=0, callbacks=[CSVLogger(tmp_path / "history.csv")])
     records = trainer.fit(tiny_model(), stages, data, data)
     assert len(records) == 5 and same(read_history(tmp_path / "history.csv"), records)
 

@@ -120,7 +120,7 @@ def test_record_of_an_interrupted_fit_claims_nothing_of_weights_that_moved():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(seed=0, on_epoch=stop).fit(model, stages[:1], TRAIN[:1], VAL[:1])
+        Trainer(seed=0, callbacks=[stop]).fit(model, stages[:1], TRAIN[:1], VAL[:1])
     assert model.record.stages == ()
     assert model.record.thresholds == model.record.metrics == {}
 
@@ -199,7 +199,7 @@ def test_where_no_validation_label_is_known_the_loss_is_undefined_and_the_last_e
     model = tiny_model()
     unknown = [batch._replace(concepts=torch.full_like(batch.concepts, torch.nan), boxes=None) for batch in VAL]
     kept = []
-    trainer = Trainer(seed=0, on_epoch=lambda model, record: kept.append(weights(model)))
+    trainer = Trainer(seed=0, callbacks=[lambda model, record: kept.append(weights(model))])
     with caplog.at_level(logging.WARNING):
         records = trainer.fit(model, stages_of(model, epochs=3)[:1], TRAIN, unknown)
     assert all(np.isnan([record.val_loss, record.score]).all() for record in records)
@@ -316,7 +316,7 @@ def test_gradients_are_clipped_to_the_norm():
 
     torch.optim.AdamW.step = spy
     try:
-        Trainer(seed=0, clip_norm=0.01).fit(model, [stage], TRAIN, VAL)
+        Trainer(seed=0, max_grad_norm=0.01).fit(model, [stage], TRAIN, VAL)
     finally:
         torch.optim.AdamW.step = step
     assert norms
@@ -333,7 +333,7 @@ def test_hook_sees_every_epoch_and_may_stop_training():
 
     model = tiny_model()
     with pytest.raises(KeyboardInterrupt):
-        Trainer(seed=0, on_epoch=hook).fit(model, stages_of(model), TRAIN[:1], VAL[:1])
+        Trainer(seed=0, callbacks=[hook]).fit(model, stages_of(model), TRAIN[:1], VAL[:1])
     assert seen == [("concepts", 1), ("concepts", 2), ("embedding", 1)]
     assert all(p.requires_grad for p in model.parameters())
 
@@ -380,7 +380,7 @@ def test_accumulating_batches_learns_as_one_batch_of_all_of_them(sizes):
     for given, accumulate in ((small, sizes[1] // sizes[0]), (large, 1)):
         model = vit_model()
         stage = stages_of(model, epochs=2, objective=mean_over_images, schedule="cosine")[0]
-        records = Trainer(seed=0, accumulate=accumulate).fit(model, [stage], given, doubled(VAL))
+        records = Trainer(seed=0, gradient_accumulation_steps=accumulate).fit(model, [stage], given, doubled(VAL))
         results.append((weights(model), [record[2:6] for record in records]))
     (first, told), (second, expected) = results
     assert max((first[name] - second[name]).abs().max() for name in first) < 1e-6
@@ -398,7 +398,9 @@ class Sudden(Squares):
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
     model = tiny_model()
-    with pytest.raises(RuntimeError, match="a worker of the data loader died, .* with workers=0. The loader says: Dat"):
+    with pytest.raises(
+        RuntimeError, match="a worker of the data loader died, .* with `num_workers=0`. The loader says: Dat"
+    ):
         Trainer(seed=0).fit(model, stages_of(model)[:1], Sudden(8).dataloader(4, num_workers=1), VAL)
 
 
@@ -506,8 +508,8 @@ def test_gradient_checkpointing_of_a_backbone_that_cannot_is_refused():
 
 
 def test_accumulating_nothing_is_refused():
-    with pytest.raises(ValueError, match="`accumulate` must be at least 1, got 0"):
-        Trainer(accumulate=0)
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be at least 1, got 0"):
+        Trainer(gradient_accumulation_steps=0)
 
 
 def test_loaders_may_be_told_apart_by_neither_workers_nor_what_is_random_meanwhile():
