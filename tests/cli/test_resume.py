@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.test_cli import write_coco
+from tests.cli.test_cli import write_coco
 
 from conceptcam.cli.main import main
 

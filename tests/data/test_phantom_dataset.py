@@ -149,7 +149,7 @@ def test_a_failure_while_writing_leaves_no_cache(tmp_path, monkeypatch, failing)
         monkeypatch.setattr(cache, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
         cached(request(), tmp_path, processes=1)
-    monkeypatch.denormalize()
+    monkeypatch.undo()
     assert not list(tmp_path.glob("*.u8"))
     assert_same(cached(request(), tmp_path, processes=1), render_part(request()))
 

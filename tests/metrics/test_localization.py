@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.metrics import pairs as pairs_module
+from conceptcam.metrics import map_scores as pairs_module
 from conceptcam.metrics.classification import macro_average
 from conceptcam.metrics.localization import (
     LocalizationMetrics,

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from tests.test_distributed import torchrun
+from tests.training.test_distributed import torchrun
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from conceptcam.data.batch import ConceptBatch, collate
@@ -417,7 +417,7 @@ def test_nothing_is_left_on_disk_by_a_training_that_is_killed(tmp_path):
         import os, signal, torch
         from pathlib import Path
         from conceptcam.training.trainer import Trainer
-        from tests.test_frozen import loaders, stages_of, tiny_model
+        from tests.training.test_feature_cache import loaders, stages_of, tiny_model
         torch.set_num_threads(1)
         model = tiny_model()
         def die(model, record):
@@ -437,7 +437,7 @@ def test_nothing_is_left_on_disk_by_a_training_that_is_killed(tmp_path):
 TWO = """
 import logging, os, sys, torch
 torch.set_num_threads(1)
-from tests.test_frozen import fit
+from tests.training.test_feature_cache import fit
 results = {cache: fit(cache) for cache in ("off", "memory", "disk")}
 results["no features"] = fit("memory", trainer={"feature_cache_limit": 0.0001})
 results["no room"] = fit("memory", trainer={"feature_cache_limit": 1e-7})

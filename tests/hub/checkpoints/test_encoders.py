@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from tests.formats.published import (
+from tests.hub.checkpoints.published import (
     DEPTH,
     HEADS,
     PATCH,
