@@ -40,7 +40,7 @@ def fit(cache, data=None, *, with_stages=None, trainer=None, **config):
     model = tiny_model(**config)
     train, val = data or loaders()
     stages = stages_of(model) if with_stages is None else with_stages(model)
-    records = Trainer(seed=0, cache=cache, **trainer or {}).fit(model, stages, train, val)
+    records = Trainer(seed=0, feature_cache=cache, **trainer or {}).fit(model, stages, train, val)
     return records, weights(model)
 
 
@@ -279,7 +279,7 @@ def test_a_stage_that_asks_for_the_known_is_given_absent_concepts_too(source):
     assert work.inputs[0].shape == (4, model.backbone.out_channels)
 
 
-@pytest.mark.parametrize("feature_cache", ["off", "auto"])
+@pytest.mark.parametrize("cache", ["off", "auto"])
 def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cache):
     seen = []
 
@@ -365,7 +365,7 @@ def test_parts_that_draw_random_numbers_while_training_are_still():
     def run(cache):
         model = tiny_model()
         model.pool = torch.nn.Sequential(torch.nn.Dropout(0.9), model.pool)
-        records = Trainer(seed=0, cache=cache).fit(model, stages_of(model), *loaders())
+        records = Trainer(seed=0, feature_cache=cache).fit(model, stages_of(model), *loaders())
         return records, weights(model)
 
     assert same(run("off"), run("memory"))
@@ -386,7 +386,7 @@ def test_custom_objective_sees_the_same_with_and_without_the_cache():
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"cache": "ram"}, "unknown `storage` 'ram'"),
+        ({"feature_cache": "ram"}, "unknown `storage` 'ram'"),
         ({"feature_cache_dtype": torch.int8}, "stored as a floating-point type, not torch.int8"),
     ],
 )
