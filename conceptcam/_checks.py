@@ -13,7 +13,7 @@ def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
     Raises:
         ValueError: Naming the offenders.
     """
-    refuse_text(what, names)
+    check_not_str(what, names)
     strange = [name for name in names if not isinstance(name, str) or not name.strip()]
     repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
     if strange or repeated or len(names) < at_least:
@@ -23,7 +23,7 @@ def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
         )
 
 
-def refuse_text(what: str, names: object) -> None:
+def check_not_str(what: str, names: object) -> None:
     """Refuse a string where names are expected: each of its letters would count as one.
 
     Raises:
@@ -39,7 +39,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}" if near else ""
 
 
-def few(names: Iterable[object]) -> str:
+def shorten(names: Iterable[object]) -> str:
     """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
     shown = [repr(name) for name in names]
     return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from conceptcam._checks import _MANY, check_names, few, refuse_text
+from conceptcam._checks import _MANY, check_names, check_not_str, shorten
 from conceptcam._files import nan_to_null
 
 FORMAT_VERSION = 2
@@ -84,8 +84,8 @@ class ConceptConfig:
     bottleneck: Bottleneck = "prototypes"
 
     def __post_init__(self) -> None:
-        refuse_text("concepts", self.concepts)
-        refuse_text("tasks", self.tasks)
+        check_not_str("concepts", self.concepts)
+        check_not_str("tasks", self.tasks)
         for name in ("concepts", "tasks", "image_size", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
@@ -207,7 +207,7 @@ def _short(record: "ConceptConfig | TrainingRecord") -> str:
 
 def _few(value: object) -> str:
     if isinstance(value, tuple) and len(value) > _MANY:
-        return f"({few(value)})"
+        return f"({shorten(value)})"
     if isinstance(value, Mapping) and len(value) > _MANY:
         first = ", ".join(f"{key!r}: {inner!r}" for key, inner in list(value.items())[:3])
         return f"{{{first} and {len(value) - 3} more}}"

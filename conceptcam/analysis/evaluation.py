@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_names, did_you_mean, refuse_text
+from conceptcam._checks import check_names, check_not_str, did_you_mean
 from conceptcam._files import nan_to_null
 from conceptcam.analysis.explanation import refuse_untaught, taught_tasks
 from conceptcam.data.batch import Batches, as_batch
@@ -166,7 +166,7 @@ def evaluate(
     """
     refuse_untaught(model)
     names = model.config.concepts
-    refuse_text("sided_concepts", sided_concepts)
+    check_not_str("sided_concepts", sided_concepts)
     for name in sided_concepts:
         if name not in names:
             raise ValueError(f"unknown canary {name!r}{did_you_mean(name, names)}; concepts: {list(names)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import did_you_mean, refuse_text
+from conceptcam._checks import check_not_str, did_you_mean
 from conceptcam.config import ConceptConfig
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -115,7 +115,7 @@ class Explanation(NamedTuple):
         """
         from conceptcam.analysis.figures import concept_panel  # needs Pillow
 
-        refuse_text("concepts", concepts)
+        check_not_str("concepts", concepts)
         shown = [self.finding(name) for name in concepts] or self.findings[:top]
         drawn = boxes or ConceptBoxes.empty()
         return concept_panel(

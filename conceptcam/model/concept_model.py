@@ -11,7 +11,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from conceptcam._checks import few
+from conceptcam._checks import shorten
 from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
@@ -345,8 +345,8 @@ class ConceptModel(nn.Module):
         config, size = self.config, " x ".join(map(str, self.config.image_size))
         lines = [
             f"ConceptModel of {size} images on {config.backbone!r}",
-            f"  {len(config.concepts)} concepts: {few(config.concepts)}",
-            f"  {len(config.tasks)} tasks: {few(config.tasks) or '-'}",
+            f"  {len(config.concepts)} concepts: {shorten(config.concepts)}",
+            f"  {len(config.tasks)} tasks: {shorten(config.tasks) or '-'}",
             f"  taught: {', '.join(self.record.stages) or 'nothing yet'}",
         ]
         for name, part in self.named_children():

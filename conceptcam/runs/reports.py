@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from conceptcam._checks import refuse_text
+from conceptcam._checks import check_not_str
 from conceptcam.analysis.explanation import _named
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -58,7 +58,7 @@ class MapHistory:
     """
 
     def __init__(self, image: Any, concepts: Sequence[str], known: Sequence[str] = ()) -> None:
-        refuse_text("concepts", concepts)
+        check_not_str("concepts", concepts)
         self.image = load_image(image)
         for name in concepts if known else ():
             _named(name, dict.fromkeys(known), "concept")
