@@ -63,11 +63,11 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
     explanation = explain(model, item.image)
     there = [name for name, label in zip(test.concepts, item.concepts.tolist(), strict=True) if label]
     print(f"{item.name} shows {', '.join(there)}. The model says:")
-    for finding in explanation.findings[:4]:
-        print(f"  {finding.concept:<22} p = {finding.probability:.2f}")
-    reason = max(explanation.reasons, key=lambda reason: reason.probability)
-    parts = " ".join(f"{share.share:+.2f} ({share.concept})" for share in reason.shares[:3])
-    print(f"  {reason.task}: logit {reason.logit:.2f} = {reason.bias:+.2f} (bias) {parts} and smaller shares")
+    for prediction in explanation.concepts[:4]:
+        print(f"  {prediction.concept:<22} p = {prediction.probability:.2f}")
+    task = max(explanation.tasks, key=lambda task: task.probability)
+    parts = " ".join(f"{part.value:+.2f} ({part.concept})" for part in task.contributions[:3])
+    print(f"  {task.task}: logit {task.logit:.2f} = {task.bias:+.2f} (bias) {parts} and smaller contributions")
 
     folder.mkdir(parents=True, exist_ok=True)
     explanation.figure(boxes=item.boxes, concepts=there).save(folder / "explanation.png")

@@ -1,4 +1,4 @@
-"""Why a model said what it said: named concepts, their places, and their shares in each task logit."""
+"""Why a model said what it said: named concepts, their places, and what each contributed to each task logit."""
 
 import math
 from collections.abc import Sequence
@@ -20,95 +20,95 @@ if TYPE_CHECKING:
 
 
 class ConceptPrediction(NamedTuple):
-    """What the model says of one concept."""
+    """What the model predicts about one concept."""
 
     concept: str
     probability: float
     threshold: float
-    """Probability from which the concept is called present, chosen on validation data; NaN if none was."""
+    """Probability from which the concept is called present, chosen on validation data; NaN if none was chosen."""
     heatmap: Tensor
     """(H, W) probability of the concept at each pixel of the model's input."""
 
 
 class Contribution(NamedTuple):
-    """One concept's share in one task logit."""
+    """How much one concept adds to one task logit, or takes from it."""
 
     concept: str
-    share: float
+    value: float
     heatmap: Tensor
-    """(H, W) in [0, 1]: similarity of each pixel with the prototype that counted most, or, in a
+    """(H, W) in [0, 1]: similarity of each pixel to the prototype of the concept that contributed most; in a
     `"concepts"` bottleneck, the probability of the concept there."""
 
 
 class TaskExplanation(NamedTuple):
-    """One task logit, split."""
+    """One task logit, split into a bias and the contributions of the concepts."""
 
     task: str
     probability: float
     logit: float
     bias: float
-    shares: tuple[Contribution, ...]
-    """One per concept, the largest first. `bias` and all shares add up to `logit` exactly."""
+    contributions: tuple[Contribution, ...]
+    """One per concept, the largest first. The bias and all contributions add up to the logit exactly."""
 
 
 class Explanation(NamedTuple):
     """What a model says about one image, and why."""
 
     image: Tensor
-    """(3, H, W) uint8, what the model saw."""
-    concepts: tuple[str, ...]
+    """(3, H, W) uint8, the image as the model sees it."""
+    concept_names: tuple[str, ...]
     """Names of all concepts, in the model's order."""
-    findings: tuple[ConceptPrediction, ...]
+    concepts: tuple[ConceptPrediction, ...]
     """One per concept, the most probable first."""
-    reasons: tuple[TaskExplanation, ...]
+    tasks: tuple[TaskExplanation, ...]
     """One per task, in the model's order; empty if the model was taught no task."""
 
-    def finding(self, concept: str) -> ConceptPrediction:
-        """The finding of a concept.
+    def concept(self, name: str) -> ConceptPrediction:
+        """The prediction of one concept.
 
         Raises:
             ValueError: If the model has no such concept.
         """
-        return _named(concept, {finding.concept: finding for finding in self.findings}, "concept")
+        return _named(name, {prediction.concept: prediction for prediction in self.concepts}, "concept")
 
-    def reason(self, task: str) -> TaskExplanation:
-        """The reason of a task.
+    def task(self, name: str) -> TaskExplanation:
+        """The explanation of one task.
 
         Raises:
             ValueError: If the model was taught no such task.
         """
-        if not self.reasons:
-            raise ValueError(f"the model was taught no task, so there is no reason for {task!r}")
-        return _named(task, {reason.task: reason for reason in self.reasons}, "task")
+        if not self.tasks:
+            raise ValueError(f"the model was taught no task, so it cannot explain {name!r}")
+        return _named(name, {explained.task: explained for explained in self.tasks}, "task")
 
     def as_dict(self) -> dict[str, Any]:
         """Names and numbers, without maps, ready for JSON."""
         return {
             "concepts": {
-                finding.concept: {
-                    "probability": finding.probability,
-                    "threshold": None if math.isnan(finding.threshold) else finding.threshold,
+                prediction.concept: {
+                    "probability": prediction.probability,
+                    "threshold": None if math.isnan(prediction.threshold) else prediction.threshold,
                 }
-                for finding in self.findings
+                for prediction in self.concepts
             },
             "tasks": {
-                reason.task: {
-                    "probability": reason.probability,
-                    "logit": reason.logit,
-                    "bias": reason.bias,
-                    "shares": {share.concept: share.share for share in reason.shares},
+                task.task: {
+                    "probability": task.probability,
+                    "logit": task.logit,
+                    "bias": task.bias,
+                    "contributions": {part.concept: part.value for part in task.contributions},
                 }
-                for reason in self.reasons
+                for task in self.tasks
             },
         }
 
     def figure(self, *, boxes: ConceptBoxes | None = None, concepts: Sequence[str] = (), top: int = 5) -> "Image":
-        """The image beside the maps of its foremost concepts.
+        """The image beside the maps of its concepts.
 
         Args:
-            boxes: Boxes of this image, drawn on the map of their concept; indices count as in the model.
-            concepts: Which concepts to show; none named shows the `top` most probable.
-            top: How many to show.
+            boxes: Boxes of this image, each drawn on the map of its concept; concepts are numbered as in the model.
+            concepts: Which concepts to show; if empty, the `top` most probable.
+            top: How many to show if `concepts` is empty.
 
         Raises:
             ValueError: If the model has no such concept.
@@ -116,29 +116,29 @@ class Explanation(NamedTuple):
         from conceptcam.analysis.figures import concept_panel  # needs Pillow
 
         check_not_str("concepts", concepts)
-        shown = [self.finding(name) for name in concepts] or self.findings[:top]
+        shown = [self.concept(name) for name in concepts] or list(self.concepts[:top])
         drawn = boxes or ConceptBoxes.empty()
         return concept_panel(
             self.image,
-            [finding.concept for finding in shown],
-            [finding.heatmap for finding in shown],
-            captions=[f"p = {finding.probability:.2f}" for finding in shown],
-            boxes=[drawn.xyxy[drawn.concept == self.concepts.index(finding.concept)] for finding in shown],
+            [prediction.concept for prediction in shown],
+            [prediction.heatmap for prediction in shown],
+            captions=[f"p = {prediction.probability:.2f}" for prediction in shown],
+            boxes=[drawn.xyxy[drawn.concept == self.concept_names.index(prediction.concept)] for prediction in shown],
         )
 
 
 @torch.inference_mode()
 def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Explanation:
-    """Say which concepts a model sees in an image, where, and what each counted for in every task.
+    """Which concepts a model sees in an image, where, and how much each contributes to every task.
 
-    The model is left as it is, its mode included. If it was taught no task, the explanation holds concepts
-    and maps alone.
+    The model is left as it is, its mode included. If it was taught no task, the explanation holds only
+    concepts and their maps.
 
     Args:
         model: A model that was taught concepts.
         image: A path, a PIL image, or an array or tensor as `conceptcam.data.images.load_image` takes; not yet
             normalized, of any size.
-        task: A task that must be explained; None explains those there are.
+        task: A task that must be explained; None explains all tasks that the model was taught.
 
     Raises:
         ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
@@ -149,15 +149,15 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
     with evaluating(model) as device:
         output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
-    findings = [
+    predictions = [
         ConceptPrediction(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
         for name, probability, heatmap in zip(
             model.config.concepts, output.concept_logits[0].sigmoid(), heatmaps, strict=True
         )
     ]
-    findings.sort(key=lambda finding: -finding.probability)
-    reasons = _reasons(model, output, heatmaps) if taught_tasks(model) else ()
-    return Explanation(model.preprocess.denormalize(pixels), model.config.concepts, tuple(findings), reasons)
+    predictions.sort(key=lambda prediction: -prediction.probability)
+    tasks = _explain_tasks(model, output, heatmaps) if taught_tasks(model) else ()
+    return Explanation(model.preprocess.denormalize(pixels), model.config.concepts, tuple(predictions), tasks)
 
 
 def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
@@ -184,30 +184,30 @@ def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
 
 
 def taught_tasks(model: ConceptModel) -> bool:
-    """Whether the model was taught its tasks, and everything the task head reads."""
+    """Whether the model was taught its tasks and everything that the task head reads."""
     needed = {"concepts", "task"} if model.config.bottleneck == "concepts" else {"concepts", "prototypes", "task"}
     return bool(model.config.tasks) and needed <= set(model.record.stages)
 
 
-def _reasons(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[TaskExplanation, ...]:
+def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[TaskExplanation, ...]:
     config = model.config
-    # Python floats, summed without rounding, so that the parts add up to the logit that is shown.
-    shares = model.task_head.shares(output.evidence.to(model.task_head.weight.device)).cpu()[0].double()
+    # Python floats, summed without rounding, so that the contributions add up to the logit that is shown.
+    contributions = model.task_head.contributions(output.evidence.to(model.task_head.weight.device)).cpu()[0].double()
     biases = model.task_head.bias.detach().cpu().double().tolist()
-    per_concept = shares.sum(dim=-1).tolist()
-    logits = [math.fsum([bias, *parts]) for bias, parts in zip(biases, per_concept, strict=True)]
+    per_concept = contributions.sum(dim=-1).tolist()
+    logits = [math.fsum([bias, *values]) for bias, values in zip(biases, per_concept, strict=True)]
     probabilities = _probabilities(torch.tensor(logits), config)
-    reasons = []
+    explained = []
     for task, name in enumerate(config.tasks):
         maps = heatmaps
         if config.bottleneck == "prototypes":
-            strongest = shares[task].abs().argmax(dim=-1)
+            strongest = contributions[task].abs().argmax(dim=-1)
             chosen = output.similarity_maps[0, torch.arange(len(config.concepts)), strongest]
             maps = upsample(chosen, config.image_size)
         parts = [Contribution(*row) for row in zip(config.concepts, per_concept[task], maps, strict=True)]
-        parts.sort(key=lambda part: -abs(part.share))
-        reasons.append(TaskExplanation(name, probabilities[task], logits[task], biases[task], tuple(parts)))
-    return tuple(reasons)
+        parts.sort(key=lambda part: -abs(part.value))
+        explained.append(TaskExplanation(name, probabilities[task], logits[task], biases[task], tuple(parts)))
+    return tuple(explained)
 
 
 def _probabilities(logits: Tensor, config: ConceptConfig) -> list[float]:

@@ -65,21 +65,20 @@ def explain(options: argparse.Namespace, say: Say) -> None:
 
 def _lines(explanation: "Explanation", options: argparse.Namespace) -> Iterator[str]:
     """The foremost concepts, and each task as a sum."""
-    for finding in explanation.findings[: options.top]:
+    for prediction in explanation.concepts[: options.top]:
         verdict = ""
-        if not math.isnan(finding.threshold):
-            above = finding.probability > finding.threshold
-            verdict = f"{'present' if above else 'absent'} (threshold {finding.threshold:.3f})"
-        yield f"  {finding.concept:<28} {finding.probability:6.3f}  {verdict}"
-    reasons = explanation.reasons if options.task is None else (explanation.reason(options.task),)
-    for reason in reasons:
-        more = ", ..." if len(reason.shares) > options.top else ""
-        parts = ", ".join(f"{share.concept} {share.share:+.2f}" for share in reason.shares[: options.top])
+        if not math.isnan(prediction.threshold):
+            above = prediction.probability > prediction.threshold
+            verdict = f"{'present' if above else 'absent'} (threshold {prediction.threshold:.3f})"
+        yield f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}"
+    tasks = explanation.tasks if options.task is None else (explanation.task(options.task),)
+    for task in tasks:
+        more = ", ..." if len(task.contributions) > options.top else ""
+        parts = ", ".join(f"{part.concept} {part.value:+.2f}" for part in task.contributions[: options.top])
         yield (
-            f"  {reason.task}: p = {reason.probability:.3f}, "
-            f"logit {reason.logit:+.2f} = bias {reason.bias:+.2f}, {parts}{more}"
+            f"  {task.task}: p = {task.probability:.3f}, logit {task.logit:+.2f} = bias {task.bias:+.2f}, {parts}{more}"
         )
-    if not reasons:
+    if not tasks:
         yield "  (this model was taught no task)"
 
 

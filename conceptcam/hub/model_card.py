@@ -43,9 +43,9 @@ _WORDS: Mapping[str, str] = {
     "pointing_center_prior": "the centre of the image",
     "pointing_chance": "area of the boxes",
     "mirror_gap": "mirror gap",
-    "sided_pointing": "pointing game of the sided_concepts",
-    "sided_mirror_gap": "mirror gap of the sided_concepts",
-    "sided_transpose_gap": "transpose gap of the sided_concepts",
+    "sided_pointing": "pointing game of the sided concepts",
+    "sided_mirror_gap": "mirror gap of the sided concepts",
+    "sided_transpose_gap": "transpose gap of the sided concepts",
     "energy_in_box": "energy in the boxes",
     "box_area": "area of the boxes",
     "iou": "IoU of maps and boxes",
@@ -68,7 +68,7 @@ is safe or useful for patients, and it must not take part in their care.
 
 - A concept map shows where the model found evidence for a concept. It is not an outline of a finding, and its cells are
   addresses: what lies outside a cell may have contributed to it.
-- The shares that explain a diagnosis add up to what this model computed. They do not show what causes a disease.
+- The contributions that explain a diagnosis add up to what this model computed. They do not show what causes a disease.
 - Probabilities are as the training left them; whether they are calibrated for other data is unknown, as are thresholds.
 - Images from other devices, places or groups of people can differ from the training data in ways that no figure here
   shows. Measure the model on your own data before believing it.
@@ -238,8 +238,8 @@ def _loading(record: TrainingRecord, address: str) -> str:
     if "concepts" in record.stages:
         lines[0] = "from conceptcam import ConceptModel, explain"
         lines += [
-            'for finding in explain(model, "image.png").findings:',
-            "    print(finding.concept, finding.probability)",
+            'for prediction in explain(model, "image.png").concepts:',
+            "    print(prediction.concept, prediction.probability)",
         ]
     where = "" if address else "In the folder of this card:\n\n"
     return f"## How to load it\n\n{where}```python\n" + "\n".join(lines) + "\n```"

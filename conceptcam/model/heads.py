@@ -111,10 +111,10 @@ class Prototypes(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """Reads tasks off evidence: (B, K, M) -> task logits (B, T) (CSR, Eq. 1).
+    """Computes task logits from evidence: (B, K, M) -> (B, T) (CSR, Eq. 1).
 
-    One linear layer, so that a task logit is a bias plus one share per piece of evidence. A head of your
-    own must also say what each share was, or its model cannot be explained.
+    One linear layer, so that a task logit is a bias plus one contribution per prototype. A head of your own
+    must also have the method `contributions`, or its model cannot be explained.
     """
 
     def __init__(self, num_concepts: int, per_concept: int, num_tasks: int) -> None:
@@ -122,10 +122,10 @@ class TaskHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_tasks, num_concepts, per_concept))
         self.bias = nn.Parameter(torch.zeros(num_tasks))
 
-    def shares(self, evidence: Tensor) -> Tensor:
-        """Split each task logit by piece of evidence: (B, K, M) -> (B, T, K, M)."""
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """What each piece of evidence adds to each task logit: (B, K, M) -> (B, T, K, M)."""
         return evidence[:, None] * self.weight
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Evidence (B, K, M) -> task logits (B, T)."""
-        return self.shares(evidence).sum(dim=(-2, -1)) + self.bias
+        return self.contributions(evidence).sum(dim=(-2, -1)) + self.bias

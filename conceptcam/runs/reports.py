@@ -123,7 +123,7 @@ def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder:
     for item in items:
         explanation = explain(model, item.image)
         marked = [] if item.boxes is None else [model.config.concepts[k] for k in item.boxes.concept.unique().tolist()]
-        probable = [finding.concept for finding in explanation.findings if finding.concept not in marked]
+        probable = [one.concept for one in explanation.concepts if one.concept not in marked]
         picture = explanation.figure(boxes=item.boxes, concepts=[*marked, *probable][: max(4, len(marked))])
         # The whole name, so that a/1.png and b/1.png stay two files.
         paths.append(folder / (str(Path(item.name).with_suffix("")).replace("/", "-") + ".png"))

@@ -25,57 +25,57 @@ ITEM = Squares(4, preprocess=False).load_item(1)
 
 
 @pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
-def test_shares_and_bias_add_up_to_the_logit_exactly(bottleneck):
+def test_contributions_and_bias_add_up_to_the_logit_exactly(bottleneck):
     model = taught("concepts", "prototypes", "task", bottleneck=bottleneck).eval()
     logits = model(model.preprocess(ITEM.image)[None]).task_logits[0]
-    for task, reason in enumerate(explain(model, ITEM.image).reasons):
-        assert math.fsum([reason.bias, *(share.share for share in reason.shares)]) == reason.logit
-        assert reason.logit == pytest.approx(logits[task].item(), abs=1e-5)
-        assert {share.concept for share in reason.shares} == set(model.config.concepts)
-        sizes = [abs(share.share) for share in reason.shares]
+    for index, task in enumerate(explain(model, ITEM.image).tasks):
+        assert math.fsum([task.bias, *(part.value for part in task.contributions)]) == task.logit
+        assert task.logit == pytest.approx(logits[index].item(), abs=1e-5)
+        assert {part.concept for part in task.contributions} == set(model.config.concepts)
+        sizes = [abs(part.value) for part in task.contributions]
         assert sizes == sorted(sizes, reverse=True)
 
 
-def test_share_is_what_the_logit_loses_without_the_concept():
+def test_contribution_is_what_the_logit_loses_without_the_concept():
     model = taught("concepts", "prototypes", "task").eval()
     output = model(model.preprocess(ITEM.image)[None])
-    reason = explain(model, ITEM.image).reasons[0]
+    contributions = explain(model, ITEM.image).tasks[0].contributions
     for k, concept in enumerate(model.config.concepts):
         without = output.evidence.clone()
         without[:, k] = 0
         lost = (output.task_logits - model.task_head(without))[0, 0]
-        share = next(share.share for share in reason.shares if share.concept == concept)
-        assert share == pytest.approx(lost.item(), abs=1e-5)
+        value = next(part.value for part in contributions if part.concept == concept)
+        assert value == pytest.approx(lost.item(), abs=1e-5)
 
 
-def test_heatmap_of_a_share_is_that_of_the_prototype_that_counted_most():
+def test_heatmap_is_that_of_the_prototype_that_adds_most():
     model = taught("concepts", "prototypes", "task").eval()
     output = model(model.preprocess(ITEM.image)[None])
-    share = explain(model, ITEM.image).reasons[1].shares[0]
-    k = model.config.concepts.index(share.concept)
+    largest = explain(model, ITEM.image).tasks[1].contributions[0]
+    k = model.config.concepts.index(largest.concept)
     strongest = int((output.evidence[0, k] * model.task_head.weight[1, k]).abs().argmax())
     expected = upsample(output.similarity_maps[0, k, strongest][None], SIZE)[0]
-    torch.testing.assert_close(share.heatmap, expected.detach())
-    assert 0 <= share.heatmap.min() <= share.heatmap.max() <= 1
+    torch.testing.assert_close(largest.heatmap, expected.detach())
+    assert 0 <= largest.heatmap.min() <= largest.heatmap.max() <= 1
 
 
-def test_findings_are_probabilities_and_maps_the_most_probable_first():
+def test_concepts_are_listed_the_most_probable_first():
     model = taught("concepts").eval()
     seen = model.see(model.preprocess(ITEM.image)[None])
-    findings = explain(model, ITEM.image).findings
-    assert sorted((f.probability for f in findings), reverse=True) == [f.probability for f in findings]
-    for finding in findings:
-        k = model.config.concepts.index(finding.concept)
-        assert finding.probability == pytest.approx(seen.concept_logits[0, k].sigmoid().item())
-        assert finding.heatmap.shape == SIZE
+    predictions = explain(model, ITEM.image).concepts
+    assert sorted((p.probability for p in predictions), reverse=True) == [p.probability for p in predictions]
+    for prediction in predictions:
+        k = model.config.concepts.index(prediction.concept)
+        assert prediction.probability == pytest.approx(seen.concept_logits[0, k].sigmoid().item())
+        assert prediction.heatmap.shape == SIZE
 
 
 def test_model_that_was_taught_no_task_gives_concepts_and_maps_alone():
     explanation = explain(taught("concepts"), ITEM.image)
-    assert explanation.reasons == ()
-    assert len(explanation.findings) == 3
-    with pytest.raises(ValueError, match="the model was taught no task, so there is no reason for 'any'"):
-        explanation.reason("any")
+    assert explanation.tasks == ()
+    assert len(explanation.concepts) == 3
+    with pytest.raises(ValueError, match="the model was taught no task, so it cannot explain 'any'"):
+        explanation.task("any")
 
 
 def test_untaught_task_is_refused():
@@ -85,10 +85,10 @@ def test_untaught_task_is_refused():
 
 def test_task_over_untaught_prototypes_is_not_reported():
     model = taught("concepts", "task")
-    assert explain(model, ITEM.image).reasons == ()
+    assert explain(model, ITEM.image).tasks == ()
     with pytest.raises(ValueError, match="never taught the task 'any'"):
         explain(model, ITEM.image, task="any")
-    assert len(explain(taught("concepts", "task", bottleneck="concepts"), ITEM.image).reasons) == 2
+    assert len(explain(taught("concepts", "task", bottleneck="concepts"), ITEM.image).tasks) == 2
 
 
 def test_unknown_task_lists_the_near_ones():
@@ -153,6 +153,6 @@ def test_map_history_keeps_the_maps_of_concept_epochs_only():
     history(model, Epoch())
     history(model, Later())
     assert history.epochs == [1]
-    findings = explain(model, ITEM.image)
-    torch.testing.assert_close(history.heatmaps[0][0], findings.finding("striped").heatmap)
-    torch.testing.assert_close(history.heatmaps[0][1], findings.finding("bright").heatmap)
+    explanation = explain(model, ITEM.image)
+    torch.testing.assert_close(history.heatmaps[0][0], explanation.concept("striped").heatmap)
+    torch.testing.assert_close(history.heatmaps[0][1], explanation.concept("bright").heatmap)

@@ -83,11 +83,11 @@ def test_the_config_reaches_the_parts_it_names():
 
 
 @each_variant
-def test_a_task_logit_is_its_bias_and_its_shares_exactly(changes):
+def test_a_task_logit_is_its_bias_and_contributions_exactly(changes):
     model = model_with(**changes)
     output = model(images(size=model.config.image_size))
-    shares = model.task_head.shares(output.evidence)
-    assert torch.equal(shares.sum(dim=(-2, -1)) + model.task_head.bias, output.task_logits)
+    contributions = model.task_head.contributions(output.evidence)
+    assert torch.equal(contributions.sum(dim=(-2, -1)) + model.task_head.bias, output.task_logits)
 
 
 @each_variant
