@@ -85,7 +85,7 @@ def loop_per_box(maps: Tensor, boxes: Dicts) -> Tensor:
     return total / count
 
 
-def loop_contrastive(similarity: Tensor, labels: Tensor, form: str, temperature: float = 0.1) -> Tensor:
+def loop_contrastive(similarity: Tensor, labels: Tensor, variant: str, temperature: float = 0.1) -> Tensor:
     """The contrastive losses, one present concept of one image at a time."""
     terms = []
     for image in range(len(labels)):
@@ -95,9 +95,9 @@ def loop_contrastive(similarity: Tensor, labels: Tensor, form: str, temperature:
             logits = similarity[image, concept] / temperature  # (K, M)
             own = logits[concept]
             others = torch.cat([logits[:concept], logits[concept + 1 :]]).flatten()
-            if form == "nearest":
+            if variant == "nearest":
                 terms.append(-torch.log(own.exp().sum() / logits.exp().sum()))
-            elif form == "infonce":
+            elif variant == "infonce":
                 terms.append(torch.stack([-torch.log(o.exp() / (o.exp() + others.exp().sum())) for o in own]).mean())
             else:
                 terms.append(torch.stack([-torch.log(o.exp() / logits.exp().sum()) for o in own]).mean())
