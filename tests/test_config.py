@@ -157,7 +157,7 @@ def edited(**changes: Any) -> str:
         ),
         (edited(format_version=dataclasses.MISSING), "config.json has format_version None"),
         (edited(licence="MIT"), r"config.json has unknown fields \['licence'\]"),
-        (edited(config__colour="red"), r"unknown fields \['colour'\] of ConceptConfig; known: \['backbone'"),
+        (edited(config__colour="red"), r"unknown fields \['colour'\] of ConceptConfig; known: .*'backbone'"),
         (edited(record__epoch=3), r"unknown fields \['epoch'\] of TrainingRecord"),
         (edited(config__concepts=dataclasses.MISSING), r"config.json lacks the fields \['concepts'\] of ConceptConfig"),
         (

@@ -437,8 +437,8 @@ def test_weights_depend_on_shares_and_not_on_how_many_images_there_are(column, p
     "options, message",
     [
         ({"policy": "inverse"}, r"unknown `policy` 'inverse'; known: \['none', 'ratio', 'sqrt', 'effective'\]"),
-        ({"cap": 0.5}, "`max_weight` must be a number from 1 on, got 0.5"),
-        ({"cap": math.inf}, "a label without positives would weigh infinitely much"),
+        ({"max_weight": 0.5}, "`max_weight` must be a number from 1 on, got 0.5"),
+        ({"max_weight": math.inf}, "a label without positives would weigh infinitely much"),
         ({"beta": 1.0}, "`beta` must lie between 0 and 1, got 1.0; for the limits choose 'none' or 'ratio'"),
     ],
 )
@@ -462,8 +462,8 @@ def rows_of(*counts: int) -> Tensor:
 
 def test_class_weight_is_the_balanced_one_of_scikit_learn():
     targets = rows_of(50, 5, 20)
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets.argmax(1).numpy())
-    assert sklearn_class_weight(targets).tolist() == pytest.approx(expected.tolist())
+    expected = sklearn_class_weight("balanced", classes=np.arange(3), y=targets.argmax(1).numpy())
+    assert compute_class_weight(targets).tolist() == pytest.approx(expected.tolist())
 
 
 @each_policy

@@ -215,7 +215,7 @@ def test_the_gradient_is_that_of_finite_differences(form):
 def test_at_the_papers_sharpness_and_a_strict_temperature_gradients_are_finite_and_repeat_exactly(form):
     cosines, labels = example()
     cosines = cosines.float().requires_grad_()
-    options = {"form": form, "temperature": 0.01, "gamma": 1000.0}
+    options = {"variant": form, "temperature": 0.01, "gamma": 1000.0}
     losses = [prototype_contrastive_loss(cosines, labels, **options) for _ in range(2)]
     first, second = (torch.autograd.grad(loss, cosines)[0] for loss in losses)
     assert losses[0].isfinite() and first.isfinite().all()
@@ -234,7 +234,7 @@ def test_half_precision_cosines_lose_nothing_but_their_own_rounding(form, dtype)
 @each_form
 def test_the_module_is_the_function_with_fixed_options(form):
     cosines, labels = example()
-    options = {"form": form, "temperature": 0.2, "gamma": 3.0, "margin": 0.3, "margin_sign": "paper"}
+    options = {"variant": form, "temperature": 0.2, "gamma": 3.0, "margin": 0.3, "margin_sign": "paper"}
     expected = prototype_contrastive_loss(cosines, labels, **options)
     assert torch.equal(PrototypeContrastiveLoss(**options)(cosines, labels), expected)
 
@@ -242,7 +242,7 @@ def test_the_module_is_the_function_with_fixed_options(form):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"form": "triplet"}, "unknown `variant` 'triplet'; known: .*'nearest', 'infonce', 'supcon', 'softtriple'"),
+        ({"variant": "triplet"}, "unknown `variant` 'triplet'; known: .*'nearest', 'infonce', 'supcon', 'softtriple'"),
         ({"margin_sign": "minus"}, "unknown `margin_sign` 'minus'; known: .*'softtriple', 'paper', 'numerator'"),
     ],
 )
