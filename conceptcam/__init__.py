@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.model.outputs import ConceptOutput, ConceptPart
     from conceptcam.model.pooling import create_pooling, list_poolings
+    from conceptcam.model.predictions import Predictions
     from conceptcam.training.history import (
         CSVLogger,
         EpochResult,
@@ -59,6 +60,7 @@ _PUBLIC: dict[str, str] = {
     "CSVLogger": "conceptcam.training.history",
     "TrainingRecord": "conceptcam.config",
     "PhantomDataset": "conceptcam.data.phantom.dataset",
+    "Predictions": "conceptcam.model.predictions",
     "Preset": "conceptcam.training.presets",
     "PrototypeContrastiveLoss": "conceptcam.losses",
     "Recipe": "conceptcam.training.presets",
@@ -107,6 +109,7 @@ __all__ = [
     "CSVLogger",
     "TrainingRecord",
     "PhantomDataset",
+    "Predictions",
     "Preset",
     "PrototypeContrastiveLoss",
     "Recipe",

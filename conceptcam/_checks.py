@@ -39,6 +39,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}" if near else ""
 
 
+def check_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not among those known.
+
+    Raises:
+        ValueError: With the near names and all names.
+    """
+    if name not in (names := list(known)):
+        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)}; known: {names}")
+
+
 def shorten(names: Iterable[object]) -> str:
     """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
     shown = [repr(name) for name in names]

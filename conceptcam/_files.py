@@ -19,9 +19,14 @@ def nan_to_null(value: Any) -> Any:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, whole or not at all; what is undefined is null."""
+    write_text(path, as_json(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, and its folder if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(as_json(content), encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 

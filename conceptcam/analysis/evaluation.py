@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_names, check_not_str, did_you_mean
+from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
-from conceptcam.analysis.explanation import refuse_untaught, taught_tasks
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.classification import (
     LabelScores,
@@ -23,7 +22,9 @@ from conceptcam.metrics.classification import (
     typical_probabilities,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
-from conceptcam.model.concept_model import ConceptModel, evaluating
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
+from conceptcam.model.taught import check_taught, tasks_taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +165,11 @@ def evaluate(
     Raises:
         ValueError: If the model was never taught concepts, a canary is no concept, or there are no batches.
     """
-    refuse_untaught(model)
+    check_taught(model.config, model.record)
     names = model.config.concepts
     check_not_str("sided_concepts", sided_concepts)
     for name in sided_concepts:
-        if name not in names:
-            raise ValueError(f"unknown canary {name!r}{did_you_mean(name, names)}; concepts: {list(names)}")
+        check_known("concept", name, names)
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
     answers = _ask(model, batches, device)
     order = [names.index(name) for name in sided_concepts] + [
@@ -182,7 +182,7 @@ def evaluate(
         raise ValueError(
             f"the data has {answers.targets.shape[1]} task labels, the model {len(model.config.tasks)} tasks"
         )
-    with_tasks = taught_tasks(model) and answers.targets.shape[1] > 0
+    with_tasks = tasks_taught(model.config, model.record) and answers.targets.shape[1] > 0
     kind = model.config.task_kind
     task_logits = answers.task_logits if with_tasks else answers.task_logits[:, :0]
     targets = answers.targets if with_tasks else answers.targets[:, :0]
@@ -212,7 +212,7 @@ def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: 
         batches: Validation data, never the data that figures are reported on.
         thresholds_source: What to call that data in the record.
     """
-    refuse_untaught(model)
+    check_taught(model.config, model.record)
     answers = _ask(model, batches, None)
     logits, labels = answers.concept_logits, answers.concepts
     present, absent = typical_probabilities(logits, labels)
@@ -245,7 +245,7 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
     localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     rows: list[tuple[Tensor, ...]] = []
     # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
-    with evaluating(model, device) as where, torch.random.fork_rng(devices=[]):
+    with eval_mode(model, device) as where, torch.random.fork_rng(devices=[]):
         for given in batches:
             batch = as_batch(given).to(where)
             output = model(batch.images)

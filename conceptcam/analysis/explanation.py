@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_not_str, did_you_mean
-from conceptcam.config import ConceptConfig
+from conceptcam._checks import check_known, check_not_str
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.images import load_image
 from conceptcam.metrics.map_scores import upsample
-from conceptcam.model.concept_model import ConceptModel, evaluating
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
 from conceptcam.model.outputs import ConceptOutput
+from conceptcam.model.predictions import task_probabilities
+from conceptcam.model.taught import check_taught, tasks_taught
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,9 +145,9 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
         ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
             `task` is unknown or was never taught.
     """
-    refuse_untaught(model, task=task)
-    pixels = model.preprocess(load_image(image))
-    with evaluating(model) as device:
+    check_taught(model.config, model.record, task=task)
+    pixels = model.preprocess(image).cpu()
+    with eval_mode(model) as device:
         output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     predictions = [
@@ -156,37 +157,8 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
         )
     ]
     predictions.sort(key=lambda prediction: -prediction.probability)
-    tasks = _explain_tasks(model, output, heatmaps) if taught_tasks(model) else ()
+    tasks = _explain_tasks(model, output, heatmaps) if tasks_taught(model.config, model.record) else ()
     return Explanation(model.preprocess.denormalize(pixels), model.config.concepts, tuple(predictions), tasks)
-
-
-def refuse_untaught(model: ConceptModel, *, task: str | None = None) -> None:
-    """Refuse to report what a model was never taught.
-
-    Raises:
-        ValueError: If the model has no taught concepts, or `task` is no name of a task, or not taught.
-    """
-    stages = list(model.record.stages)
-    if "concepts" not in stages:
-        raise ValueError(
-            f"this model was never taught concepts (stages done: {stages}), so what it says means nothing; train it, "
-            "or, after a training loop of your own, set `model.record = model.record.after('concepts', parts)`"
-        )
-    if task is None:
-        return
-    if not model.config.tasks:
-        raise ValueError(f"this model has no tasks, so none called {task!r}; train with task labels to have some")
-    _named(task, dict.fromkeys(model.config.tasks), "task")
-    if not taught_tasks(model):
-        raise ValueError(
-            f"this model was never taught the task {task!r} (stages done: {stages}); train what is missing"
-        )
-
-
-def taught_tasks(model: ConceptModel) -> bool:
-    """Whether the model was taught its tasks and everything that the task head reads."""
-    needed = {"concepts", "task"} if model.config.bottleneck == "concepts" else {"concepts", "prototypes", "task"}
-    return bool(model.config.tasks) and needed <= set(model.record.stages)
 
 
 def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[TaskExplanation, ...]:
@@ -196,7 +168,7 @@ def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor)
     biases = model.task_head.bias.detach().cpu().double().tolist()
     per_concept = contributions.sum(dim=-1).tolist()
     logits = [math.fsum([bias, *values]) for bias, values in zip(biases, per_concept, strict=True)]
-    probabilities = _probabilities(torch.tensor(logits), config)
+    probabilities = task_probabilities(torch.tensor(logits), config).tolist()
     explained = []
     for task, name in enumerate(config.tasks):
         maps = heatmaps
@@ -210,11 +182,6 @@ def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor)
     return tuple(explained)
 
 
-def _probabilities(logits: Tensor, config: ConceptConfig) -> list[float]:
-    return (logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()).tolist()
-
-
 def _named(name: str, known: dict[str, Any], what: str) -> Any:
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, known)}; known: {list(known)}")
+    check_known(what, name, known)
     return known[name]

@@ -52,14 +52,14 @@ def run_options(options: argparse.Namespace) -> "RunOptions":
     Raises:
         ValueError: If the device cannot be used, or options contradict each other.
     """
-    from conceptcam.model.device import usable_device
+    from conceptcam.model.device import resolve_device
     from conceptcam.runs.options import RunOptions
 
     given = vars(options)
     names = {field.name for field in dataclasses.fields(RunOptions)} - {"epochs", "progress_bar"}
     known = {name: given[name] for name in names & given.keys()}
     if "RANK" not in os.environ:  # of several, each has a device of its own, which is looked at when it trains
-        usable_device(given.get("device", "cpu"))
+        resolve_device(given.get("device", "cpu"))
     asked, usual = dict(given.get("epochs", ())), dict(given.get("default_epochs", {}))
     if known.get("solve_task"):
         usual.pop("task", None)

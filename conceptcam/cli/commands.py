@@ -39,12 +39,12 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
 def explain(options: argparse.Namespace, say: Say) -> None:
     """Say what a model sees in images, and draw it."""
     from conceptcam.analysis.explanation import explain as explain_image
-    from conceptcam.analysis.explanation import refuse_untaught
     from conceptcam.analysis.figures import save_png
     from conceptcam.model.concept_model import ConceptModel
+    from conceptcam.model.taught import check_taught
 
     model = ConceptModel.from_pretrained(options.model)
-    refuse_untaught(model, task=options.task)
+    check_taught(model.config, model.record, task=options.task)
     for name in options.concept:
         if name not in model.config.concepts:
             known = model.config.concepts

@@ -1,5 +1,6 @@
 """Reading an image without changing what it shows: from a file, or from whatever a caller holds."""
 
+import math
 import struct
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def load_image(image: Any) -> Tensor:
     if isinstance(image, str | PathLike):
         return read_image(image)
     if isinstance(image, Tensor):
-        return _from_numbers(image.detach().cpu(), prefer_last=False)
+        return _from_numbers(image.detach(), prefer_last=False)
     if isinstance(image, np.ndarray):
         # A copy in the machine's byte order, which torch needs.
         native = np.array(image, dtype=image.dtype.newbyteorder("="))
@@ -129,8 +130,7 @@ def _highest(image: "Image.Image") -> int:
 def _unit_range(values: "np.ndarray[Any, Any]", highest: int) -> Tensor:
     """(H, W) float32 in [0, 1]."""
     if values.dtype.kind == "f":
-        _check_range(torch.from_numpy(values))
-        return torch.from_numpy(values).clamp(0, 1)
+        return _check_range(torch.from_numpy(values))
     if values.min() < 0 or values.max() > highest:
         raise ValueError(f"its values span {values.min()} to {values.max()}, expected 0 to {highest}")
     return torch.from_numpy(values.astype(np.float32) / highest)
@@ -158,9 +158,7 @@ def _from_numbers(values: Tensor, *, prefer_last: bool) -> Tensor:
             f"image has dtype {kind}; expected uint8 (0 to 255), uint16 (0 to 65535) or float (0 to 1). "
             "Convert it to the one whose range it has."
         )
-    image = image.float()
-    _check_range(image)
-    return image.clamp(0, 1).contiguous()
+    return _check_range(image.float()).contiguous()
 
 
 def _channels_first(values: Tensor, *, prefer_last: bool) -> Tensor:
@@ -179,16 +177,18 @@ def _channels_first(values: Tensor, *, prefer_last: bool) -> Tensor:
     raise ValueError(f"expected an image of shape (H, W), (3, H, W) or (H, W, 3), got {shape}{hint}")
 
 
-def _check_range(values: Tensor) -> None:
-    if not values.isfinite().all():
+def _check_range(values: Tensor) -> Tensor:
+    """The same, cut to [0, 1], after a check that this changes next to nothing."""
+    low, high = (float(value) for value in values.aminmax())  # NaN if any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("image holds NaN or infinite values; a float image must be finite, in [0, 1]")
-    low, high = float(values.min()), float(values.max())
     span = f"float image spans {low:.4g} to {high:.4g}, expected 0 to 1"
     if low < -_SLACK:
         raise ValueError(f"{span}; this looks normalized already: pass the raw image")
     if high > 1 + _SLACK:
         top = 255 if high <= 256 else 65535 if high <= 65536 else "the highest value its source allows"
         raise ValueError(f"{span}; divide by {top}")
+    return values if low >= 0 and high <= 1 else values.clamp(0, 1)
 
 
 def _grey(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from conceptcam.data.batch import ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.images import load_image
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -18,11 +19,11 @@ LostBoxes = Literal["unknown", "keep"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns an image as read into what the model wants.
+    """Turns an image into what the model takes.
 
     Training, evaluation, `explain` and the command line share it. The whole image is resized to the
-    model's size, never cropped, so that a finding at the border stays, and boxes, which are fractions
-    of the image, need no change.
+    model's size and never cropped, so a finding at the border stays in view. Boxes are fractions of the
+    image, so they need no change.
 
     Attributes:
         image_size: (H, W) in pixels.
@@ -47,25 +48,23 @@ class Preprocess:
         object.__setattr__(self, "_scale", 1 / std)
         object.__setattr__(self, "_shift", torch.tensor(self.mean, device="cpu").view(3, 1, 1) / std)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Resize and normalize.
+    def __call__(self, image: Any) -> Tensor:
+        """Read, resize and normalize an image.
 
         Args:
-            image: (3, H, W) uint8, or float in [0, 1]. Ranges are checked where an image enters
-                (`load_image`), not here.
+            image: A path, a PIL image, or an array or tensor as `load_image` takes.
 
         Returns:
-            (3, h, w) float32, (image - mean) / std.
+            (3, h, w) float32, (image - mean) / std; on the device of a tensor, else on the CPU.
 
         Raises:
-            ValueError: If shape or type are others.
+            TypeError: If `image` is none of these.
+            ValueError: If its shape, type or range cannot be those of an image as read.
         """
+        # Bytes of the right shape need no check, and keep their order in memory, on which the speed of resizing hangs.
+        if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3):
+            image = load_image(image)
         bytes_ = image.dtype == torch.uint8
-        if image.ndim != 3 or image.shape[0] != 3 or not (bytes_ or image.is_floating_point()):
-            raise ValueError(
-                f"expected a (3, H, W) image of uint8 or float, got {image.dtype} {tuple(image.shape)}; "
-                "`load_image` converts what is not"
-            )
         if tuple(image.shape[1:]) != self.image_size:
             image = _resize(image, self.image_size)
         scale = self._scale.to(image.device)

@@ -1,9 +1,8 @@
 """The model: image -> features -> concepts -> prototypes -> task."""
 
-import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +18,12 @@ from conceptcam.hub.architectures import recipe_config
 from conceptcam.hub.download import find_model, upload
 from conceptcam.hub.model_folder import read_folder, save_folder
 from conceptcam.hub.weights import build_filled, sha256
-from conceptcam.model.device import usable_device
+from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
 from conceptcam.model.outputs import ConceptOutput, ConceptPart, PrototypePart, TaskPart
 from conceptcam.model.pooling import create_pooling
+from conceptcam.model.predictions import Predictions, image_names, list_images, task_probabilities
+from conceptcam.model.taught import check_taught, tasks_taught
 
 
 class ConceptModel(nn.Module):
@@ -34,7 +35,7 @@ class ConceptModel(nn.Module):
     Attributes:
         config: What the model is.
         record: What it has been taught.
-        preprocess: Turns an image as read into what the model wants.
+        preprocess: Turns an image (a path, a PIL image, an array or a tensor) into what the model takes.
 
     Raises:
         ValueError: If prototypes are asked for without the parts they need.
@@ -171,7 +172,7 @@ class ConceptModel(nn.Module):
             ValueError: If the config or the weights do not fit this version of conceptcam, or each other; or, before
                 anything is downloaded, if this machine has no such device or `dtype` is no floating-point type.
         """
-        where = usable_device(device)
+        where = resolve_device(device)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype!r}")
         folder = find_model(
@@ -340,6 +341,47 @@ class ConceptModel(nn.Module):
             raise ValueError("a 'concepts' bottleneck has no prototypes to compare with")
         return self.projector, self.prototypes
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is: the device of its parameters."""
+        return self.task_head.weight.device
+
+    @torch.inference_mode()
+    def predict(self, images: Any, *, batch_size: int = 32, device: torch.device | str | None = None) -> Predictions:
+        """Probabilities of all concepts and tasks in images, as a table.
+
+        The model is left as it is, its mode and device included. `explain` also says where and why.
+
+        Args:
+            images: One image or several: paths, PIL images, arrays or tensors as `load_image` takes, mixed as you
+                like.
+            batch_size: Images per forward pass.
+            device: Where to run; None stays where the model is.
+
+        Returns:
+            A row per image, in order. Tasks are left out if the model was taught none.
+
+        Raises:
+            ValueError: If the model was never taught concepts, or an image cannot be used.
+        """
+        check_taught(self.config, self.record)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        with_tasks = tasks_taught(self.config, self.record)
+        images = list_images(images)
+        concepts = torch.empty(len(images), len(self.config.concepts))
+        tasks = torch.empty(len(images), len(self.config.tasks) if with_tasks else 0)
+        with eval_mode(self, device) as where:
+            for start in range(0, len(images), batch_size):
+                rows = slice(start, start + batch_size)
+                batch = torch.stack([self.preprocess(image).to(where) for image in images[rows]])
+                concept_part = self.see(batch)
+                concepts[rows] = concept_part.concept_logits.sigmoid().cpu()
+                if with_tasks:
+                    tasks[rows] = task_probabilities(self.reason(concept_part).task_logits, self.config).cpu()
+        task_names = self.config.tasks if with_tasks else ()
+        return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks)
+
     def __repr__(self) -> str:
         """What it is and was taught, and a line per part; printing a part shows its layers."""
         config, size = self.config, " x ".join(map(str, self.config.image_size))
@@ -380,18 +422,6 @@ def _prior(pooling: str) -> float:
     """Probability that every place starts from, such that a concept is hardly ever seen in the whole image."""
     # Noisy-or adds places up: the same start at each of, say, 14 x 14 would be near certainty.
     return 0.05 / 14**2 if pooling == "noisy_or" else 0.05
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
-    """Put a model in eval mode, and on a device, for a while; gives the device. It is left as it was."""
-    was_training, home = model.training, next(model.parameters()).device
-    where = home if device is None else usable_device(device)
-    try:
-        model.to(where).eval()
-        yield where
-    finally:
-        model.to(home).train(was_training)
 
 
 def _without_prototypes(seen: ConceptPart) -> tuple[Tensor, Tensor]:

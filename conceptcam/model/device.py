@@ -1,12 +1,16 @@
-"""Where tensors can be on this machine."""
+"""Where a model computes: devices of this machine, and a model in eval mode on one of them for a while."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 
-def usable_device(device: torch.device | str | int) -> torch.device:
-    """The device, once it has held a tensor.
+def resolve_device(device: torch.device | str | int) -> torch.device:
+    """The device that a name means, after a trial that it works.
 
-    Ask before a download or an hour of work, rather than be told by torch afterwards.
+    Call it before a download or an hour of work, so that a wrong name fails at once.
 
     Args:
         device: Such as `"cpu"`, `"cuda"` or `"cuda:1"`; as `torch.device` takes.
@@ -30,3 +34,18 @@ def _devices() -> list[str]:
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None  # as it is available
     return ["cpu", *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """A model in eval mode, and on a device, for a while; gives the device.
+
+    Mode and device are put back at the end.
+    """
+    was_training, home = model.training, next(model.parameters()).device
+    where = home if device is None else resolve_device(device)
+    try:
+        model.to(where).eval()
+        yield where
+    finally:
+        model.to(home).train(was_training)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_known
 
 
 class MaxPool(nn.Module):
@@ -114,8 +114,7 @@ def create_pooling(name: str, *, num_concepts: int, value: float | None = None) 
     Raises:
         ValueError: If no pooling has that name, or a value is given to one that takes none.
     """
-    if name not in _POOLINGS:
-        raise ValueError(f"unknown pooling {name!r}{did_you_mean(name, _POOLINGS)}; known: {list_poolings()}")
+    check_known("pooling", name, list_poolings())
     if value is not None and name not in _WITH_VALUE:
         raise ValueError(f"pooling {name!r} takes no value, got {value}; only {list(_WITH_VALUE)} do")
     return _POOLINGS[name](num_concepts, value)

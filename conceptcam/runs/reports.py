@@ -11,7 +11,8 @@ from conceptcam.analysis.explanation import _named
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
 from conceptcam.metrics.map_scores import upsample
-from conceptcam.model.concept_model import ConceptModel, evaluating
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
 from conceptcam.runs.options import loader
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class MapHistory:
         """Keep the (len(concepts), H, W) maps of this epoch."""
         if record.stage != "concepts":
             return
-        with evaluating(model) as device:
+        with eval_mode(model) as device:
             seen = model.see(model.preprocess(self.image)[None].to(device))
         known = {name: place for place, name in enumerate(model.config.concepts)}
         index = [_named(name, known, "concept") for name in self.concepts]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from conceptcam.model.device import usable_device
+from conceptcam.model.device import resolve_device
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def joined(device: torch.device | str) -> Iterator[torch.device]:
     """
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    device = usable_device(device)
+    device = resolve_device(device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(device)
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1

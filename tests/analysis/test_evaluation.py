@@ -98,10 +98,10 @@ def test_tasks_are_not_reported_if_they_were_never_taught():
     assert math.isnan(result.summary()["task_auroc"])
 
 
-def test_untaught_model_unknown_canary_and_no_batches_are_refused(model):
+def test_what_cannot_be_evaluated_is_refused(model):
     with pytest.raises(ValueError, match="never taught concepts"):
         evaluate(tiny_model(), TEST)
-    with pytest.raises(ValueError, match=r"unknown canary 'stripes'; did you mean \['striped'\]"):
+    with pytest.raises(ValueError, match=r"unknown concept 'stripes'; did you mean \['striped'\]"):
         evaluate(model, TEST, sided_concepts=["stripes"])
     with pytest.raises(ValueError, match="no batches to evaluate"):
         evaluate(model, [])

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,17 +259,30 @@ def test_preprocessing_survives_the_way_to_a_worker():
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "reason"),
     [
-        torch.zeros(1, 8, 8),
-        torch.zeros(8, 8, 3),
-        torch.zeros(2, 3, 8, 8),
-        torch.zeros(3, 8, 8, dtype=torch.int64),
+        (torch.zeros(2, 8, 8), r"expected an image of shape \(H, W\), \(3, H, W\) or"),
+        (torch.zeros(2, 3, 8, 8), r"expected one image, got a batch of shape \(2, 3, 8, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "image has dtype int64; expected uint8"),
+        (torch.full((3, 8, 8), -0.5), "this looks normalized already"),
+        (np.full((8, 8, 3), 200.0), "divide by 255"),
+        (torch.full((3, 8, 8), torch.nan), "holds NaN"),
     ],
 )
-def test_preprocessing_refuses_what_is_no_image(image: Tensor):
-    with pytest.raises(ValueError, match=r"expected a \(3, H, W\) image of uint8 or float, got torch"):
+def test_preprocessing_refuses_what_is_no_image(image: object, reason: str):
+    with pytest.raises(ValueError, match=reason):
         Preprocess((8, 8), MEAN, STD)(image)
+
+
+def test_preprocessing_takes_paths_pictures_arrays_and_tensors(tmp_path: Path):
+    image = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    rows_last = image.permute(1, 2, 0).numpy()
+    Image.fromarray(rows_last).save(tmp_path / "a.png")
+    preprocess = Preprocess((20, 30), MEAN, STD)
+    expected = preprocess(image)
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(rows_last), rows_last, image.numpy()):
+        torch.testing.assert_close(preprocess(same), expected)
+    torch.testing.assert_close(preprocess(image.float() / 255), expected, atol=1e-5, rtol=0)
 
 
 def test_impossible_settings_of_preprocess_are_refused():

@@ -1,0 +1,95 @@
+"""What a model predicts for many images, as one table."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from conceptcam._files import write_text
+from conceptcam.config import ConceptConfig
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions:
+    """A table of probabilities: a row per image, a column per concept and task.
+
+    Attributes:
+        names: (N) what each image is called: its path, or its number in the list if it came without a path.
+        concepts: (K) concept names.
+        tasks: (T) task names; empty if the model was taught no task.
+        concept_probabilities: (N, K) in [0, 1].
+        task_probabilities: (N, T) in [0, 1]; a row adds up to 1 if the tasks exclude each other.
+    """
+
+    names: tuple[str, ...]
+    concepts: tuple[str, ...]
+    tasks: tuple[str, ...]
+    concept_probabilities: Tensor
+    task_probabilities: Tensor
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The table as a pandas data frame, with the columns of `to_csv`.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("a data frame needs pandas: pip install pandas; `to_csv` works without it") from error
+        return pandas.DataFrame(list(self._rows()), columns=self._columns())
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the table to a file, whole or not at all: `image`, then a column per concept and per task.
+
+        A task with the name of a concept has " (task)" after its name.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._columns())
+        writer.writerows([name, *(f"{value:.6g}" for value in values)] for name, *values in self._rows())
+        write_text(Path(path), text.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"Predictions of {len(self.concepts)} concepts and {len(self.tasks)} tasks in {len(self)} images"
+
+    def _columns(self) -> list[str]:
+        tasks = [f"{name} (task)" if name in self.concepts else name for name in self.tasks]
+        return ["image", *self.concepts, *tasks]
+
+    def _rows(self) -> Iterable[list[Any]]:
+        probabilities = zip(self.concept_probabilities.tolist(), self.task_probabilities.tolist(), strict=True)
+        for name, (concepts, tasks) in zip(self.names, probabilities, strict=True):
+            yield [name, *concepts, *tasks]
+
+
+def list_images(images: Any) -> list[Any]:
+    """One image, or several in any order that can be walked through, as a list."""
+    one = isinstance(images, str) or not isinstance(images, Iterable)
+    if one or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4):
+        return [images]
+    return list(images)
+
+
+def image_names(images: Iterable[Any]) -> tuple[str, ...]:
+    """The path of each image, or its number in the list if it came without a path."""
+    return tuple(
+        fspath(image) if isinstance(image, str | PathLike) else str(number) for number, image in enumerate(images)
+    )
+
+
+def task_probabilities(logits: Tensor, config: ConceptConfig) -> Tensor:
+    """Task logits (..., T) -> probabilities (..., T)."""
+    return logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()
