@@ -337,7 +337,7 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["demo", "--size", "100"], "--size must be a multiple of 8"),
         (["train", "{data}", "--weights", "{data}/none.safetensors", "--backbone", "small_cnn_s8"], "no weights file"),
         (["evaluate", "{data}", "{data}"], "holds no config.json"),
-        (["evaluate", "{run}", "{data}", "--sided", "drak"], "unknown canary 'drak'; did you mean ['dark']"),
+        (["evaluate", "{run}", "{data}", "--sided", "drak"], "unknown concept 'drak'; did you mean ['dark']"),
         (["explain", "{run}", "{data}/images/none.png"], "none.png"),
         (["explain", "{run}", "{data}/train.json"], "train.json"),
         (["explain", "{run}", "{data}/images/val-0.png", "--task", "anny"], "did you mean ['any']"),
