@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measuring import append, finished, machine_line, table, write_json
-from phantom_rows import ROWS, Scale, build, prepare, recipe_for
+from phantom_rows import ROWS, Scale, build, prepare, stage_options
 from torch import Tensor
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, ConceptPart, Stage, Trainer, evaluate
@@ -122,11 +122,11 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
     if bug.pos_weight is not None:
         weight = bug.pos_weight(weight)
     concept_loss = functools.partial(multilabel_loss, pos_weight=weight)
-    recipe = dataclasses.replace(recipe_for(data, scale), concept_loss=concept_loss)
+    options = {**stage_options(data, scale), "concept_loss": concept_loss}
     row = ROWS["recommended"]
     model = build(row, scale, seed, "prototypes")
     train, val = prepare(data, model, scale, seed)
-    stage = row.stages(model, recipe)[0]
+    stage = row.stages(model, **options)[0]
     if bug.localization is not None:
         stage = with_localization(stage, bug.localization, concept_loss)
     trainer = Trainer(seed=seed, precision=scale.precision)
@@ -144,13 +144,13 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
 def with_localization(stage: Stage, localization: Localization, concept_loss: Loss) -> Stage:
     """The stage with another localization loss."""
 
-    def objective(seen: ConceptPart, batch: ConceptBatch) -> Tensor:
+    def loss_fn(seen: ConceptPart, batch: ConceptBatch) -> Tensor:
         loss = concept_loss(seen.concept_logits, batch.concepts)
         if batch.boxes is None or not len(batch.boxes):
             return loss
         return loss + BETA * localization(seen.concept_maps, batch.boxes, batch.concepts)
 
-    return dataclasses.replace(stage, objective=objective)
+    return dataclasses.replace(stage, loss_fn=loss_fn)
 
 
 def measure(model: ConceptModel, batches: Any) -> dict[str, float]:
@@ -189,7 +189,7 @@ def score_several(model: ConceptModel, batches: Any) -> LocalizationScores:
         )
         chosen = count[pair] > 1
         boxes = ConceptBoxes(batch.boxes.xyxy[chosen], batch.boxes.concept[chosen], batch.boxes.image[chosen])
-        metric.update(model.see(batch.images).concept_maps, boxes, model.config.image_size)
+        metric.update(model.forward_concepts(batch.images).concept_maps, boxes, model.config.image_size)
     return metric.compute()
 
 

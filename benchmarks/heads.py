@@ -11,7 +11,7 @@ from measuring import finish, interleave
 from conceptcam import ConceptConfig, ConceptModel
 from conceptcam.config import Bottleneck
 
-TARGETS = {"see": 1.01, "forward": 1.03}
+TARGETS = {"forward_concepts": 1.01, "forward": 1.03}
 """Highest ratio to the bare backbone, for ViT-B/16."""
 
 VIT = "medmae_vit_b16"
@@ -20,7 +20,7 @@ VIT = "medmae_vit_b16"
 def heads_cost(
     backbone: str, *, size: int, batch: int, repeats: int, bottleneck: Bottleneck = "prototypes"
 ) -> list[dict[str, Any]]:
-    """One row each for the backbone, `see`, the whole forward pass, and what the latter two add."""
+    """One row each for the backbone, `forward_concepts`, the whole forward pass, and what the latter two add."""
     config = ConceptConfig(
         concepts=tuple(f"concept {k}" for k in range(22)),
         tasks=tuple(f"task {t}" for t in range(6)),
@@ -32,14 +32,14 @@ def heads_cost(
     model = ConceptModel.from_config(config).eval()
     images = torch.randn(batch, 3, size, size)
     with torch.inference_mode():
-        seen = model.see(images)
+        part = model.forward_concepts(images)
         passes: dict[str, Callable[[], object]] = {
             "backbone": lambda: model.backbone(images),
-            "see": lambda: model.see(images),
+            "forward_concepts": lambda: model.forward_concepts(images),
             "forward": lambda: model(images),
             # Alone, so that what they cost shows even where the backbone's own times vary by more than that.
-            "concept head and pooling alone": lambda: model.pool(model.concept_head(seen.features)),
-            "reason alone": lambda: model.reason(seen),
+            "concept head and pooling alone": lambda: model.pool(model.concept_head(part.features)),
+            "forward_task alone": lambda: model.forward_task(part),
         }
         timings = interleave(passes, repeats=repeats)
     rows = []

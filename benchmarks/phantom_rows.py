@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from measuring import machine
 
-from conceptcam import ConceptItem, ConceptModel, Recipe, Stage, Trainer, evaluate, preset
+from conceptcam import ConceptItem, ConceptModel, Stage, Trainer, evaluate, get_preset
 from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import PHANTOM_VERSION, SIDED_CONCEPTS
 from conceptcam.losses import PrototypeContrastiveLoss, class_balanced_loss
@@ -22,7 +22,7 @@ from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
 from conceptcam.runs.options import loader
 from conceptcam.runs.run import RunOptions
-from conceptcam.training.stages import prototype_stage
+from conceptcam.training.stages import PROTOTYPE_FORWARD, prototype_stage
 from conceptcam.training.step import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
@@ -61,16 +61,16 @@ class Row:
     bottlenecks: tuple[Bottleneck, ...] = ("prototypes", "concepts")
     black_box: bool = False
 
-    def stages(self, model: ConceptModel, recipe: Recipe) -> tuple[Stage, ...]:
+    def stages(self, model: ConceptModel, **options: Any) -> tuple[Stage, ...]:
         if self.solver is not None:
-            epochs = {name: count for name, count in recipe.epochs.items() if name != "task"}
-            recipe = dataclasses.replace(recipe, epochs=epochs, task_solver=self.solver)
-        own = preset(self.preset).stages(model.config, recipe)
+            epochs = {name: count for name, count in options["epochs"].items() if name != "task"}
+            options = {**options, "epochs": epochs, "task_solver": self.solver}
+        own = get_preset(self.preset).stages(model.config, **options)
         if self.second != "preset" and model.config.bottleneck == "prototypes":
             own = tuple(_changed(own, self.second))
         if not self.borrowed_rates:
             return own
-        lenders = {stage.name: stage for stage in preset("recommended").stages(model.config, recipe)}
+        lenders = {stage.name: stage for stage in get_preset("recommended").stages(model.config, **options)}
         if "embedding" in lenders:  # the row of stage 2 in which prototypes learn too
             lenders["prototypes"] = lenders["embedding"]
         return tuple(
@@ -83,16 +83,16 @@ def _changed(stages: Sequence[Stage], second: str) -> Iterator[Stage]:
     """The stages with another stage 2."""
     contrastive = PrototypeContrastiveLoss("nearest", temperature=0.1)
     for stage in stages:
-        if stage.needs != "compare":
+        if stage.forward is not PROTOTYPE_FORWARD:
             yield stage
         elif second == "random":
-            yield dataclasses.replace(stage, begin=None, lr={"projector": stage.lr["projector"], "prototypes": 3e-4})
-        elif second == "present" or stage.begin is None:
+            yield dataclasses.replace(stage, on_start=None, lr={"projector": stage.lr["projector"], "prototypes": 3e-4})
+        elif second == "present" or stage.on_start is None:
             old = prototype_stage(contrastive, lr=stage.lr)
-            whole = sum(one.epochs for one in stages if one.needs == "compare")
+            whole = sum(one.epochs for one in stages if one.forward is PROTOTYPE_FORWARD)
             epochs = whole if second == "nearest" else stage.epochs
             called = "prototypes" if second == "nearest" else stage.name
-            yield dataclasses.replace(stage, name=called, objective=old.objective, asks="present", epochs=epochs)
+            yield dataclasses.replace(stage, name=called, loss_fn=old.loss_fn, compared="present", epochs=epochs)
 
 
 _SECOND: dict[str, Any] = {"preset": "recommended", "same_seen_as": "recommended", "bottlenecks": ("prototypes",)}
@@ -106,8 +106,8 @@ ROWS: dict[str, Row] = {
     "recommended-mean-pooling": Row(preset="recommended", pooling="mean"),
     "recommended-no-boxes": Row(preset="recommended", boxes=False),
     "black-box": Row(preset="recommended", boxes=False, pooling="mean", black_box=True),
-    "seed": Row(preset="seed"),
-    "seed-rates": Row(preset="seed", borrowed_rates=True),
+    "original": Row(preset="original"),
+    "original-rates": Row(preset="original", borrowed_rates=True),
     "paper": Row(preset="paper"),
     "paper-rates": Row(preset="paper", borrowed_rates=True),
 }
@@ -168,7 +168,7 @@ def taught_to_see(
     model = build(row, scale, seed, row.bottlenecks[0])
     batches = prepare(data, model, scale, seed)
     data.train.augmentation = None if row.boxes else forget_boxes
-    stages = row.stages(model, recipe_for(data, scale))[:1]
+    stages = row.stages(model, **stage_options(data, scale))[:1]
     curve = [record.score for record in Trainer(seed=seed, precision=scale.precision).fit(model, stages, *batches)]
     data.train.augmentation = None  # later stages do not look at boxes, and go on from what is computed once
     if kept is not None:
@@ -188,7 +188,7 @@ def run_later_stages(
     trainer, figures = Trainer(seed=seed, precision=scale.precision), {}
     for number, (completeness, data) in enumerate(drawn.items()):
         batches = prepare(data, model, scale, seed)
-        _, *second, third = row.stages(model, recipe_for(data, scale))
+        _, *second, third = row.stages(model, **stage_options(data, scale))
         if second and not number:
             trainer.fit(model, second, *batches)
         answering = copy.deepcopy(model)
@@ -212,10 +212,13 @@ def run_black_box(row: Row, drawn: dict[float, DemoData], seed: int, scale: Scal
         batches = prepare(data, model, scale, seed)
         for part in (data.train, data.val, data.test):
             part.augmentation = ask_for_diseases
-        recipe = Recipe(concept_loss=class_balanced_loss("ratio", data.train.task_labels), epochs=scale.epochs_by_stage)
-        Trainer(seed=seed, precision=scale.precision).fit(model, row.stages(model, recipe), *batches)
+        loss = class_balanced_loss("ratio", data.train.task_labels)
+        stages = row.stages(model, concept_loss=loss, epochs=scale.epochs_by_stage)
+        Trainer(seed=seed, precision=scale.precision).fit(model, stages, *batches)
         with torch.inference_mode():
-            said = torch.cat([model.see(batch.images).concept_logits for batch in loader(data.test, RunOptions())])
+            said = torch.cat(
+                [model.forward_concepts(batch.images).concept_logits for batch in loader(data.test, RunOptions())]
+            )
         name = f"disease, {completeness:g}" if number else "disease"
         figures[name] = float(macro_average(per_label_metrics(said, data.test.task_labels).auroc))
     return figures
@@ -233,14 +236,14 @@ def forget_boxes(item: ConceptItem) -> ConceptItem:
 
 def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptModel:
     torch.manual_seed(seed)
-    config = preset(row.preset).configure(demo_config(scale.size, bottleneck))
+    config = get_preset(row.preset).apply_to(demo_config(scale.size, bottleneck))
     if row.pooling is not None:
         config = dataclasses.replace(config, pooling=row.pooling)
     return ConceptModel.from_config(config)
 
 
-def recipe_for(data: DemoData, scale: Scale) -> Recipe:
-    return Recipe(
+def stage_options(data: DemoData, scale: Scale) -> dict[str, Any]:
+    return dict(
         concept_loss=class_balanced_loss("ratio", data.train.concept_labels),
         task_loss=class_balanced_loss("ratio", data.train.task_labels),
         epochs=scale.epochs_by_stage,

@@ -16,7 +16,7 @@ import torch
 from measuring import finish, interleave
 from torch import Tensor
 
-from conceptcam import ConceptConfig, ConceptModel, Recipe, Trainer, preset
+from conceptcam import ConceptConfig, ConceptModel, Trainer, get_preset
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.training.feature_cache import Storage
 
@@ -52,7 +52,7 @@ class Race:
             image_size=(size, size),
         )
         torch.manual_seed(0)
-        self.model = ConceptModel.from_config(preset().configure(config))
+        self.model = ConceptModel.from_config(get_preset().apply_to(config))
         self.untaught = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.train, self.val = random_batches(images, batch, size, 0), random_batches(images // 4, batch, size, 1)
         self.epochs = epochs
@@ -67,7 +67,7 @@ class Race:
     def fit(self, feature_cache: Storage, epochs: int) -> dict[str, Tensor]:
         """Stages 2 and 3 from the start; gives the weights they end with."""
         self.model.load_state_dict(self.untaught)
-        _, *stages = preset().stages(self.model.config, Recipe(epochs={"prototypes": epochs, "task": epochs}))
+        _, *stages = get_preset().stages(self.model.config, epochs={"prototypes": epochs, "task": epochs})
         Trainer(seed=0, feature_cache=feature_cache).fit(self.model, stages, self.train, self.val)
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 

@@ -22,8 +22,8 @@ from conceptcam.model.outputs import ConceptPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed
 from conceptcam.training.inputs import Images, Work
-from conceptcam.training.presets import Recipe, preset
-from conceptcam.training.stages import Stage
+from conceptcam.training.presets import get_preset
+from conceptcam.training.stages import Stage, compare_vectors
 from conceptcam.training.step import Precision, Stepper, checkpointing
 
 CLIP = 1.0
@@ -135,6 +135,7 @@ def library_step(
         steps=STEPS,
         precision=precision,
         max_grad_norm=CLIP,
+        forward=row.forward,
         divided=divided,
         backend=backend,
     )
@@ -165,7 +166,7 @@ def see_alone(size: Size) -> Step:
         features.grad = None
         model.zero_grad()
         maps = model.concept_head(features)
-        row.objective(ConceptPart(features, maps, model.pool(maps)), batch).backward()
+        row.loss_fn(ConceptPart(features, maps, model.pool(maps)), batch).backward()
 
     return step
 
@@ -174,17 +175,25 @@ def compare_alone(size: Size) -> Step:
     """A step of stage 2 from vectors that are there, as in every epoch that is read from the cache."""
     model, batch, row = ConceptModel.from_config(size.config), random_batch(size), _stage(size, "prototypes")
     stepper = Stepper(
-        model, row, frozen=(), steps=STEPS, precision="fp32", max_grad_norm=CLIP, divided=False, backend=None
+        model,
+        row,
+        frozen=(),
+        steps=STEPS,
+        precision="fp32",
+        max_grad_norm=CLIP,
+        divided=False,
+        backend=None,
+        forward=compare_vectors,
     )
     (work,) = Images(feed := Feed([batch]), row, CPU).load(feed.draw(seed=0))
-    images, asked = work.inputs  # (B, K) whose vectors the stage looks at
+    images, concept_mask = work.inputs
     with torch.no_grad():
-        vectors = model.gather(model.see(images))[asked]
-    return lambda: stepper.step([Work("compare_vectors", (vectors, asked), batch, None)])
+        vectors = model.concept_vectors(model.forward_concepts(images))
+    return lambda: stepper.step([Work((vectors, concept_mask), batch, None)])
 
 
 def _stage(size: Size, name: str) -> Stage:
-    return next(stage for stage in preset("recommended").stages(size.config, Recipe()) if stage.name == name)
+    return next(stage for stage in get_preset("recommended").stages(size.config) if stage.name == name)
 
 
 # What a child process measures.

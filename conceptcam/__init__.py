@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         plot_learning_curves,
         read_history,
     )
-    from conceptcam.training.presets import Preset, Recipe, list_presets, preset
+    from conceptcam.training.presets import Preset, get_preset, list_presets
     from conceptcam.training.stages import Stage
     from conceptcam.training.trainer import Trainer
 
@@ -63,7 +63,6 @@ _PUBLIC: dict[str, str] = {
     "Predictions": "conceptcam.model.predictions",
     "Preset": "conceptcam.training.presets",
     "PrototypeContrastiveLoss": "conceptcam.losses",
-    "Recipe": "conceptcam.training.presets",
     "ConceptPart": "conceptcam.model.outputs",
     "Stage": "conceptcam.training.stages",
     "TensorBoardLogger": "conceptcam.training.history",
@@ -84,7 +83,7 @@ _PUBLIC: dict[str, str] = {
     "model_card": "conceptcam.hub.model_card",
     "model_info": "conceptcam.hub.zoo",
     "compute_pos_weight": "conceptcam.losses",
-    "preset": "conceptcam.training.presets",
+    "get_preset": "conceptcam.training.presets",
     "prototype_contrastive_loss": "conceptcam.losses",
     "read_history": "conceptcam.training.history",
     "register_backbone": "conceptcam.backbones",
@@ -112,7 +111,6 @@ __all__ = [
     "Predictions",
     "Preset",
     "PrototypeContrastiveLoss",
-    "Recipe",
     "ConceptPart",
     "Stage",
     "TensorBoardLogger",
@@ -133,7 +131,7 @@ __all__ = [
     "model_card",
     "model_info",
     "compute_pos_weight",
-    "preset",
+    "get_preset",
     "prototype_contrastive_loss",
     "read_history",
     "register_backbone",

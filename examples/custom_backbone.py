@@ -17,10 +17,9 @@ from conceptcam import (
     ConceptConfig,
     ConceptModel,
     PhantomDataset,
-    Recipe,
     Trainer,
     evaluate,
-    preset,
+    get_preset,
     register_backbone,
 )
 from conceptcam.backbones import BackboneOptions
@@ -68,7 +67,7 @@ def main(images: int = 400, epochs: int = 6) -> None:
     train_batches = train.dataloader(32, shuffle=True)
     val_batches = val.dataloader(64)
 
-    stages = preset().stages(config, Recipe(epochs={"concepts": epochs}))
+    stages = get_preset().stages(config, epochs={"concepts": epochs})
     Trainer(seed=0).fit(model, stages[:1], train_batches, val_batches)  # the first stage alone
     figures = evaluate(model, val_batches).summary()
     for name in ("concept_auroc", "pointing", "pointing_random_map"):
@@ -78,7 +77,7 @@ def main(images: int = 400, epochs: int = 6) -> None:
         model.save_pretrained(folder)
         again = ConceptModel.from_pretrained(folder)  # finds the backbone by its name
     image = val[0].image[None]
-    same = torch.equal(model.see(image).concept_maps, again.see(image).concept_maps)
+    same = torch.equal(model.forward_concepts(image).concept_maps, again.forward_concepts(image).concept_maps)
     print(f"saved and loaded as {again.config.backbone!r}; same maps: {same}")
 
 

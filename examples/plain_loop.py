@@ -67,7 +67,7 @@ def main(images: int = 400, epochs: tuple[int, int, int] = (5, 2, 4)) -> None:
     concept_loss = BBoxGuidedConceptLoss(pos_weight=compute_pos_weight(train.concept_labels))
 
     def concepts(batch: ConceptBatch) -> Tensor:
-        seen = model.see(batch.images)
+        seen = model.forward_concepts(batch.images)
         return concept_loss(seen.concept_maps, batch.concepts, batch.boxes, concept_logits=seen.concept_logits)
 
     parts = ["backbone", "concept_head"]

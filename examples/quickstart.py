@@ -14,12 +14,11 @@ from conceptcam import (
     ConceptConfig,
     ConceptModel,
     PhantomDataset,
-    Recipe,
     Trainer,
     evaluate,
     explain,
     fit_thresholds,
-    preset,
+    get_preset,
 )
 from conceptcam.losses import class_balanced_loss
 
@@ -34,8 +33,8 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
     )
 
     # Model: what a preset says, on our concepts and tasks, from random weights.
-    chosen = preset("recommended")
-    config = chosen.configure(
+    chosen = get_preset("recommended")
+    config = chosen.apply_to(
         ConceptConfig(concepts=train.concepts, tasks=train.tasks, backbone="small_cnn_s8", image_size=(112, 112))
     )
     model = ConceptModel.from_config(config)
@@ -45,12 +44,13 @@ def main(folder: Path, images: int = 450, epochs: dict[str, int] = EPOCHS) -> No
     val_batches, test_batches = (data.dataloader(64) for data in (val, test))
 
     # Three stages: concepts and where they are, then prototypes, then the task head.
-    recipe = Recipe(
+    stages = chosen.stages(
+        config,
         concept_loss=class_balanced_loss("ratio", train.concept_labels),
         task_loss=class_balanced_loss("ratio", train.task_labels),
         epochs=epochs,
     )
-    for record in Trainer(seed=0).fit(model, chosen.stages(config, recipe), train_batches, val_batches):
+    for record in Trainer(seed=0).fit(model, stages, train_batches, val_batches):
         print(f"{record.stage:<10} epoch {record.epoch}: loss {record.train_loss:.3f}, score {record.score:.3f}")
 
     # What it is worth, on images it has never seen, beside what chance would give.

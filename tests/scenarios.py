@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from conceptcam.data.batch import ConceptBatch, ConceptItem, collate
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model, weights
@@ -32,8 +32,8 @@ def squares(count: int, seed: int = 0) -> Squares:
 
 def stages_of(model: ConceptModel, epochs: int = 2, **changes: Any) -> list[Stage]:
     names = {"concepts": epochs, "prototypes": epochs, "task": epochs}
-    recipe = Recipe(epochs={**names}, backbone_pretrained=True)
-    return [dataclasses.replace(stage, **changes) for stage in preset().stages(model.config, recipe)]
+    stages = get_preset().stages(model.config, epochs=names, backbone_pretrained=True)
+    return [dataclasses.replace(stage, **changes) for stage in stages]
 
 
 def doubled(items: Sequence[ConceptItem]) -> ConceptBatch:
@@ -78,7 +78,7 @@ def everything() -> tuple[Any, ...]:
     """A stage that reads all there is but features, without boxes and names; early stopping."""
     model = tiny_model(**VIT).double()
 
-    def objective(output: Any, batch: Any) -> torch.Tensor:
+    def loss_fn(output: Any, batch: Any) -> torch.Tensor:
         known = batch.concepts.nan_to_num()
         maps = output.concept_maps.mean() + output.similarity_maps.mean() + output.vector_similarity.square().mean()
         return maps + (output.concept_logits * known).mean() + output.task_logits.square().mean()
@@ -86,7 +86,7 @@ def everything() -> tuple[Any, ...]:
     parts = ("backbone", "concept_head", "projector", "prototypes", "task_head")
     rates = dict.fromkeys(parts, 1e-4)
     stage = stages_of(model, 4)[0]
-    stage = dataclasses.replace(stage, lr=rates, needs="forward", objective=objective, patience=1)
+    stage = dataclasses.replace(stage, lr=rates, forward=ConceptModel.forward, loss_fn=loss_fn, patience=1)
     train = [b._replace(images=b.images.double(), boxes=None, names=()) for b in batches(squares(8), 4)]
     return Trainer(seed=0), model, [stage], train, train
 
@@ -113,7 +113,7 @@ def projected() -> tuple[Any, ...]:
 def solved() -> tuple[Any, ...]:
     """A task head that is solved for, from evidence that processes compute in turns; tasks are unknown for some."""
     model = tiny_model(**VIT).double()
-    stages = preset().stages(model.config, Recipe(epochs={"concepts": 1, "prototypes": 2}, task_solver=LinearSolver()))
+    stages = get_preset().stages(model.config, epochs={"concepts": 1, "prototypes": 2}, task_solver=LinearSolver())
     train = loader(squares(13), 4, shuffle=True, collate_fn=doubled)
     return Trainer(seed=0), model, stages, train, loader(squares(11, 1), 4, collate_fn=doubled)
 

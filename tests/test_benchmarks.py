@@ -15,7 +15,7 @@ from conceptcam.data.phantom import PhantomConfig
 from conceptcam.losses import box_localization_loss
 from conceptcam.runs.demo import DemoData
 from conceptcam.training.optimizer import parameter_groups
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -130,27 +130,27 @@ def test_rows_that_share_stage_1_start_from_the_same_weights_and_it_is_trained_o
 def test_the_tables_replace_what_a_page_said_and_name_the_command(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures:presets -->\nold\n<!-- /figures:presets -->\nafter\n")
-    arguments = ["--seeds", "2", "--page", str(page), "--table", "--rows", "seed", "paper"]
-    text = phantom.document({"T": [{"row": "seed", "AUROC": ".9"}]}, phantom_rows.Scale(), phantom.told(arguments))
+    arguments = ["--seeds", "2", "--page", str(page), "--table", "--rows", "original", "paper"]
+    text = phantom.document({"T": [{"row": "original", "AUROC": ".9"}]}, phantom_rows.Scale(), phantom.told(arguments))
     measuring.replace_block(page, "presets", text)
     said = page.read_text()
     assert said.startswith("before\n") and said.endswith("-->\nafter\n") and "old" not in said
-    assert "`python benchmarks/phantom.py --seeds 2 --rows seed paper`" in said and "| seed | .9 |" in said
+    assert "`python benchmarks/phantom.py --seeds 2 --rows original paper`" in said and "| original | .9 |" in said
     with pytest.raises(ValueError, match="no block of figures named 'speed'"):
         measuring.replace_block(page, "speed", text)
 
 
 def test_borrowed_rates_change_how_fast_a_preset_learns_and_nothing_else():
     scale = phantom_rows.Scale(epochs=(3, 2, 1), **TINY)
-    model = phantom_rows.build(phantom_rows.ROWS["seed"], scale, 0, "prototypes")
-    recipe = phantom_rows.Recipe(epochs=scale.epochs_by_stage)
+    model = phantom_rows.build(phantom_rows.ROWS["original"], scale, 0, "prototypes")
     own, borrowed, lender = (
-        phantom_rows.ROWS[name].stages(model, recipe) for name in ("seed", "seed-rates", "recommended")
+        phantom_rows.ROWS[name].stages(model, epochs=scale.epochs_by_stage)
+        for name in ("original", "original-rates", "recommended")
     )
-    lender = [stage for stage in lender if stage.begin is None]
+    lender = [stage for stage in lender if stage.on_start is None]
     for before, after, given in zip(own, borrowed, lender, strict=True):
         assert (after.lr, after.schedule) == (given.lr, given.schedule) != (before.lr, before.schedule)
-        assert (after.name, after.epochs, after.needs) == (before.name, before.epochs, before.needs)
+        assert (after.name, after.epochs, after.forward) == (before.name, before.epochs, before.forward)
 
 
 def test_an_auroc_never_reached_is_said_to_be_beyond_the_last_epoch():
@@ -218,7 +218,7 @@ SMALL = training_steps.Size(backbone="small_cnn_s8", side=64, batch=4)
 
 def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against():
     model = ConceptModel.from_config(SMALL.config)
-    groups = parameter_groups(model, preset("recommended").stages(SMALL.config, Recipe())[0])
+    groups = parameter_groups(model, get_preset("recommended").stages(SMALL.config)[0])
     learning = sum(parameter.numel() for group in groups for parameter in group["params"])
     assert learning == sum(parameter.numel() for parameter in training_steps.PlainModel(SMALL).parameters())
 

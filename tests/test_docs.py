@@ -12,7 +12,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import conceptcam
-from conceptcam import ConceptConfig, ConceptModel, Recipe, list_presets, preset
+from conceptcam import ConceptConfig, ConceptModel, get_preset, list_presets
 from conceptcam.cli.arguments import build_parser
 from conceptcam.runs.demo import demo_config
 
@@ -102,7 +102,7 @@ def test_every_page_is_linked_from_the_front_page():
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])
 def test_a_page_that_tells_of_the_stages_names_every_row_that_logs_show(name):
     config = ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8")
-    rows = {stage.name for stage in preset("recommended").stages(config, Recipe())} - {"concepts", "task"}
+    rows = {stage.name for stage in get_preset("recommended").stages(config)} - {"concepts", "task"}
     assert rows == {"embedding", "prototypes"} and all(f"`{row}`" in PAGES[name] for row in rows)
 
 
@@ -176,12 +176,12 @@ def test_table_of_presets_says_what_the_preset_does(name):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_of_presets()]
     column = rows[0].index(f"`{name}`")
     said = {row[0]: row[column] for row in rows[2:]}
-    chosen = preset(name)
-    config = chosen.configure(ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8"))
+    chosen = get_preset(name)
+    config = chosen.apply_to(ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8"))
     for field in ("pooling", "head_bias", "projector", "embed_dim", "prototypes_per_concept"):
         assert said[field] == str(getattr(config, field))
-    scratch = chosen.stages(config, Recipe())
-    tuned = chosen.stages(config, Recipe(backbone_pretrained=True))
+    scratch = chosen.stages(config)
+    tuned = chosen.stages(config, backbone_pretrained=True)
     concepts, *second, task = scratch
     assert float(said["lr backbone, from scratch"]) == concepts.lr["backbone"]
     assert float(said["lr backbone, pretrained"]) == tuned[0].lr["backbone"]

@@ -20,7 +20,7 @@ from conceptcam.hub.model_folder import read_folder, save_folder
 from conceptcam.hub.weights import build_filled, sha256
 from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
-from conceptcam.model.outputs import ConceptOutput, ConceptPart, PrototypePart, TaskPart
+from conceptcam.model.outputs import ConceptOutput, ConceptPart
 from conceptcam.model.pooling import create_pooling
 from conceptcam.model.predictions import Predictions, image_names, list_images, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
@@ -243,7 +243,11 @@ class ConceptModel(nn.Module):
                 commit_message=commit_message,
             )
 
-    def see(self, images: Tensor) -> ConceptPart:
+    def forward(self, images: Tensor) -> ConceptOutput:
+        """Images (B, 3, H, W), normalized -> concepts, similarities to prototypes, evidence and task logits."""
+        return self.forward_task(self.forward_concepts(images))
+
+    def forward_concepts(self, images: Tensor) -> ConceptPart:
         """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
 
         Raises:
@@ -254,87 +258,44 @@ class ConceptModel(nn.Module):
         concept_maps = self.concept_head(features)
         return ConceptPart(features, concept_maps, self.pool(concept_maps))
 
-    def compare(self, images: Tensor, asked: Tensor) -> PrototypePart:
-        """Images, and whose vectors are asked for (B, K) bool -> those vectors beside the prototypes.
-
-        Stage 2 learns from this alone, so its projector sees these vectors and nothing else.
-        """
-        return self._beside_prototypes(self.embed(images, asked), asked)
-
-    def compare_vectors(self, vectors: Tensor, asked: Tensor) -> PrototypePart:
-        """Vectors (P, C) of the P concepts asked for, image by image, and which those are (B, K) -> the comparison."""
-        return self._beside_prototypes(self.embed_vectors(vectors, asked), asked)
-
-    def embed(self, images: Tensor, asked: Tensor) -> Tensor:
-        """Images, and whose vectors are asked for (B, K) bool -> those P vectors in the prototypes' space, (P, D)."""
-        seen = self.see(images)
-        if self.config.pooling_order == "project_then_pool":
-            return self._embeddings(seen)[asked]
-        return self.embed_vectors(self.gather(seen)[asked], asked)
-
-    def embed_vectors(self, vectors: Tensor, asked: Tensor) -> Tensor:
-        """Vectors (P, C) of concepts -> the same in the prototypes' space, (P, D)."""
-        return self._prototype_parts()[0](vectors[None])[0]
-
-    def decide(self, images: Tensor) -> TaskPart:
-        """Images (B, 3, H, W), normalized -> evidence and task logits. Stage 3 learns from this alone."""
-        return self.decide_from(self.find_evidence(self.see(images)))
-
-    def decide_from(self, evidence: Tensor) -> TaskPart:
-        """Evidence (B, K, M) -> itself and the task logits."""
-        return TaskPart(evidence, self.task_head(evidence))
-
-    def find_evidence(self, seen: ConceptPart) -> Tensor:
-        """What was seen -> evidence (B, K, M)."""
+    def forward_task(self, part: ConceptPart) -> ConceptOutput:
+        """What `forward_concepts` gives -> that, similarities to prototypes, evidence and task logits."""
         if self.config.bottleneck == "concepts":
-            return seen.concept_logits.sigmoid()[..., None]
-        return self.compare_places(seen).amax(dim=(-2, -1))
-
-    def reason(self, seen: ConceptPart) -> ConceptOutput:
-        """What was seen -> similarities to prototypes, evidence and task logits."""
-        if self.config.bottleneck == "concepts":
-            vector_similarity, similarity_maps = _without_prototypes(seen)
-            evidence = self.find_evidence(seen)
+            vector_similarity, similarity_maps = _without_prototypes(part)
+            evidence = part.concept_logits.sigmoid()[..., None]
         else:
-            vector_similarity = self._prototype_parts()[1](self._embeddings(seen))
-            similarity_maps = self.compare_places(seen)
+            vector_similarity = self._vector_similarity(part)
+            similarity_maps = self.similarity_maps(part)
             evidence = similarity_maps.amax(dim=(-2, -1))
-        return ConceptOutput(*seen, vector_similarity, similarity_maps, evidence, self.task_head(evidence))
+        return ConceptOutput(*part, vector_similarity, similarity_maps, evidence, self.task_head(evidence))
 
-    def forward(self, images: Tensor) -> ConceptOutput:
-        """Images (B, 3, H, W), normalized -> everything the model has to say about them."""
-        return self.reason(self.see(images))
-
-    def gather(self, seen: ConceptPart) -> Tensor:
-        """What was seen -> each concept's vector (B, K, C): the mean feature, weighed by the softmax of its map.
+    def concept_vectors(self, part: ConceptPart) -> Tensor:
+        """(B, K, C) vector of each concept: the mean of the features, weighted by the softmax of the concept's map.
 
         CSR, Eq. 2; the softmax is over places, of the map over `attention_temperature`.
         """
-        return einsum(
-            self._place_weights(seen), rearrange(seen.features, "b c h w -> b c (h w)"), "b k p, b c p -> b k c"
-        )
+        maps = part.concept_maps / self.config.attention_temperature
+        weights = rearrange(maps, "b k h w -> b k (h w)").softmax(dim=-1)
+        return einsum(weights, rearrange(part.features, "b c h w -> b c (h w)"), "b k p, b c p -> b k c")
 
-    def compare_places(self, seen: ConceptPart) -> Tensor:
-        """(B, K, M, h, w) cosine of each place with each prototype, clipped at 0 (CSR, Eq. 10 and 13)."""
+    def similarity_maps(self, part: ConceptPart) -> Tensor:
+        """(B, K, M, h, w) cosine of each place with each prototype, clipped at 0 (CSR, Eq. 10 and 13).
+
+        Raises:
+            ValueError: If the model has no prototypes.
+        """
         projector, prototypes = self._prototype_parts()
-        height = seen.features.shape[-2]
-        cosines = prototypes(project_grid(projector, seen.features))
-        return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=height)
+        embeddings = project_grid(projector, part.features)
+        cosines = prototypes(rearrange(embeddings, "b d h w -> b (h w) d"))
+        return rearrange(cosines.relu(), "b (h w) k m -> b k m h w", h=part.features.shape[-2])
 
-    def _embeddings(self, seen: ConceptPart) -> Tensor:
-        """(B, K, D) each concept's vector in the prototypes' space (CSR, Eq. 2 and 3)."""
-        projector, _ = self._prototype_parts()
+    def _vector_similarity(self, part: ConceptPart) -> Tensor:
+        """(B, K, K, M) cosine of each concept's vector with each prototype (CSR, Eq. 3 and 4)."""
+        projector, prototypes = self._prototype_parts()
         if self.config.pooling_order == "project_then_pool":
-            return einsum(self._place_weights(seen), project_grid(projector, seen.features), "b k p, b p d -> b k d")
-        return projector(self.gather(seen))
-
-    def _beside_prototypes(self, embeddings: Tensor, asked: Tensor) -> PrototypePart:
-        similarity = self._prototype_parts()[1](embeddings[None])[0]
-        return PrototypePart(similarity.new_zeros(*asked.shape, *similarity.shape[1:]).index_put((asked,), similarity))
-
-    def _place_weights(self, seen: ConceptPart) -> Tensor:
-        """(B, K, h * w) how much each place counts in each concept's vector; sums to 1."""
-        return rearrange(seen.concept_maps / self.config.attention_temperature, "b k h w -> b k (h w)").softmax(dim=-1)
+            embeddings = project_grid(projector, part.features)
+            return prototypes(self.concept_vectors(part._replace(features=embeddings)))
+        return prototypes(projector(self.concept_vectors(part)))
 
     def _prototype_parts(self) -> tuple[nn.Module, nn.Module]:
         if self.projector is None or self.prototypes is None:
@@ -427,6 +388,6 @@ def _prior(pooling: str) -> float:
 def _without_prototypes(seen: ConceptPart) -> tuple[Tensor, Tensor]:
     batch, concepts, height, width = seen.concept_maps.shape
     return (
-        seen.concept_maps.new_zeros(batch, concepts, concepts, 0),
-        seen.concept_maps.new_zeros(batch, concepts, 0, height, width),
+        part.concept_maps.new_zeros(batch, concepts, concepts, 0),
+        part.concept_maps.new_zeros(batch, concepts, 0, height, width),
     )

@@ -94,8 +94,9 @@ def create_projector(kind: ProjectorKind, in_channels: int, embed_dim: int) -> n
 
 
 def project_grid(projector: nn.Module, features: Tensor) -> Tensor:
-    """Project the vector at every place: (B, C, h, w) -> (B, h * w, D), rows first."""
-    return projector(rearrange(features, "b c h w -> b (h w) c"))
+    """Project the vector at every place: (B, C, h, w) -> (B, D, h, w)."""
+    embeddings = projector(rearrange(features, "b c h w -> b (h w) c"))
+    return rearrange(embeddings, "b (h w) d -> b d h w", h=features.shape[-2])
 
 
 class Prototypes(nn.Module):

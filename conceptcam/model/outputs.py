@@ -20,15 +20,15 @@ class ConceptPart(NamedTuple):
 
 
 class PrototypePart(NamedTuple):
-    """What stage 2 learns from: the vectors of concepts beside the prototypes."""
+    """What stage 2 learns from: how similar the concepts' vectors are to the prototypes."""
 
     vector_similarity: Tensor
-    """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]; 0 where
-    concept k was not asked for."""
+    """(B, K, K, M) cosine of concept k's vector with prototype m of concept j, indexed [b, k, j, m]; 0 where the
+    stage leaves concept k of image b out."""
 
 
 class TaskPart(NamedTuple):
-    """What stage 3 learns from: the evidence, and what follows from it."""
+    """What stage 3 learns from: the evidence and the task logits."""
 
     evidence: Tensor
     """(B, K, M) highest value of each similarity map, or (B, K, 1) concept probabilities."""

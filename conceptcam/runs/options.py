@@ -15,7 +15,7 @@ from conceptcam.losses.classification import Imbalance, class_balanced_loss
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.folder import refuse_other
 from conceptcam.training.feature_cache import Storage
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.step import Precision
 
 # What may be other than at its beginning when a run is resumed, because what is learned does not follow from it.
@@ -83,14 +83,14 @@ class RunOptions:
     progress_bar: bool = False
 
 
-def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> Recipe:
-    """What a preset must be told about data that are to be learned from as the options say.
+def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> dict[str, Any]:
+    """The options of `Preset.stages` that follow from the options of a run and its data.
 
     Raises:
         ValueError: If an option would do nothing, or contradicts another.
     """
-    chosen = preset(options.preset)
-    if options.imbalance not in (None, "none") and not chosen.weighs:
+    chosen = get_preset(options.preset)
+    if options.imbalance not in (None, "none") and not chosen.uses_losses:
         raise ValueError(
             f"the preset {options.preset!r} leaves rare labels as they are, so imbalance {options.imbalance!r} would "
             "do nothing; leave it out or choose another preset"
@@ -104,7 +104,7 @@ def run_recipe(options: RunOptions, config: ConceptConfig, train: ConceptDataset
             f"`solve_task` needs a convex loss, and imbalance {options.imbalance!r} is none: choose another, or descend"
         )
     kind, answers = config.task_kind, _answers(options, config.task_kind)
-    return Recipe(
+    return dict(
         concept_loss=class_balanced_loss(answers["concepts"], train.concept_labels),
         task_loss=class_balanced_loss(answers["tasks"], train.task_labels, kind=kind) if train.tasks else None,
         epochs=options.epochs,
@@ -142,7 +142,7 @@ def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Imbalance]:
     """What is done about rare labels of concepts and of tasks."""
     if options.imbalance is not None:
         return {"concepts": options.imbalance, "tasks": options.imbalance}
-    usual: Imbalance = "ratio" if preset(options.preset).weighs else "none"
+    usual: Imbalance = "ratio" if get_preset(options.preset).uses_losses else "none"
     return {"concepts": usual, "tasks": usual if kind == "multilabel" else "none"}
 
 

@@ -30,7 +30,7 @@ from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
 from conceptcam.training.optimizer import parameter_groups
 from conceptcam.training.precision import faster_precision
-from conceptcam.training.presets import preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage
 from conceptcam.training.step import Precision, checkpointing
 from conceptcam.training.trainer import Trainer
@@ -82,8 +82,8 @@ def train_run(
         ValueError: If an option does not fit the data or the model, or a run to resume was begun with others.
         FileExistsError: If the folder holds a run and `options.resume` is off.
     """
-    config = preset(options.preset).configure(config)
-    stages = preset(options.preset).stages(config, run_recipe(options, config, train))
+    config = get_preset(options.preset).apply_to(config)
+    stages = get_preset(options.preset).stages(config, **run_recipe(options, config, train))
     data = {**(data or {}), **_known_by(train, val), "training_data": training_data}
     with distributed.joined(options.device):
         first = distributed.is_first()
@@ -158,8 +158,8 @@ def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | N
 
 def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
     """The stages that look at images as they are read, and those that read what frozen parts made of them."""
-    seeing = [stage for stage in stages if stage.needs == "see"]
-    rest = [stage for stage in stages if stage.needs != "see"]
+    seeing = [stage for stage in stages if stage.name == "concepts"]
+    rest = [stage for stage in stages if stage.name != "concepts"]
     return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
 
 

@@ -1,5 +1,6 @@
 """What a stage asks of all training data at once: vectors to place prototypes in, evidence to solve a head from."""
 
+import dataclasses
 from collections.abc import Collection
 
 import torch
@@ -13,7 +14,7 @@ from conceptcam.model.outputs import TaskPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed, Order
 from conceptcam.training.inputs import Source
-from conceptcam.training.stages import Stage
+from conceptcam.training.stages import PROTOTYPE_FORWARD, Stage, embed_vectors
 from conceptcam.training.step import AUTOCAST, Precision, no_batches
 
 
@@ -29,15 +30,16 @@ def gather_embeddings(
     model.eval()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     dtype, first = AUTOCAST[precision], 0
+    whole = dataclasses.replace(PROTOTYPE_FORWARD, learning_half=embed_vectors)
+    embed = whole if source.forward is PROTOTYPE_FORWARD else embed_vectors
     for work in source.load(_unspent_order(feed)):
         rows = torch.arange(len(work.batch.concepts))
         if work.own is not None:
             rows = rows[distributed.rank() :: distributed.world()]
         labels = work.batch.concepts[rows]
         asked = work.inputs[1][: len(labels)]
-        embed = getattr(model, work.method.replace("compare", "embed"))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            vectors = embed(*work.inputs)[: asked.sum()]
+            vectors = embed(model, *work.inputs)[: asked.sum()]
         present = labels[asked] > 0.5
         row, concept = asked.nonzero()[present].cpu().T
         found.append((vectors[present].float().cpu(), concept, first + rows[row]))
@@ -74,13 +76,13 @@ def solve_task_head(
         copies = len(truth) // len(targets)
         images = evidence.new_empty(len(truth), 0)
         everything = ConceptBatch(images, concepts.repeat(copies, 1), truth, None, ())
-        return stage.objective(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
 
     weight, bias = solver.solve(evidence, targets, loss)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     distributed.share_tensors(model.parameters())
-    return loss(model.decide_from(evidence).task_logits, targets).item()
+    return loss(head(evidence), targets).item()
 
 
 def _unspent_order(feed: Feed) -> Order:

@@ -17,18 +17,19 @@ OVERFITTING_GAP = 0.1
 """Validation minus training loss from which the loop warns of overfitting (the founding document's rule)."""
 
 
-def tell_of_labels_never_seen(config: ConceptConfig, labels: Sequence[Tensor] | None, kinds: Collection[str]) -> None:
+def tell_of_labels_never_seen(config: ConceptConfig, labels: Sequence[Tensor] | None, learned: Collection[str]) -> None:
     """Warn of labels that no training sample has: nothing can be learned of them.
 
     Args:
         config: Names the labels.
         labels: (N, K) concepts and (N, T) tasks of the training data; None if nobody knows them beforehand.
-        kinds: Which of `"concepts"` and `"tasks"` are learned from.
+        learned: Which labels the stages learn from, `"concepts"` or `"targets"`.
     """
     if labels is None or not distributed.is_first():
         return
-    for kind, names, columns in zip(("concepts", "tasks"), (config.concepts, config.tasks), labels, strict=True):
-        if kind not in kinds or len(names) != columns.shape[1]:
+    kinds = (("concepts", "concepts", config.concepts), ("tasks", "targets", config.tasks))
+    for (kind, label, names), columns in zip(kinds, labels, strict=True):
+        if label not in learned or len(names) != columns.shape[1]:
             continue  # what augments samples may give them other labels
         absent = [name for name, column in zip(names, columns.T, strict=True) if not (column > 0).any()]
         if absent:

@@ -13,7 +13,7 @@ processes and of images per batch, and as long as `dtype` rounds nothing.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -25,10 +25,10 @@ from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed, Order, Share, take_rows
-from conceptcam.training.frozen_forward import FrozenParts, Row, can_go_on, features_wanted, fill, split, stack
+from conceptcam.training.frozen_forward import FrozenParts, Row, features_wanted, fill, split, stack
 from conceptcam.training.inputs import Images, Source, Work
 from conceptcam.training.row_store import Budget, NoRoom, Table
-from conceptcam.training.stages import Stage
+from conceptcam.training.stages import SplitForward, Stage
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +97,12 @@ class FrozenOutputs:
             later: The stages to come.
         """
         shelf = self._shelves.setdefault(feed, _Shelf())
-        if shelf.told != (stage.needs, stage.asks) or not can_go_on(model, stage):
+        forward = stage.split_forward(model)
+        if forward is None or shelf.said_by is not forward.frozen_half:
             shelf.drop_said()
         if "backbone" in stage.parts:
             shelf.drop_features()
-        if not can_go_on(model, stage):
+        if forward is None:
             return Images(feed, stage, torch.device(device))
         reason = "" if self.storage == "off" else self._reason_against(feed)
         if reason:
@@ -109,10 +110,10 @@ class FrozenOutputs:
         elif self.storage != "off":
             # What the last stage was told still holds if this one asks for the same: what it rests on did not learn.
             shelf.said = self._table() if shelf.said is None else shelf.said
-            shelf.told = stage.needs, stage.asks
+            shelf.said_by = forward.frozen_half
             if shelf.features is None and features_wanted(model, later):
                 shelf.features = self._table()
-        return FrozenSource(model, stage, feed, torch.device(device), autocast, shelf)
+        return FrozenSource(model, stage, forward, feed, torch.device(device), autocast, shelf)
 
     def close(self) -> None:
         """Free everything."""
@@ -155,13 +156,15 @@ class FrozenSource:
         self,
         model: ConceptModel,
         stage: Stage,
+        forward: SplitForward,
         feed: Feed,
         device: torch.device,
         autocast: torch.dtype | None,
         shelf: "_Shelf",
     ) -> None:
         self._stage, self._feed, self._device, self._shelf = stage, feed, device, shelf
-        self._parts = FrozenParts(model, stage, device, autocast)
+        self._parts = FrozenParts(model, forward, device, autocast)
+        self.forward = forward.learning_half
         self._size = 0  # of the batches that frozen parts are given
         self.cached = shelf.said is not None
         """Whether what frozen parts say is kept."""
@@ -200,7 +203,7 @@ class FrozenSource:
     def _work(self, truths: Sequence[ConceptBatch], said: Tensor) -> Work:
         batch = stack(truths).to(self._device, non_blocking=True)
         said = said.to(self._device, non_blocking=True)
-        return Work(self._parts.method, self._parts.inputs(said, batch), batch, None)
+        return Work((said, self._stage.concept_mask(batch)), batch, None)
 
     def _complete(self, order: Order, said: Table) -> None:
         """Keep what frozen parts say of all samples of an order, in every process.
@@ -313,7 +316,7 @@ class _Shelf:
     def __init__(self) -> None:
         self.truths: dict[int, ConceptBatch] = {}
         self.said: Table | None = None  # of the stage that runs
-        self.told: tuple[str, str] | None = None  # what that stage asks for
+        self.said_by: Callable[..., Tensor] | None = None  # the frozen half of that stage
         self.features: Table | None = None  # of this process's share
         self.awaited = 0  # samples whose features are to come
         self.checked = False  # whether samples have been seen to be the same each time
@@ -321,7 +324,7 @@ class _Shelf:
     def drop_said(self) -> None:
         if self.said is not None:
             self.said.close()
-        self.said = self.told = None
+        self.said = self.said_by = None
 
     def drop_features(self) -> None:
         if self.features is not None:

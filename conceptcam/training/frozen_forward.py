@@ -12,14 +12,7 @@ from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.outputs import ConceptPart
 from conceptcam.training.batches import take_rows
-from conceptcam.training.stages import Stage
-
-_SEEING = ("backbone", "concept_head", "pool")
-# What a stage needs -> the parts that must not learn, and the method that goes on from what they say.
-_FROZEN = {
-    "compare": (_SEEING, "compare_vectors"),
-    "decide": ((*_SEEING, "projector", "prototypes"), "decide_from"),
-}
+from conceptcam.training.stages import SplitForward, Stage
 
 
 class Row(NamedTuple):
@@ -30,33 +23,29 @@ class Row(NamedTuple):
     truth: ConceptBatch
     """Itself, a batch of one without image."""
     said: Tensor
-    """(p, C) vectors of the p concepts asked for, or (1, K, M) evidence."""
+    """(1, K, C) vectors of concepts, or (1, K, M) evidence."""
 
 
 class FrozenParts:
-    """The parts of a model that do not learn in a stage, which can go on from what they say (`can_go_on`).
+    """The parts of a model that do not learn in a stage.
 
     Args:
         model: On its device.
-        stage: The one that runs.
+        forward: Of the stage that runs.
         device: Where to compute.
         autocast: Type of autocast; None computes in the type of the weights.
     """
 
-    def __init__(self, model: ConceptModel, stage: Stage, device: torch.device, autocast: torch.dtype | None) -> None:
-        self._model, self._stage, self._device, self._autocast = model, stage, device, autocast
-        self.method = _FROZEN[stage.needs][1]
-        """Name of the model's method that goes on from what they say."""
-
-    def inputs(self, said: Tensor, batch: ConceptBatch) -> tuple[Tensor, ...]:
-        """What to call that method with, for a batch of samples."""
-        return (said, self._stage.asked(batch)) if self._compares else (said,)
+    def __init__(
+        self, model: ConceptModel, forward: SplitForward, device: torch.device, autocast: torch.dtype | None
+    ) -> None:
+        self._model, self._forward, self._device, self._autocast = model, forward, device, autocast
 
     def see(self, images: Tensor, size: int) -> Tensor:
         """Features (size, C, h, w) of some images, the last repeated; sizes decide over the last bits."""
         with self._still():
             # The layout in memory decides over algorithms too: here it is the one that is kept.
-            seen = self._model.see(fill(images.to(self._device, non_blocking=True), size))
+            seen = self._model.forward_concepts(fill(images.to(self._device, non_blocking=True), size))
             return seen.features.clone(memory_format=torch.contiguous_format)
 
     def say(self, features: Tensor, numbers: Sequence[int], truths: Sequence[ConceptBatch]) -> list[Row]:
@@ -70,12 +59,11 @@ class FrozenParts:
         with self._still():
             maps = self._model.concept_head(features)
             seen = ConceptPart(features, maps, self._model.pool(maps))
-            found = self._model.gather(seen) if self._compares else self._model.find_evidence(seen)
+            found = self._forward.frozen_half(self._model, seen)
         said = found[: len(numbers)].cpu()
         rows = []
         for number, truth, one in zip(numbers, truths, said.split(1), strict=True):
-            one = one[self._stage.asked(truth)] if self._compares else one.clone()  # a part would keep the whole
-            rows.append(Row(int(number), truth, one))
+            rows.append(Row(int(number), truth, one.clone()))  # a part would keep the whole
         return rows
 
     @contextlib.contextmanager
@@ -91,25 +79,13 @@ class FrozenParts:
             for module in training:
                 module.training = True
 
-    @property
-    def _compares(self) -> bool:
-        return self._stage.needs == "compare"
-
-
-def can_go_on(model: ConceptModel, stage: Stage) -> bool:
-    """Whether a stage goes on from what frozen parts say, one small row per sample or concept."""
-    if stage.needs not in _FROZEN or set(stage.parts) & set(_FROZEN[stage.needs][0]):
-        return False
-    # Where places are projected before they are pooled, the projector that learns must see all of them.
-    return stage.needs == "decide" or model.config.pooling_order == "pool_then_project"
-
 
 def features_wanted(model: ConceptModel, later: Iterable[Stage]) -> bool:
     """Whether a later stage goes on from the features that the backbone gives now."""
     for stage in later:
         if "backbone" in stage.parts:
             return False
-        if can_go_on(model, stage):
+        if stage.split_forward(model) is not None:
             return True
     return False
 

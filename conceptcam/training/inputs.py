@@ -7,7 +7,7 @@ objective.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,16 +19,14 @@ from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.batches import Feed, Order, Share, take_rows
-from conceptcam.training.stages import Stage
+from conceptcam.training.stages import SplitForward, Stage
 
 
 class Work(NamedTuple):
     """What one evaluation of a stage's objective needs."""
 
-    method: str
-    """Name of the model's method to call."""
     inputs: tuple[Tensor, ...]
-    """What to call it with: this process's rows."""
+    """What the forward pass is called with, after the model: this process's rows."""
     batch: ConceptBatch
     """What is true of the whole batch."""
     own: int | None
@@ -38,6 +36,8 @@ class Work(NamedTuple):
 class Source(Protocol):
     """Where the work of a stage comes from."""
 
+    forward: Callable[..., Any]
+    """What to call with the model and each work's inputs."""
     cached: bool
     """Whether frozen parts have done theirs before."""
     divided: bool
@@ -57,6 +57,7 @@ class Images:
 
     def __init__(self, feed: Feed, stage: Stage, device: torch.device) -> None:
         self._feed, self._stage, self._device = feed, stage, device
+        self.forward = stage.forward
         self.divided = distributed.world() > 1
 
     def load(self, order: Order, start: int = 0) -> Iterator[Work]:
@@ -66,14 +67,14 @@ class Images:
     def _work(self, share: Share) -> Work:
         if distributed.world() == 1:
             batch = share.batch.to(self._device, non_blocking=True)
-            return Work(self._stage.needs, self._inputs(batch), batch, None)
+            return Work(self._inputs(batch), batch, None)
         truth = _gather_truth(share).to(self._device, non_blocking=True)
         mine = share.batch.to(self._device, non_blocking=True)
-        return Work(self._stage.needs, self._inputs(mine), truth, share.own)
+        return Work(self._inputs(mine), truth, share.own)
 
     def _inputs(self, batch: ConceptBatch) -> tuple[Tensor, ...]:
-        if self._stage.needs == "compare":
-            return batch.images, self._stage.asked(batch)
+        if isinstance(self.forward, SplitForward):
+            return batch.images, self._stage.concept_mask(batch)
         return (batch.images,)
 
 
@@ -98,15 +99,15 @@ def whole_output(output: Any, work: Work) -> Any:
 
 
 class Caller(nn.Module):
-    """Calls a method of a model by its name, as `DistributedDataParallel` and `torch.compile` want it."""
+    """A model with what a stage computes as its forward pass, as `DistributedDataParallel` and `torch.compile` want."""
 
-    def __init__(self, model: ConceptModel) -> None:
+    def __init__(self, model: ConceptModel, forward: Callable[..., Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._forward = model, forward
 
-    def forward(self, method: str, *inputs: Tensor) -> Any:
-        """What the method gives."""
-        return getattr(self.model, method)(*inputs)
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the stage computes."""
+        return self._forward(self.model, *inputs)
 
 
 def replicate(caller: Caller) -> nn.Module:

@@ -89,7 +89,7 @@ class Fit:
     def _check_labels(self) -> None:
         """Refuse data without targets before the first step if a stage needs them; warn of labels never seen."""
         tasks, stages = self.model.config.tasks, self.stages[self.progress.stage :]
-        deciding = [stage.name for stage in stages if stage.needs == "decide"]
+        deciding = [stage.name for stage in stages if stage.labels == ("targets",)]
         for name, feed in (("train_batches", self.train), ("val_batches", self.val)):
             if deciding and tasks and feed.labels is not None and not feed.labels[1].shape[1]:
                 raise ValueError(
@@ -97,8 +97,8 @@ class Fit:
                     "leave the model's tasks out"
                 )
         if not self.progress.records:
-            kinds = {"concepts"} if len(deciding) < len(stages) else set()
-            tell_of_labels_never_seen(self.model.config, self.train.labels, kinds | ({"tasks"} if deciding else set()))
+            learned = {name for stage in stages for name in stage.labels}
+            tell_of_labels_never_seen(self.model.config, self.train.labels, learned)
 
     def _stage(self, stage: Stage, kept: FrozenOutputs) -> None:
         progress = self.progress
@@ -108,11 +108,11 @@ class Fit:
             kept.source(self.model, stage, feed, device=self.device, autocast=autocast, later=later)
             for feed in (self.train, self.val)
         )
-        if stage.begin is not None and "stepper" not in self.saved:
+        if stage.on_start is not None and "stepper" not in self.saved:
             found = gather_embeddings(
                 self.model, self.train, train, device=self.device, precision=self.settings.precision
             )
-            stage.begin(self.model, *found)
+            stage.on_start(self.model, *found)
             distributed.share_tensors(self.model.parameters())
         if stage.solver is not None:
             self._solve(stage, stage.solver, train, val)
@@ -125,7 +125,7 @@ class Fit:
 
     def _descend(self, stage: Stage, train: Source, val: Source) -> None:
         """Learn for some epochs; the best one's weights are kept."""
-        progress, stepper = self.progress, self._stepper(stage, divided=train.divided)
+        progress, stepper = self.progress, self._stepper(stage, train)
         if "stepper" in self.saved:
             stepper.load_state_dict(self.saved.pop("stepper"))
         with checkpointing(self.model.backbone, stage, wanted=self.settings.gradient_checkpointing):
@@ -140,7 +140,7 @@ class Fit:
     def _solve(self, stage: Stage, solver: LinearSolver, train: Source, val: Source) -> None:
         """Give the task head its best weights at once; one record tells of it."""
         started = time.perf_counter()
-        stage.prepare(self.model)
+        stage.freeze(self.model)
         train_loss = solve_task_head(self.model, stage, solver, self.train, train, frozen=self.frozen)
         judged = self._judged(stage, val)
         self.progress.rate = 0.0
@@ -193,9 +193,10 @@ class Fit:
 
     def _judged(self, stage: Stage, val: Source) -> tuple[float, float]:
         """Validation loss and score, the same in every process."""
-        works = val.load(self.val.draw(seed=0))
         return distributed.share(
-            evaluate(self.model, stage, works, device=self.device, precision=self.settings.precision)
+            evaluate(
+                self.model, stage, val, self.val.draw(seed=0), device=self.device, precision=self.settings.precision
+            )
         )
 
     def _learn(self, stepper: Stepper, train: Source, bar: Any, started: float) -> None:
@@ -225,7 +226,7 @@ class Fit:
         if not progress.loss_count:
             raise no_batches("train_batches")
 
-    def _stepper(self, stage: Stage, *, divided: bool) -> Stepper:
+    def _stepper(self, stage: Stage, train: Source) -> Stepper:
         length, settings = self.train.length, self.settings
         return Stepper(
             self.model,
@@ -234,7 +235,8 @@ class Fit:
             steps=None if length is None else math.ceil(length / settings.gradient_accumulation_steps) * stage.epochs,
             precision=settings.precision,
             max_grad_norm=settings.max_grad_norm,
-            divided=divided,
+            forward=train.forward,
+            divided=train.divided,
             backend=settings.backend,
         )
 

@@ -31,7 +31,7 @@ def parameter_groups(model: ConceptModel, stage: Stage, frozen_names: Collection
     Raises:
         ValueError: If the stage names an unknown part, nothing learns, or the backbone's layers are not known.
     """
-    stage.prepare(model)
+    stage.freeze(model)
     for name, parameter in model.named_parameters():
         if name in frozen_names:
             parameter.requires_grad_(False)

@@ -27,12 +27,12 @@ def faster_precision(model: ConceptModel, stage: Stage, batch: ConceptBatch, dev
     device, batch = torch.device(device), batch.to(device)
     seconds: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
     trial = copy.deepcopy(model).to(device)
-    stage.prepare(trial)
+    stage.freeze(trial)
     for _ in range(3):
         for precision in seconds:
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = trial.see(batch.images)
+                output = trial.forward_concepts(batch.images)
             output.concept_logits.float().mean().backward()
             output.concept_logits.detach().sum().item()  # waits for a GPU
             seconds[precision] = min(seconds[precision], time.perf_counter() - start)

@@ -1,9 +1,9 @@
-"""Named ways to build and to teach a model: the founding document's, the paper's, and what measured best."""
+"""Named ways to build and to teach a model: the original document's, the paper's, and what measured best."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -16,12 +16,30 @@ from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.training.stages import (
     Loss,
     PrototypeLoss,
+    Schedule,
     Stage,
+    clustered_prototype_stages,
     concept_stage,
-    placed_prototype_stages,
     prototype_stage,
     task_stage,
 )
+
+_EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
+
+
+class Rates(NamedTuple):
+    """Learning rates of a preset."""
+
+    scratch: float
+    """Of a backbone with random weights."""
+    pretrained: float
+    """Of a backbone with trained weights."""
+    head: float
+    """Of the concept head and the pooling."""
+    prototypes: float
+    """Of the projector and the prototypes."""
+    task: float
+    """Of the task head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,47 +48,79 @@ class Preset:
 
     Attributes:
         config: Fields of `ConceptConfig` that this preset sets.
-        stages: Makes the stages for a config.
-        weighs: Whether it uses the losses of a recipe; one that does not has plain ones.
+        rates: Learning rates.
+        concept_loss: Makes the loss of stage 1, of the classification loss that `stages` is given.
+        prototype_loss: Of stage 2; None is the recommended one, with prototypes that start at centres of clusters.
+        schedule: Of the learning rates.
+        uses_losses: Whether `concept_loss` and `task_loss` of `stages` are used; otherwise the losses are plain.
     """
 
     config: Mapping[str, Any]
-    stages: Callable[[ConceptConfig, "Recipe"], tuple[Stage, ...]]
-    weighs: bool = True
+    rates: Rates
+    concept_loss: Callable[[Loss | Literal["bce"]], nn.Module]
+    prototype_loss: PrototypeLoss | None = None
+    schedule: Schedule = "constant"
+    uses_losses: bool = True
 
-    def configure(self, config: ConceptConfig) -> ConceptConfig:
+    def apply_to(self, config: ConceptConfig) -> ConceptConfig:
         """The config with this preset's fields."""
         return dataclasses.replace(config, **self.config)
 
+    def stages(
+        self,
+        config: ConceptConfig,
+        *,
+        concept_loss: Loss | None = None,
+        task_loss: Loss | None = None,
+        epochs: Mapping[str, int] | None = None,
+        backbone_pretrained: bool = False,
+        freeze_backbone: bool = False,
+        layer_decay: float = 1.0,
+        task_solver: LinearSolver | None = None,
+    ) -> tuple[Stage, ...]:
+        """Concepts, then prototypes, then the task; each stage freezes what the stages before it have taught.
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a preset must be told about the data and the time there is.
+        Args:
+            config: What the model is; without tasks there is no third stage, without prototypes no second one.
+            concept_loss: Of concept logits and labels, such as
+                `class_balanced_loss("ratio", train.concept_labels)`; None is plain binary cross-entropy.
+            task_loss: Of task logits and targets, such as
+                `class_balanced_loss("ratio", train.task_labels, kind=config.task_kind)`; None is plain
+                cross-entropy, of each task or, for multi-class tasks, of all of them. The `paper` preset uses neither.
+            epochs: Epochs of `"concepts"`, `"prototypes"` and `"task"`; what is not named keeps 20, 10 and 20.
+            backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
+            freeze_backbone: Whether it should not move at all.
+            layer_decay: Of the first stage; see `Stage`.
+            task_solver: Finds the weights of the task head at once; the third stage then has one epoch.
 
-    Attributes:
-        concept_loss: Of concept logits and labels, such as
-            `class_balanced_loss("ratio", train.concept_labels)`; None is plain binary cross-entropy.
-        task_loss: Of task logits and targets, such as
-            `class_balanced_loss("ratio", train.task_labels, kind=config.task_kind)`; None is plain cross-entropy,
-            of each task or, for multi-class tasks, of all of them. The `paper` preset uses neither.
-        epochs: Epochs of each stage, by its name; stages not named keep the preset's.
-        backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
-        freeze_backbone: Whether it should not move at all.
-        layer_decay: Of the first stage; see `Stage`.
-        task_solver: Finds the weights of the task head at once; the third stage then has no number of epochs.
-    """
-
-    concept_loss: Loss | None = None
-    task_loss: Loss | None = None
-    epochs: Mapping[str, int] = field(default_factory=dict)
-    backbone_pretrained: bool = False
-    freeze_backbone: bool = False
-    layer_decay: float = 1.0
-    task_solver: LinearSolver | None = None
-
-    def __post_init__(self) -> None:
-        if self.task_solver is not None and "task" in self.epochs:
-            raise ValueError("a recipe with a `task_solver` has no epochs of 'task'; leave it out of `epochs`")
+        Raises:
+            ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for.
+        """
+        epochs = epochs or {}
+        for name in epochs.keys() - _EPOCHS.keys():
+            raise ValueError(
+                f"`epochs` names unknown stage {name!r}{did_you_mean(name, _EPOCHS)}; stages: {list(_EPOCHS)}"
+            )
+        if task_solver is not None and "task" in epochs:
+            raise ValueError("with a `task_solver`, stage 'task' has no epochs to choose; leave it out of `epochs`")
+        if not self.uses_losses:
+            concept_loss = task_loss = None
+        count, rates = {**_EPOCHS, **epochs}, self.rates
+        first = {"concept_head": rates.head, "pool": rates.head}
+        if not freeze_backbone:
+            first = {"backbone": rates.pretrained if backbone_pretrained else rates.scratch, **first}
+        options: dict[str, Any] = {"schedule": self.schedule, "layer_decay": layer_decay}
+        rows = [concept_stage(self.concept_loss(concept_loss or "bce"), lr=first, epochs=count["concepts"], **options)]
+        options = {"schedule": self.schedule}
+        if config.bottleneck == "prototypes" and self.prototype_loss is None:
+            rows += clustered_prototype_stages(config, lr=rates.prototypes, epochs=count["prototypes"], **options)
+        elif config.bottleneck == "prototypes" and self.prototype_loss is not None:
+            second = {"projector": rates.prototypes, "prototypes": rates.prototypes}
+            rows.append(prototype_stage(self.prototype_loss, lr=second, epochs=count["prototypes"], **options))
+        if config.tasks:
+            options |= {"solver": task_solver, "epochs": 1 if task_solver else count["task"]}
+            rows.append(task_stage(config, task_loss, lr={"task_head": rates.task}, **options))
+        return tuple(rows)
 
 
 def list_presets() -> list[str]:
@@ -78,10 +128,10 @@ def list_presets() -> list[str]:
     return list(_PRESETS)
 
 
-def preset(name: str = "recommended") -> Preset:
+def get_preset(name: str = "recommended") -> Preset:
     """Look a preset up by name.
 
-    `"recommended"`: what measured best on the phantom. `"seed"`: the project's founding document
+    `"recommended"`: what measured best on the phantom. `"original"`: the project's original document
     literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is known.
 
     Raises:
@@ -92,100 +142,40 @@ def preset(name: str = "recommended") -> Preset:
     return _PRESETS[name]
 
 
-class _Rates(NamedTuple):
-    """Learning rates of a preset."""
-
-    scratch: float
-    """Of a backbone with random weights."""
-    tuning: float
-    """Of a backbone with trained weights."""
-    head: float
-    prototypes: float
-    task: float
-
-
-_EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
-
-
-def _standard(
-    concept_loss: Callable[[Recipe], nn.Module],
-    prototype_loss: PrototypeLoss | None,
-    lr: _Rates,
-    *,
-    weighs: bool = True,
-    **options: Any,
-) -> Callable[[ConceptConfig, Recipe], tuple[Stage, ...]]:
-    """Concepts, then prototypes (placed, if no loss is given), then the task, each on what the last left fixed."""
-
-    def stages(config: ConceptConfig, recipe: Recipe) -> tuple[Stage, ...]:
-        for name in recipe.epochs.keys() - _EPOCHS.keys():
-            raise ValueError(
-                f"`epochs` names unknown stage {name!r}{did_you_mean(name, _EPOCHS)}; stages: {list(_EPOCHS)}"
-            )
-        times = {**_EPOCHS, **recipe.epochs}
-        backbone_lr = lr.tuning if recipe.backbone_pretrained else lr.scratch
-        rates = {"concept_head": lr.head, "pool": lr.head}
-        if not recipe.freeze_backbone:
-            rates = {"backbone": backbone_lr, **rates}
-        first = {**options, "epochs": times["concepts"], "layer_decay": recipe.layer_decay}
-        rows = [concept_stage(concept_loss(recipe), lr=rates, **first)]
-        second = {**options, "epochs": times["prototypes"]}
-        if config.bottleneck == "prototypes":
-            if prototype_loss is None:
-                rows += placed_prototype_stages(config, lr=lr.prototypes, **second)
-            else:
-                both = {"projector": lr.prototypes, "prototypes": lr.prototypes}
-                rows.append(prototype_stage(prototype_loss, lr=both, **second))
-        if config.tasks:
-            task_loss = recipe.task_loss if weighs else None
-            solver = recipe.task_solver
-            third = {**options, "solver": solver, "epochs": 1 if solver else times["task"]}
-            rows.append(task_stage(config, task_loss, lr={"task_head": lr.task}, **third))
-        return tuple(rows)
-
-    return stages
-
-
-# The founding document's model and rates; the backbone moves at a hundredth of them if it is pretrained.
-_SEED_MODEL = {
+# The original document's model and rates; the backbone moves at a hundredth of them if it is pretrained.
+_ORIGINAL_MODEL = {
     "pooling": "max",
     "pooling_param": None,
     "projector": "mlp",
     "embed_dim": 128,
     "prototypes_per_concept": 5,
 }
-_SEED_RATES = _Rates(scratch=1e-4, tuning=1e-6, head=1e-4, prototypes=1e-4, task=1e-4)
+_ORIGINAL_RATES = Rates(scratch=1e-4, pretrained=1e-6, head=1e-4, prototypes=1e-4, task=1e-4)
 
 _PRESETS: dict[str, Preset] = {
     "recommended": Preset(
-        config=_SEED_MODEL,
-        stages=_standard(
-            lambda recipe: BBoxGuidedConceptLoss(classification=recipe.concept_loss or "bce"),
-            None,
-            _Rates(scratch=3e-3, tuning=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
-            schedule="cosine",
-        ),
+        config=_ORIGINAL_MODEL,
+        rates=Rates(scratch=3e-3, pretrained=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
+        concept_loss=lambda loss: BBoxGuidedConceptLoss(classification=loss),
+        schedule="cosine",
     ),
-    # The founding document to the letter: what it calls for, not what measured best.
-    "seed": Preset(
-        config=_SEED_MODEL,
-        stages=_standard(
-            lambda recipe: BBoxGuidedConceptLoss(
-                classification=recipe.concept_loss or "bce", penalty="hinge", normalize="grid", mask="center"
-            ),
-            PrototypeContrastiveLoss("infonce", temperature=0.1),
-            _SEED_RATES,
+    # The original document to the letter: what it calls for, not what measured best.
+    "original": Preset(
+        config=_ORIGINAL_MODEL,
+        rates=_ORIGINAL_RATES,
+        concept_loss=lambda loss: BBoxGuidedConceptLoss(
+            classification=loss, penalty="hinge", normalize="grid", mask="center"
         ),
+        prototype_loss=PrototypeContrastiveLoss("infonce", temperature=0.1),
     ),
-    # CSR: no boxes, no class weights; its learning rates and epochs are not known, so the seed's are taken.
+    # CSR: no boxes, no class weights; its learning rates and epochs are not known, so the original's are taken.
     "paper": Preset(
         config=CSR_FIELDS,
-        stages=_standard(
-            lambda recipe: BBoxGuidedConceptLoss(beta=0.0),
-            PrototypeContrastiveLoss("softtriple", temperature=1 / 20, gamma=1000.0, margin=0.1, margin_sign="paper"),
-            _SEED_RATES,
-            weighs=False,
+        rates=_ORIGINAL_RATES,
+        concept_loss=lambda loss: BBoxGuidedConceptLoss(beta=0.0),
+        prototype_loss=PrototypeContrastiveLoss(
+            "softtriple", temperature=1 / 20, gamma=1000.0, margin=0.1, margin_sign="paper"
         ),
-        weighs=False,
+        uses_losses=False,
     ),
 }

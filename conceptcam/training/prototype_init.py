@@ -17,7 +17,7 @@ _NEAR_ENOUGH = 1e-4  # above the limit of a cosine
 
 
 @torch.no_grad()
-def place_prototypes(
+def init_prototypes(
     prototypes: Tensor,
     embeddings: Tensor,
     concept: Tensor,
@@ -37,7 +37,7 @@ def place_prototypes(
         embeddings: (N, D) vectors of present concepts, of any length.
         concept: (N,) whose each is.
         names: The K names, for the log.
-        limit: Centres are turned apart until no two of a concept have a higher cosine; see `spread`.
+        limit: Centres are turned apart until no two of a concept have a higher cosine; see `enforce_min_angle`.
         seed: Of the start of the clustering; the global random state is not touched.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +49,7 @@ def place_prototypes(
         if len(own) < count:
             kept.append(f"{name} ({len(own)})")
             continue
-        centres = spread(spherical_kmeans(own, count, generator=generator), limit=limit)
+        centres = enforce_min_angle(spherical_kmeans(own, count, generator=generator), limit=limit)
         # As long as random ones are, so that a step of the optimizer turns them as far.
         prototypes[k] = centres.to(prototypes) * size**0.5
     if kept and distributed.is_first():
@@ -72,7 +72,7 @@ def spherical_kmeans(vectors: Tensor, count: int, *, generator: torch.Generator,
     return centres
 
 
-def spread(centres: Tensor, *, limit: float) -> Tensor:
+def enforce_min_angle(centres: Tensor, *, limit: float) -> Tensor:
     """Turn unit vectors (M, D) away from one another until no two have a cosine above `limit`.
 
     The nearest two turn first, each by half of what is missing, in the plane they span; what is apart already stays.

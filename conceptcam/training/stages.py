@@ -1,41 +1,110 @@
-"""Training in stages: which parts learn, how fast, from which loss, judged by which metric.
+"""Training in stages: what each stage computes, which parts learn how fast, from which loss, judged by which metric.
 
-`presets` has whole tables of them.
+`presets` has whole tables of stages.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_choice, did_you_mean
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
-from conceptcam.losses.prototypes import (
-    prototype_contrastive_loss,
-    prototype_presence_loss,
-)
+from conceptcam.losses.prototypes import prototype_contrastive_loss, prototype_presence_loss
 from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.heads import Prototypes
+from conceptcam.model.heads import Prototypes, project_grid
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.model.outputs import ConceptPart, PrototypePart, TaskPart
-from conceptcam.training.prototype_init import place_prototypes
+from conceptcam.training.prototype_init import init_prototypes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits and labels, both (B, L), to a scalar."""
 
-Needs = Literal["see", "compare", "decide", "forward"]
-Asks = Literal["present", "known"]
+PrototypeLoss = Callable[[Tensor, Tensor], Tensor]
+"""Of similarities (B, K, K, M) and labels (B, K), to a scalar; see `losses.prototypes`."""
+
+Labels = Literal["concepts", "targets"]
+Compared = Literal["present", "known"]
 Schedule = Literal["constant", "cosine"]
 
 MIN_SUPPORT = 5
 """Positives and negatives that a label needs on validation data to have a say in which epoch is best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitForward:
+    """A forward pass in two halves: what the frozen half gives can be computed once and read in every epoch.
+
+    Attributes:
+        frozen_half: Of the model and what its `forward_concepts` gives: a tensor (B, ...) with a row per image.
+        learning_half: Of the model, that tensor and the stage's concept mask (B, K): what loss and metric read.
+        frozen_parts: Parts of the model that the frozen half runs. If one of them learns, both halves run each time.
+    """
+
+    frozen_half: Callable[[ConceptModel, ConceptPart], Tensor]
+    learning_half: Callable[[ConceptModel, Tensor, Tensor], Any]
+    frozen_parts: Callable[[ConceptConfig], tuple[str, ...]]
+
+    def __call__(self, model: ConceptModel, images: Tensor, concept_mask: Tensor) -> Any:
+        """Run both halves on images (B, 3, H, W)."""
+        inputs = self.frozen_half(model, model.forward_concepts(images))
+        return self.learning_half(model, inputs, concept_mask)
+
+
+def _project_first(config: ConceptConfig) -> bool:
+    return config.pooling_order == "project_then_pool"
+
+
+def concept_vectors(model: ConceptModel, part: ConceptPart) -> Tensor:
+    """(B, K, C) vector of each concept; (B, K, D) where places are projected before they are pooled."""
+    if _project_first(model.config):
+        assert model.projector is not None
+        part = part._replace(features=project_grid(model.projector, part.features))
+    return model.concept_vectors(part)
+
+
+def embed_vectors(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) -> Tensor:
+    """What `concept_vectors` gives -> the P vectors that the mask (B, K) is true for, projected, (P, D).
+
+    The projector sees these vectors and no others, so batch norm in it counts them alone.
+    """
+    chosen = vectors[concept_mask]
+    if _project_first(model.config):
+        return chosen
+    assert model.projector is not None
+    return model.projector(chosen[None])[0]
+
+
+def compare_vectors(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) -> PrototypePart:
+    """What `concept_vectors` gives -> the similarity of those under the mask to the prototypes."""
+    assert model.prototypes is not None
+    similarity = model.prototypes(embed_vectors(model, vectors, concept_mask)[None])[0]
+    everything = similarity.new_zeros(*concept_mask.shape, *similarity.shape[1:])
+    return PrototypePart(everything.index_put((concept_mask,), similarity))
+
+
+_SEEING = ("backbone", "concept_head", "pool")
+
+PROTOTYPE_FORWARD = SplitForward(
+    frozen_half=concept_vectors,
+    learning_half=compare_vectors,
+    frozen_parts=lambda config: (*_SEEING, "projector") if _project_first(config) else _SEEING,
+)
+"""Stage 2: images -> vectors of concepts (B, K, C) -> `PrototypePart`."""
+
+TASK_FORWARD = SplitForward(
+    frozen_half=lambda model, part: model.forward_task(part).evidence,
+    learning_half=lambda model, evidence, concept_mask: TaskPart(evidence, model.task_head(evidence)),
+    frozen_parts=lambda config: (*_SEEING, "projector", "prototypes"),
+)
+"""Stage 3: images -> evidence (B, K, M) -> `TaskPart`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,38 +114,41 @@ class Stage:
     Attributes:
         name: Short name, used in records and file names.
         lr: Learning rate of each part that learns, by its attribute name in `ConceptModel`. Parts not
-            named, or named with 0, are frozen to the bit.
-        objective: The scalar to minimize, of what the model said and what is true. It never sees the
+            named, or named with 0, are frozen: not a bit of them changes.
+        loss_fn: The scalar to minimize, of what `forward` gives and the batch. It never sees the
             model, so it works under `DistributedDataParallel` and `torch.compile`.
         metric: Makes the metric that picks the best epoch.
         metric_inputs: What the metric's `update` is given for one batch.
-        needs: The least of the model's methods that gives what the objective reads: `"see"` concepts and maps,
-            `"compare"` the similarities of present concepts to prototypes, `"decide"` evidence and task logits,
-            `"forward"` everything.
-        asks: Whose vectors a stage that needs `"compare"` looks at: `"present"` concepts or all `"known"` ones.
-        begin: Called once before the first epoch of a stage that needs `"compare"`, with the model, the vectors of all
-            concepts present in the training data, in the prototypes' space (N, D), and whose each is (N,).
-        solver: Finds the best weights of a task head at once, from the evidence of all training data, in place of
-            descending in epochs; for a stage in which the task head alone learns. Its objective is given one batch of
-            everything, without images and boxes. `lr`, schedule and decay then say nothing about how far weights move.
+        forward: What the stage computes: any callable of the model and images (B, 3, H, W) that gives a NamedTuple
+            of tensors (B, ...), such as `ConceptModel.forward_concepts`, or a `SplitForward`.
+        labels: Which labels of a batch the loss reads. Where none of them is known, the loss is undefined.
+        compared: Whose vectors stage 2 compares with the prototypes: those of `"present"` concepts, or of all
+            `"known"` ones.
+        on_start: Called once before the first epoch of a stage whose `forward` is `PROTOTYPE_FORWARD`, with the
+            model, the projected vectors (N, D) of all present concepts in the training data, and the index (N,) of
+            each vector's concept.
+        solver: Finds the best weights of the task head at once, from the evidence of all training data, in place of
+            many small steps; for a stage with `TASK_FORWARD` in which only the task head learns. Its `loss_fn` is
+            called with all samples as one batch, without images and boxes. `lr`, schedule and decay are not used.
         epochs: Passes over the training data; 1 if there is a solver.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.
         warmup: Fraction of the steps of a cosine schedule in which the rate rises.
         weight_decay: AdamW's, of weights; biases, norms, position embeddings and prototypes are not decayed.
         layer_decay: Each layer of the backbone learns at this times the rate of the layer behind it, for
-            backbones that say what their layers are; 1 is one rate for all. Fine-tuned ViTs take .65 to .75.
+            backbones that know their layers; 1 is one rate for all. Fine-tuned ViTs take .65 to .75.
         patience: Stop after this many epochs without a better score; None never stops early.
     """
 
     name: str
     lr: Mapping[str, float]
-    objective: Callable[[Any, ConceptBatch], Tensor]
+    loss_fn: Callable[[Any, ConceptBatch], Tensor]
     metric: Callable[[], Metric]
     metric_inputs: Callable[[Any, ConceptBatch], tuple[Tensor, ...]]
-    needs: Needs = "forward"
-    asks: Asks = "present"
-    begin: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
+    forward: Callable[..., Any] = ConceptModel.forward
+    labels: tuple[Labels, ...] = ("concepts", "targets")
+    compared: Compared = "present"
+    on_start: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
     solver: LinearSolver | None = None
     epochs: int = 10
     schedule: Schedule = "constant"
@@ -86,17 +158,16 @@ class Stage:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("needs", Needs), ("asks", Asks), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(get_args(known))}")
-        if self.epochs < 1 or not any(rate > 0 for rate in self.lr.values()):
+        check_choice("compared", self.compared, Compared)
+        check_choice("schedule", self.schedule, Schedule)
+        if self.epochs < 1 or not self.parts:
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
-        if self.begin is not None and self.needs != "compare":
-            raise ValueError(f"stage {self.name!r} has a `begin`, which is for stages that need 'compare'")
-        if self.solver is not None and (self.needs, self.parts, self.epochs) != ("decide", ("task_head",), 1):
+        if self.on_start is not None and self.forward is not PROTOTYPE_FORWARD:
+            raise ValueError(f"stage {self.name!r} has `on_start`, so its `forward` must be `PROTOTYPE_FORWARD`")
+        if self.solver is not None and (self.forward, self.parts, self.epochs) != (TASK_FORWARD, ("task_head",), 1):
             raise ValueError(
-                f"stage {self.name!r} has a `solver`, for one epoch of 'task_head' alone of a stage that needs "
-                f"'decide'; this one needs {self.needs!r}, teaches {list(self.parts)} and has {self.epochs} epochs"
+                f"stage {self.name!r} has a `solver`, so it must be one epoch of 'task_head' alone with the forward "
+                f"pass of stage 3; it teaches {list(self.parts)} and has {self.epochs} epochs"
             )
         for name, value in (("warmup", self.warmup), ("layer_decay", self.layer_decay)):
             if not 0 <= value <= 1 or (name == "layer_decay" and value == 0):
@@ -107,11 +178,18 @@ class Stage:
         """Names of the parts that learn."""
         return tuple(name for name, lr in self.lr.items() if lr > 0)
 
-    def asked(self, batch: ConceptBatch) -> Tensor:
-        """(B, K) bool, whose vectors a stage that needs `"compare"` looks at; never those of unknown concepts."""
-        return batch.concepts > 0 if self.asks == "present" else ~batch.concepts.isnan()
+    def split_forward(self, model: ConceptModel) -> SplitForward | None:
+        """The forward pass in two halves, if nothing learns in its frozen half; None otherwise."""
+        forward = self.forward
+        if not isinstance(forward, SplitForward) or set(self.parts) & set(forward.frozen_parts(model.config)):
+            return None
+        return forward
 
-    def prepare(self, model: ConceptModel) -> list[dict[str, Any]]:
+    def concept_mask(self, batch: ConceptBatch) -> Tensor:
+        """(B, K) bool, true for the concepts whose vectors stage 2 compares; false for unknown labels."""
+        return batch.concepts > 0 if self.compared == "present" else ~batch.concepts.isnan()
+
+    def freeze(self, model: ConceptModel) -> list[dict[str, Any]]:
         """Freeze every part but this stage's, and return parameter groups for an optimizer.
 
         Raises:
@@ -134,83 +212,74 @@ class Stage:
 def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
     """Stage 1: backbone and concept head learn which concepts are there, and where."""
 
-    def objective(seen: ConceptPart, batch: ConceptBatch) -> Tensor:
-        return loss(seen.concept_maps, batch.concepts, batch.boxes, concept_logits=seen.concept_logits)
+    def loss_fn(part: ConceptPart, batch: ConceptBatch) -> Tensor:
+        return loss(part.concept_maps, batch.concepts, batch.boxes, concept_logits=part.concept_logits)
 
     return Stage(
         name="concepts",
         lr=lr,
-        objective=objective,
+        forward=ConceptModel.forward_concepts,
+        loss_fn=loss_fn,
+        labels=("concepts",),
         metric=functools.partial(MacroAUROC, min_support=MIN_SUPPORT),
-        metric_inputs=lambda seen, batch: (seen.concept_logits, batch.concepts),
-        needs="see",
+        metric_inputs=lambda part, batch: (part.concept_logits, batch.concepts),
         **options,
     )
-
-
-PrototypeLoss = Callable[[Tensor, Tensor], Tensor]
-"""Of similarities (B, K, K, M) and labels (B, K), a scalar; see `losses.prototypes`."""
 
 
 def prototype_stage(loss: PrototypeLoss, *, lr: Mapping[str, float], name: str = "prototypes", **options: Any) -> Stage:
     """Stage 2: projector and prototypes learn what each concept looks like."""
-
-    def objective(output: PrototypePart, batch: ConceptBatch) -> Tensor:
-        return loss(output.vector_similarity, batch.concepts)
-
     return Stage(
         name=name,
         lr=lr,
-        objective=objective,
+        forward=PROTOTYPE_FORWARD,
+        loss_fn=lambda part, batch: loss(part.vector_similarity, batch.concepts),
+        labels=("concepts",),
         metric=PrototypeAccuracy,
-        metric_inputs=lambda output, batch: (output.vector_similarity, batch.concepts),
-        needs="compare",
+        metric_inputs=lambda part, batch: (part.vector_similarity, batch.concepts),
         **options,
     )
 
 
-def placed_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int, **options: Any) -> list[Stage]:
-    """Stage 2 in two rows: a space in which concepts lie apart, then prototypes at the centres of what is in it.
+def clustered_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int, **options: Any) -> list[Stage]:
+    """Stage 2 in two rows: a space in which concepts lie apart, then prototypes at the centres of clusters in it.
 
-    The first row moves the projector and random prototypes. Then each concept's prototypes are placed at the centres
-    of clusters of its vectors (`clusters.place_prototypes`), and in the second row the projector alone learns on.
+    The first row moves the projector and random prototypes. Then each concept's prototypes are put at the centres
+    of clusters of its vectors (`prototype_init.init_prototypes`), and in the second row only the projector learns.
     Each row has half of the epochs, and at least one.
     """
 
     def loss(similarity: Tensor, labels: Tensor) -> Tensor:
         return prototype_contrastive_loss(similarity, labels) + prototype_presence_loss(similarity, labels)
 
-    def place(model: ConceptModel, embeddings: Tensor, concept: Tensor) -> None:
+    def place(model: ConceptModel, vectors: Tensor, concept: Tensor) -> None:
         assert isinstance(model.prototypes, Prototypes)
-        place_prototypes(model.prototypes.vectors, embeddings, concept, names=config.concepts)
+        init_prototypes(model.prototypes.vectors, vectors, concept, names=config.concepts)
 
     first = max(1, epochs // 2)
     both = {"projector": lr, "prototypes": lr}
-    rows = {**options, "asks": "known"}
+    rows = {**options, "compared": "known"}
     return [
         prototype_stage(loss, lr=both, name="embedding", epochs=first, **rows),
-        prototype_stage(loss, lr={"projector": lr}, epochs=max(1, epochs - first), begin=place, **rows),
+        prototype_stage(loss, lr={"projector": lr}, epochs=max(1, epochs - first), on_start=place, **rows),
     ]
 
 
 def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[str, float], **options: Any) -> Stage:
-    """Stage 3: the task head learns to read tasks off the evidence, by default from plain cross-entropy.
+    """Stage 3: the task head learns to tell tasks from evidence, by default with plain cross-entropy.
 
     With a `solver` among the options, its weights are solved for, in one epoch.
     """
     if options.get("solver") is not None:
         options = {"epochs": 1, **options}
     chosen = loss or (multiclass_loss if config.task_kind == "multiclass" else multilabel_loss)
-
-    def objective(output: TaskPart, batch: ConceptBatch) -> Tensor:
-        return chosen(output.task_logits, batch.targets)
-
     return Stage(
         name="task",
         lr=lr,
-        objective=objective,
+        forward=TASK_FORWARD,
+        loss_fn=lambda part, batch: chosen(part.task_logits, batch.targets),
+        labels=("targets",),
         metric=functools.partial(MacroAUROC, config.task_kind, min_support=MIN_SUPPORT),
-        metric_inputs=lambda output, batch: (output.task_logits, batch.targets),
-        needs="decide",
+        metric_inputs=lambda part, batch: (part.task_logits, batch.targets),
         **options,
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,11 @@ from torch.nn.utils import clip_grad_norm_
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
+from conceptcam.training.batches import Order
 from conceptcam.training.diagnostics import tell_of_unreached
-from conceptcam.training.inputs import Caller, Work, replicate, unsynced, whole_output
+from conceptcam.training.inputs import Caller, Source, Work, replicate, unsynced, whole_output
 from conceptcam.training.optimizer import parameter_groups, schedule
-from conceptcam.training.stages import Stage
+from conceptcam.training.stages import PROTOTYPE_FORWARD, Stage
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -33,6 +34,7 @@ class Stepper:
         steps: How many steps there will be; None if nobody knows.
         precision: Of the forward pass.
         max_grad_norm: Gradients are scaled down to this norm.
+        forward: Of the model and each work's inputs; see `Source`.
         divided: Whether each process computes its own rows of a batch.
         backend: Of `torch.compile`; None does not compile.
     """
@@ -46,6 +48,7 @@ class Stepper:
         steps: int | None,
         precision: Precision,
         max_grad_norm: float,
+        forward: Callable[..., Any],
         divided: bool,
         backend: str | None,
     ) -> None:
@@ -53,7 +56,7 @@ class Stepper:
         groups = parameter_groups(model, stage, frozen)
         self._learning = [parameter for group in groups for parameter in group["params"]]
         self._factor = distributed.world() if divided else 1
-        caller = Caller(model)
+        caller = Caller(model, forward)
         if backend is not None:
             caller.compile(backend=backend)
         self._caller: nn.Module = caller
@@ -129,17 +132,17 @@ def measure(caller: nn.Module, stage: Stage, work: Work, precision: Precision) -
     """A stage's loss of a whole batch, and what the model said about it."""
     dtype = AUTOCAST[precision]
     with torch.autocast(work.batch.concepts.device.type, dtype, enabled=dtype is not None):
-        output: Any = caller(work.method, *work.inputs)
+        output: Any = caller(*work.inputs)
     if dtype is not None:  # losses and metrics need full precision, features are in neither
         fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
         output = output._replace(**fields)
     output = whole_output(output, work)
-    return stage.objective(output, work.batch), output
+    return stage.loss_fn(output, work.batch), output
 
 
 @torch.inference_mode()
 def evaluate(
-    model: ConceptModel, stage: Stage, works: Iterable[Work], *, device: torch.device, precision: Precision
+    model: ConceptModel, stage: Stage, source: Source, order: Order, *, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
     """A stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
 
@@ -154,8 +157,8 @@ def evaluate(
     for part in metric.modules():
         if isinstance(part, Metric):
             part.distributed_available_fn = lambda: False  # every process is given the whole batches
-    total, count, known, caller = 0.0, 0, False, Caller(model)
-    for work in works:
+    total, count, known, caller = 0.0, 0, False, Caller(model, source.forward)
+    for work in source.load(order):
         loss, output = measure(caller, stage, work, precision)
         samples = len(work.batch.concepts)
         total, count = total + _finite(loss, stage, work.batch) * samples, count + samples
@@ -171,10 +174,9 @@ def evaluate(
 
 def _is_known(stage: Stage, batch: ConceptBatch) -> bool:
     """Whether a batch has any label of the kind that a stage of this package learns from."""
-    if stage.needs == "compare":
-        return bool(stage.asked(batch).any())
-    labels = {"see": [batch.concepts], "decide": [batch.targets], "forward": [batch.concepts, batch.targets]}
-    return any(bool((~one.isnan()).any()) for one in labels[stage.needs])
+    if stage.forward is PROTOTYPE_FORWARD:
+        return bool(stage.concept_mask(batch).any())
+    return any(bool((~getattr(batch, name).isnan()).any()) for name in stage.labels)
 
 
 def no_batches(name: str) -> ValueError:

@@ -48,9 +48,9 @@ class Trainer(Settings):
         gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
             which costs about a third more time and saves most of their memory.
         feature_cache: Where stages keep what their frozen parts say of each sample, so that its image is read
-            once and not in each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it is large, where
-            data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say that they are,
-            where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
+            once and not in each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it
+            is large, where data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say
+            that they are, where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
         feature_cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
         feature_cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds
             nothing.
@@ -110,8 +110,8 @@ class Trainer(Settings):
         """
         with distributed.joined(self.device) as device:
             feed = _feed(batches, "batches")
-            works = Images(feed, stage, device).load(feed.draw(seed=0))
-            return evaluate(model, stage, works, device=device, precision=self.precision)
+            source = Images(feed, stage, device)
+            return evaluate(model, stage, source, feed.draw(seed=0), device=device, precision=self.precision)
 
 
 def _feed(batches: Batches, name: str) -> Feed:

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from conceptcam.analysis.evaluation import evaluate, fit_thresholds
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
 
@@ -19,7 +19,7 @@ def model():
     model = tiny_model()
     names = {"concepts": 5, "prototypes": 2, "task": 8}
     train, val = batches(Squares(160, 0), 16), batches(Squares(40, 1), 16)
-    Trainer(seed=0).fit(model, preset().stages(model.config, Recipe(epochs=names)), train, val)
+    Trainer(seed=0).fit(model, get_preset().stages(model.config, epochs=names), train, val)
     return model
 
 

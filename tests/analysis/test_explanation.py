@@ -61,12 +61,12 @@ def test_heatmap_is_that_of_the_prototype_that_adds_most():
 
 def test_concepts_are_listed_the_most_probable_first():
     model = taught("concepts").eval()
-    seen = model.see(model.preprocess(ITEM.image)[None])
+    part = model.forward_concepts(model.preprocess(ITEM.image)[None])
     predictions = explain(model, ITEM.image).concepts
     assert sorted((p.probability for p in predictions), reverse=True) == [p.probability for p in predictions]
     for prediction in predictions:
         k = model.config.concepts.index(prediction.concept)
-        assert prediction.probability == pytest.approx(seen.concept_logits[0, k].sigmoid().item())
+        assert prediction.probability == pytest.approx(part.concept_logits[0, k].sigmoid().item())
         assert prediction.heatmap.shape == SIZE
 
 

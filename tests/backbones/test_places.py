@@ -51,7 +51,7 @@ def test_a_bright_dot_in_each_cell_moves_the_peak_to_that_row_and_column(size):
     images = torch.zeros(len(cells), 3, *size)
     for number, (row, column) in enumerate(cells):
         images[number, :, SIDE * row + 5, SIDE * column + 2] = 1
-    seen = brightness_model(size).see(images)
+    seen = brightness_model(size).forward_concepts(images)
     assert peak(seen.concept_maps[:, 0]) == cells
 
 

@@ -17,7 +17,7 @@ from conceptcam.hub import zoo
 from conceptcam.hub.architectures import RECIPES, recipe_config
 from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info
 from conceptcam.hub.zoo import bundled_models, license_notice, list_models, model_info, models_table
-from conceptcam.training.presets import preset
+from conceptcam.training.presets import get_preset
 
 RECORDS = list(BACKBONES.values())
 OF_TIMM = [record for record in RECORDS if (record.repository or "").startswith("timm/")]
@@ -108,7 +108,7 @@ def test_config_of_a_recipe_has_the_preprocessing_of_its_backbone(name):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("csr_")])
 def test_csr_recipe_is_the_model_of_the_paper_preset(name):
     config = recipe_config(name, **NAMES)
-    assert preset("paper").configure(config) == config
+    assert get_preset("paper").apply_to(config) == config
     assert config.bottleneck == "prototypes"
 
 

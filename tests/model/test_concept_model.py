@@ -98,13 +98,13 @@ def test_one_image_says_the_same_alone_and_in_a_batch(changes):
         torch.testing.assert_close(alone[0], among[1], rtol=1e-4, atol=1e-5)
 
 
-def test_see_is_the_first_half_of_forward_and_reason_the_second():
+def test_forward_is_forward_concepts_then_forward_task():
     model = model_with()
-    seen = model.see(images())
+    seen = model.forward_concepts(images())
     whole = model(images())
     for field in seen._fields:
         assert torch.equal(getattr(seen, field), getattr(whole, field))
-    for first, second in zip(model.reason(seen), whole, strict=True):
+    for first, second in zip(model.forward_task(seen), whole, strict=True):
         assert torch.equal(first, second)
 
 
@@ -127,7 +127,7 @@ def test_similarity_maps_are_clipped_at_0_and_evidence_is_their_maximum(changes)
 
 def test_some_cosine_is_negative_before_clipping_so_that_the_test_above_can_fail():
     model = model_with()
-    places = model.projector(model.see(images()).features.flatten(2).mT)
+    places = model.projector(model.forward_concepts(images()).features.flatten(2).mT)
     assert model.prototypes(places).min() < 0
 
 
@@ -363,5 +363,5 @@ def test_the_same_seed_builds_the_same_model_and_building_uses_the_global_seed()
 def test_an_untrained_model_sees_hardly_any_concept_whatever_the_pooling(pooling):
     torch.manual_seed(0)
     config = ConceptConfig(concepts=("a", "b"), backbone="small_cnn_s8", image_size=(112, 112), pooling=pooling)
-    logits = ConceptModel.from_config(config).eval().see(torch.randn(2, 3, 112, 112)).concept_logits
+    logits = ConceptModel.from_config(config).eval().forward_concepts(torch.randn(2, 3, 112, 112)).concept_logits
     assert (logits.sigmoid() < 0.2).all()

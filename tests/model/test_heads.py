@@ -55,7 +55,7 @@ def test_a_vector_is_projected_alike_alone_and_as_one_place_of_a_grid(kind):
     projector.train()
     projector(randn(8, 4, 10, seed=1))  # gives batch norm some statistics
     projector.eval()
-    grid = project_grid(projector, features).unflatten(1, (3, 5))
+    grid = project_grid(projector, features).permute(0, 2, 3, 1)
     for row in range(3):
         for column in range(5):
             alone = projector(features[:1, :, row, column][:, None])[0, 0]

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.training.presets import Recipe, list_presets, preset
+from conceptcam.training.presets import get_preset, list_presets
 from conceptcam.training.stages import prototype_stage, task_stage
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
@@ -139,7 +139,7 @@ def test_a_solved_stage_has_one_record_of_the_solutions_losses_and_moves_the_hea
     assert (record.epoch, record.lr, record.best, model.record.stages) == (1, 0.0, True, ("task",))
     with torch.no_grad():
         for loss, data in ((record.train_loss, TRAIN), (record.val_loss, VAL)):
-            each = [(multilabel_loss(model.decide(b.images).task_logits, b.targets), len(b.targets)) for b in data]
+            each = [(multilabel_loss(model(b.images).task_logits, b.targets), len(b.targets)) for b in data]
             mean = sum(float(value) * count for value, count in each) / sum(count for _, count in each)
             assert loss == pytest.approx(mean, abs=1e-5)
 
@@ -147,7 +147,7 @@ def test_a_solved_stage_has_one_record_of_the_solutions_losses_and_moves_the_hea
 def test_a_solved_stage_has_the_weights_that_its_evidence_leads_to():
     model, _ = solved()
     with torch.no_grad():
-        evidence = torch.cat([model.decide(batch.images).evidence for batch in TRAIN])
+        evidence = torch.cat([model(batch.images).evidence for batch in TRAIN])
     solver = LinearSolver(l2=0.01, concept_dropout=0.1)
     weight, bias = solver.solve(evidence, torch.cat([batch.targets for batch in TRAIN]), multilabel_loss)
     torch.testing.assert_close(model.task_head.weight.detach(), weight, atol=1e-3, rtol=1e-3)
@@ -163,17 +163,17 @@ def test_a_solved_stage_gives_the_same_without_a_cache_and_after_a_resume(tmp_pa
         assert all(torch.equal(value, weights(other)[name]) for name, value in weights(model).items())
 
 
-def test_a_recipe_with_a_solver_ends_every_preset_with_one_solved_stage():
+def test_solver_ends_every_preset_with_one_solved_stage():
     for name in list_presets():
-        config = preset(name).configure(tiny_config())
+        config = get_preset(name).apply_to(tiny_config())
         solver = LinearSolver(l1=0.1)
-        *_, third = preset(name).stages(config, Recipe(epochs={"concepts": 3}, task_solver=solver))
+        *_, third = get_preset(name).stages(config, epochs={"concepts": 3}, task_solver=solver)
         assert (third.name, third.solver, third.epochs) == ("task", solver, 1)
 
 
-def test_a_recipe_with_a_solver_refuses_epochs_of_what_is_solved():
-    with pytest.raises(ValueError, match="a recipe with a `task_solver` has no epochs of 'task'"):
-        Recipe(epochs={"task": 4}, task_solver=LinearSolver())
+def test_solver_refuses_epochs_of_the_stage_it_solves():
+    with pytest.raises(ValueError, match="with a `task_solver`, stage 'task' has no epochs to choose"):
+        get_preset().stages(tiny_config(), epochs={"task": 4}, task_solver=LinearSolver())
 
 
 def test_a_stage_that_cannot_be_solved_is_refused():

@@ -114,9 +114,9 @@ def test_auto_precision_is_one_of_two_and_written_down(tmp_path):
 
 
 def test_run_json_says_how_the_model_was_taught(tmp_path):
-    run(tmp_path, seed=7, preset="seed", data={"folder": "here", "uncertain": "ones"})
+    run(tmp_path, seed=7, preset="original", data={"folder": "here", "uncertain": "ones"})
     content = json.loads((tmp_path / "run.json").read_text())
-    assert (content["seed"], content["preset"], content["epochs"]) == (7, "seed", QUICK)
+    assert (content["seed"], content["preset"], content["epochs"]) == (7, "original", QUICK)
     assert content["stages"] == {"concepts": 1, "prototypes": 1, "task": 1}
     assert (content["data"]["folder"], content["data"]["uncertain"]) == ("here", "ones")
     assert (content["data"]["train_images"], content["data"]["training_data"]) == (16, "squares")

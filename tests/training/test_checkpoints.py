@@ -416,10 +416,10 @@ def test_random_states_come_back(tmp_path):
 
 def test_fingerprint_tells_stages_apart_by_all_but_their_functions():
     stage = stages_of(tiny_model())[0]
-    same = dataclasses.replace(stage, objective=lambda output, batch: output, metric=object)
+    same = dataclasses.replace(stage, loss_fn=lambda output, batch: output, metric=object)
     now = fingerprint(tiny_config(), [stage])
     check_fingerprint(now, fingerprint(tiny_config(), [same]))
-    for change in ({"weight_decay": 0.5}, {"lr": {"backbone": 1.0}}, {"patience": 3}, {"needs": "forward"}):
+    for change in ({"weight_decay": 0.5}, {"lr": {"backbone": 1.0}}, {"patience": 3}, {"compared": "known"}):
         with pytest.raises(ValueError, match=f"stage 'concepts': {next(iter(change))} was"):
             check_fingerprint(now, fingerprint(tiny_config(), [dataclasses.replace(stage, **change)]))
 

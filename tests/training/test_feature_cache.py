@@ -19,15 +19,16 @@ from conceptcam.training.batches import Feed
 from conceptcam.training.feature_cache import FrozenOutputs, FrozenSource
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer
+from tests.training.test_distributed import torchrun
 from tests.worlds import Squares, batches, tiny_model, weights
 
 
 def stages_of(model, epochs=3, **changes):
     """Stages 2 and 3."""
     names = {"concepts": 1, "prototypes": epochs, "task": epochs}
-    return [dataclasses.replace(one, **changes) for one in preset().stages(model.config, Recipe(epochs=names))[1:]]
+    return [dataclasses.replace(one, **changes) for one in get_preset().stages(model.config, epochs=names)[1:]]
 
 
 def loaders():
@@ -200,7 +201,7 @@ def test_what_was_kept_is_not_used_after_the_parts_that_said_it_have_learned():
 
     def twice(model):
         row, *_, task = stages_of(model)
-        concepts = preset().stages(model.config, Recipe(epochs={"concepts": 2}))[0]
+        concepts = get_preset().stages(model.config, epochs={"concepts": 2})[0]
         return [row, task, concepts, row, task, dataclasses.replace(row, lr={"prototypes": 0.1}), task]
 
     cached, anew = fit("memory", with_stages=twice), fit("off", with_stages=twice)
@@ -226,11 +227,12 @@ def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
     model = tiny_model().eval()
     stage = stages_of(model)[row]
     feed = Feed(batches(Squares(11), 4))
-    works = list(source(model, stage, feed, storage).load(feed.draw()))
+    cached = source(model, stage, feed, storage)
+    works = list(cached.load(feed.draw()))
     assert len(works) == 3
     for work, batch in zip(works, batches(Squares(11), 4), strict=True):
-        given = (batch.images, stage.asked(batch)) if row == 0 else (batch.images,)
-        said, expected = getattr(model, work.method)(*work.inputs), getattr(model, stage.needs)(*given)
+        said = cached.forward(model, *work.inputs)
+        expected = stage.forward(model, batch.images, stage.concept_mask(batch))
         torch.testing.assert_close(tuple(said), tuple(expected), rtol=1e-4, atol=1e-5)
         assert work.own is None
         assert work.inputs[0].requires_grad is False
@@ -257,26 +259,25 @@ def test_batches_without_names_and_boxes_have_none_later(source):
         assert work.batch.boxes is None and work.batch.names == ()
 
 
-def test_unknown_labels_and_images_that_show_nothing_give_no_vectors(source):
+def test_unknown_and_absent_concepts_are_masked_out(source):
     model = tiny_model()
     concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan], [0.5, 1.0, 0.0]])
     images = torch.randn(3, 3, 48, 64)
     feed = Feed([ConceptBatch(images, concepts, torch.zeros(3, 2), ConceptBoxes.empty())])
-    stage = dataclasses.replace(stages_of(model)[0], asks="present")
+    stage = dataclasses.replace(stages_of(model)[0], compared="present")
     (work,) = source(model, stage, feed).load(feed.draw())
     vectors, asked = work.inputs
     assert asked.tolist() == [[True, False, False], [False, False, False], [True, True, False]]
-    assert vectors.shape == (3, model.backbone.out_channels)
+    assert vectors.shape == (3, 3, model.backbone.out_channels)
 
 
-def test_a_stage_that_asks_for_the_known_is_given_absent_concepts_too(source):
+def test_stage_that_compares_the_known_sees_absent_concepts(source):
     model = tiny_model()
     concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan]])
     feed = Feed([ConceptBatch(torch.randn(2, 3, 48, 64), concepts, torch.zeros(2, 2))])
-    stage = dataclasses.replace(stages_of(model)[0], asks="known")
+    stage = dataclasses.replace(stages_of(model)[0], compared="known")
     (work,) = source(model, stage, feed).load(feed.draw())
     assert work.inputs[1].tolist() == [[True, False, True], [True, True, False]]
-    assert work.inputs[0].shape == (4, model.backbone.out_channels)
 
 
 @pytest.mark.parametrize("cache", ["off", "auto"])
@@ -286,12 +287,12 @@ def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cac
     def recording(model):
         row = dataclasses.replace(stages_of(model)[0], epochs=3)
 
-        def objective(output, batch):
+        def loss_fn(output, batch):
             if model.training:
                 seen.append(batch.names)
-            return row.objective(output, batch)
+            return row.loss_fn(output, batch)
 
-        return [dataclasses.replace(row, objective=objective)]
+        return [dataclasses.replace(row, loss_fn=loss_fn)]
 
     train = DataLoader(Squares(21), 8, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5))
     fit(cache, (train, batches(Squares(12, 1))), with_stages=recording)
@@ -375,10 +376,10 @@ def test_custom_objective_sees_the_same_with_and_without_the_cache():
     def with_boxes(model):
         (row,) = stages_of(model)[:1]
 
-        def objective(output: PrototypePart, batch: ConceptBatch):
+        def loss_fn(output: PrototypePart, batch: ConceptBatch):
             return output.vector_similarity.square().mean() * (1 + len(batch.boxes)) + 0 * batch.images.sum()
 
-        return [dataclasses.replace(row, objective=objective)]
+        return [dataclasses.replace(row, loss_fn=loss_fn)]
 
     assert same(fit("off", with_stages=with_boxes), fit("memory", with_stages=with_boxes))
 

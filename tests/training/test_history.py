@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger, plot_learning_curves, read_history
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_table_of_epochs_is_refused(tmp_path, text, message):
 
 def test_a_trainer_writes_the_records_that_it_returns(tmp_path):
     data = batches(Squares(8))
-    stages = preset().stages(tiny_model().config, Recipe(epochs={"concepts": 2, "prototypes": 1, "task": 1}))
+    stages = get_preset().stages(tiny_model().config, epochs={"concepts": 2, "prototypes": 1, "task": 1})
     trainer = Trainer(seed=0, callbacks=[CSVLogger(tmp_path / "history.csv")])
     records = trainer.fit(tiny_model(), stages, data, data)
     assert len(records) == 5 and same(read_history(tmp_path / "history.csv"), records)

@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from conceptcam.backbones import Backbone
 from conceptcam.backbones.timm import TimmBackbone
 from conceptcam.training.optimizer import parameter_groups, schedule
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage
 from tests.worlds import tiny_model
 
@@ -20,7 +20,7 @@ VIT_BLOCKS = 9
 
 
 def stage(index: int = 0, **changes) -> Stage:
-    rows = preset("recommended").stages(tiny_model().config, Recipe(backbone_pretrained=True))
+    rows = get_preset("recommended").stages(tiny_model().config, backbone_pretrained=True)
     return dataclasses.replace(rows[index], **changes)
 
 

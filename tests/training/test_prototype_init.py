@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conceptcam.training.prototype_init import place_prototypes, spherical_kmeans, spread
+from conceptcam.training.prototype_init import enforce_min_angle, init_prototypes, spherical_kmeans
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -54,7 +54,7 @@ def test_as_many_vectors_as_centres_are_each_a_centre():
 def test_spreading_stops_just_where_no_two_are_nearer_than_the_limit():
     near = F.normalize(torch.ones(5, 8) + 0.05 * torch.randn(5, 8, generator=rng()), dim=-1)
     assert cosines(near).max() > 0.98
-    apart = spread(near, limit=0.95)
+    apart = enforce_min_angle(near, limit=0.95)
     assert 0.9499 < cosines(apart).max() <= 0.95 + 2e-4
     torch.testing.assert_close(apart.norm(dim=-1), torch.ones(5))
 
@@ -62,7 +62,7 @@ def test_spreading_stops_just_where_no_two_are_nearer_than_the_limit():
 def test_two_that_are_near_move_apart_evenly_and_the_others_stay():
     vectors = torch.eye(8)[:4].clone()
     vectors[1] = F.normalize(vectors[0] + 0.001 * vectors[1], dim=-1)
-    apart = spread(vectors, limit=0.95)
+    apart = enforce_min_angle(vectors, limit=0.95)
     assert torch.equal(apart[2:], vectors[2:])
     assert math.isclose(apart[0] @ apart[1], 0.95, abs_tol=2e-4)
     assert math.isclose(apart[0] @ vectors[0], apart[1] @ vectors[1], abs_tol=1e-4)
@@ -73,7 +73,7 @@ def test_two_that_are_near_move_apart_evenly_and_the_others_stay():
 @pytest.mark.parametrize("shape", [(5, 3), (5, 128), (60, 32)])
 def test_however_near_they_are_no_two_stay_nearer_than_the_limit_and_none_goes_far(shape, noise):
     vectors = F.normalize(torch.ones(shape) + noise * torch.randn(shape, generator=rng()), dim=-1)
-    apart = spread(vectors, limit=0.95)
+    apart = enforce_min_angle(vectors, limit=0.95)
     assert cosines(apart).max() <= 0.95 + 2e-4
     torch.testing.assert_close(apart.norm(dim=-1), torch.ones(len(apart)))
     if len(vectors) <= 5:
@@ -82,13 +82,13 @@ def test_however_near_they_are_no_two_stay_nearer_than_the_limit_and_none_goes_f
 
 def test_identical_ones_stay_identical_and_leave_the_others():
     vectors = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.01, 0.0], [1.0, 0.0, 0.0]]), dim=-1)
-    apart = spread(vectors, limit=0.95)
+    apart = enforce_min_angle(vectors, limit=0.95)
     assert torch.equal(apart[0], apart[2]) and apart[0] @ apart[1] <= 0.95 + 2e-4
 
 
 def test_what_is_apart_already_stays_as_it_is():
     vectors, _ = bundles(5, 1)
-    assert torch.equal(spread(vectors, limit=0.95), vectors)
+    assert torch.equal(enforce_min_angle(vectors, limit=0.95), vectors)
 
 
 def test_each_concepts_prototypes_lie_among_its_own_vectors():
@@ -98,7 +98,7 @@ def test_each_concepts_prototypes_lie_among_its_own_vectors():
     )
     concept = torch.tensor([0, 1]).repeat_interleave(50)
     prototypes = torch.randn(2, 5, 16, generator=rng(3))
-    place_prototypes(prototypes, 7 * own, concept, names=("a", "b"))
+    init_prototypes(prototypes, 7 * own, concept, names=("a", "b"))
     nearest = (F.normalize(prototypes, dim=-1) @ torch.stack([first, second]).T).argmax(dim=-1)
     assert nearest.tolist() == [[0] * 5, [1] * 5]
     torch.testing.assert_close(prototypes.norm(dim=-1), torch.full((2, 5), 4.0))
@@ -109,7 +109,7 @@ def test_a_concept_with_too_few_vectors_keeps_its_prototypes_and_is_named(caplog
     prototypes = torch.randn(2, 3, 4)
     before = prototypes.clone()
     with caplog.at_level(logging.WARNING):
-        place_prototypes(prototypes, torch.randn(12, 4), torch.tensor([0] * 10 + [1] * 2), names=("many", "rare"))
+        init_prototypes(prototypes, torch.randn(12, 4), torch.tensor([0] * 10 + [1] * 2), names=("many", "rare"))
     assert "these keep theirs: rare (2)" in caplog.text
     assert torch.equal(prototypes[1], before[1]) and not torch.equal(prototypes[0], before[0])
 
@@ -121,7 +121,7 @@ def test_placing_leaves_the_random_state_and_is_the_same_each_time():
         torch.manual_seed(seed)
         state = torch.get_rng_state()
         results.append(torch.zeros(2, 3, 16))
-        place_prototypes(results[-1], vectors, concept, names=("a", "b"))
+        init_prototypes(results[-1], vectors, concept, names=("a", "b"))
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(*results)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from conceptcam.losses import class_balanced_loss, compute_pos_weight
-from conceptcam.training.presets import Recipe, list_presets, preset
+from conceptcam.training.presets import get_preset, list_presets
 from conceptcam.training.stages import Stage
 from tests.worlds import Squares, batches, tiny_config, tiny_model
 
 
-def seed_loss(maps, labels, boxes, pos_weight, beta=0.5):
-    """The founding document's stage-1 loss for one box per concept, as a plain loop."""
+def original_loss(maps, labels, boxes, pos_weight, beta=0.5):
+    """The original document's stage-1 loss for one box per concept, as a plain loop."""
     logits = maps.amax(dim=(2, 3))
     terms = [
         -(pos_weight[k] * labels[b, k] * torch.log(torch.sigmoid(logits[b, k])))
@@ -30,44 +30,44 @@ def seed_loss(maps, labels, boxes, pos_weight, beta=0.5):
     return torch.stack(terms).mean() + beta * torch.stack(places).mean()
 
 
-def test_seed_preset_minimizes_the_founding_documents_loss():
+def test_original_preset_minimizes_the_documents_loss():
     data = Squares(6)
     weight = compute_pos_weight(data.concept_labels)
-    recipe = Recipe(concept_loss=class_balanced_loss("ratio", data.concept_labels))
-    stage = preset("seed").stages(tiny_config(), recipe)[0]
+    loss = class_balanced_loss("ratio", data.concept_labels)
+    stage = get_preset("original").stages(tiny_config(), concept_loss=loss)[0]
     (batch,) = batches(data, 6)
     with torch.no_grad():
-        seen = tiny_model().see(batch.images)
+        seen = tiny_model().forward_concepts(batch.images)
         seen = seen._replace(concept_maps=torch.randn_like(seen.concept_maps))
         seen = seen._replace(concept_logits=seen.concept_maps.amax(dim=(2, 3)))
-        expected = seed_loss(seen.concept_maps, batch.concepts, batch.boxes, weight)
-        torch.testing.assert_close(stage.objective(seen, batch), expected)
+        expected = original_loss(seen.concept_maps, batch.concepts, batch.boxes, weight)
+        torch.testing.assert_close(stage.loss_fn(seen, batch), expected)
 
 
-def test_seed_preset_has_the_documents_numbers():
-    chosen = preset("seed")
-    config = chosen.configure(tiny_config(prototypes_per_concept=9, pooling="mean"))
+def test_original_preset_has_the_documents_numbers():
+    chosen = get_preset("original")
+    config = chosen.apply_to(tiny_config(prototypes_per_concept=9, pooling="mean"))
     assert (config.pooling, config.prototypes_per_concept, config.embed_dim) == ("max", 5, 128)
-    concepts, prototypes, task = chosen.stages(config, Recipe(backbone_pretrained=True))
+    concepts, prototypes, task = chosen.stages(config, backbone_pretrained=True)
     assert [stage.epochs for stage in (concepts, prototypes, task)] == [20, 10, 20]
     assert concepts.lr["concept_head"] == 1e-4
     assert concepts.lr["backbone"] == pytest.approx(0.01 * 1e-4)
-    assert chosen.stages(config, Recipe())[0].lr["backbone"] == 1e-4
+    assert chosen.stages(config)[0].lr["backbone"] == 1e-4
 
 
 @pytest.mark.parametrize("name", list_presets())
 def test_stages_follow_from_the_config(name):
-    chosen = preset(name)
+    chosen = get_preset(name)
     second = ["embedding", "prototypes"] if name == "recommended" else ["prototypes"]
-    full = [stage.name for stage in chosen.stages(tiny_config(), Recipe())]
+    full = [stage.name for stage in chosen.stages(tiny_config())]
     assert full == ["concepts", *second, "task"]
-    assert [stage.name for stage in chosen.stages(tiny_config(tasks=()), Recipe())] == ["concepts", *second]
-    assert [s.name for s in chosen.stages(tiny_config(bottleneck="concepts"), Recipe())] == ["concepts", "task"]
+    assert [stage.name for stage in chosen.stages(tiny_config(tasks=()))] == ["concepts", *second]
+    assert [s.name for s in chosen.stages(tiny_config(bottleneck="concepts"))] == ["concepts", "task"]
 
 
-def test_prepare_freezes_all_but_the_parts_named():
+def test_freeze_freezes_all_but_the_parts_named():
     model = tiny_model()
-    groups = preset().stages(model.config, Recipe())[1].prepare(model)
+    groups = get_preset().stages(model.config)[1].freeze(model)
     learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {"projector", "prototypes"}
     given = {id(p) for group in groups for p in group["params"]}
@@ -75,16 +75,16 @@ def test_prepare_freezes_all_but_the_parts_named():
 
 
 def test_frozen_backbone_is_left_out_of_every_stage():
-    for stage in preset().stages(tiny_config(), Recipe(freeze_backbone=True)):
+    for stage in get_preset().stages(tiny_config(), freeze_backbone=True):
         assert "backbone" not in stage.parts
 
 
 def test_each_part_has_its_own_learning_rate():
-    stage = preset().stages(tiny_config(), Recipe(backbone_pretrained=True))[0]
+    stage = get_preset().stages(tiny_config(), backbone_pretrained=True)[0]
     model = tiny_model()
     by_rate = {
         name.split(".")[0]: group["lr"]
-        for group in stage.prepare(model)
+        for group in stage.freeze(model)
         for name, p in model.named_parameters()
         if any(p is q for q in group["params"])
     }
@@ -92,13 +92,13 @@ def test_each_part_has_its_own_learning_rate():
 
 
 def test_unknown_part_is_refused_with_the_near_name():
-    stage = preset().stages(tiny_config(), Recipe())[-1]
+    stage = get_preset().stages(tiny_config())[-1]
     with pytest.raises(ValueError, match=r"unknown part 'taskhead'; did you mean \['task_head'\]"):
-        dataclasses.replace(stage, lr={"taskhead": 1.0}).prepare(tiny_model())
+        dataclasses.replace(stage, lr={"taskhead": 1.0}).freeze(tiny_model())
 
 
 def test_stage_that_teaches_nothing_is_refused():
-    row = preset().stages(tiny_config(), Recipe())[0]
+    row = get_preset().stages(tiny_config())[0]
     with pytest.raises(ValueError, match="a learning rate above 0"):
         dataclasses.replace(row, lr={"backbone": 0.0})
     with pytest.raises(ValueError, match="unknown `schedule` 'step'"):
@@ -108,23 +108,23 @@ def test_stage_that_teaches_nothing_is_refused():
 
 def test_unknown_preset_lists_the_near_ones():
     with pytest.raises(ValueError, match=r"unknown preset 'recomended'; did you mean \['recommended'\]"):
-        preset("recomended")
+        get_preset("recomended")
 
 
 def test_epochs_of_an_unknown_stage_are_refused():
     with pytest.raises(ValueError, match=r"unknown stage 'concept'; did you mean \['concepts'\]"):
-        preset().stages(tiny_config(), Recipe(epochs={"concept": 3}))
+        get_preset().stages(tiny_config(), epochs={"concept": 3})
 
 
 def test_multiclass_task_learns_by_cross_entropy():
     config = tiny_config(task_kind="multiclass")
-    stage = preset().stages(config, Recipe())[-1]
+    stage = get_preset().stages(config)[-1]
     (batch,) = batches(Squares(4), 4)
     batch = batch._replace(targets=torch.tensor([[1.0, 0], [0, 1], [torch.nan, torch.nan], [0.5, 0.5]]))
     output = tiny_model(task_kind="multiclass")(batch.images)._replace(task_logits=torch.randn(4, 2))
     known = [0, 1, 3]
     expected = torch.nn.functional.cross_entropy(output.task_logits[known], batch.targets[known])
-    torch.testing.assert_close(stage.objective(output, batch), expected)
+    torch.testing.assert_close(stage.loss_fn(output, batch), expected)
 
 
 class Spy:
@@ -139,17 +139,17 @@ class Spy:
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
-@pytest.mark.parametrize("name", ["recommended", "seed"])
-def test_stages_of_concepts_and_task_learn_from_the_recipes_losses(name, kind):
-    recipe = Recipe(concept_loss=Spy(), task_loss=Spy())
+@pytest.mark.parametrize("name", ["recommended", "original"])
+def test_stages_learn_from_the_losses_given_to_the_preset(name, kind):
+    losses = {"concept_loss": Spy(), "task_loss": Spy()}
     model = tiny_model(task_kind=kind)
-    concepts, *_, task = preset(name).stages(model.config, recipe)
+    concepts, *_, task = get_preset(name).stages(model.config, **losses)
     (batch,) = batches(Squares(4), 4)
     output = model(batch.images)
-    concepts.objective(output, batch)
-    assert torch.equal(task.objective(output, batch), output.task_logits.square().mean())
-    assert recipe.concept_loss.given == [(output.concept_logits, batch.concepts)]
-    assert recipe.task_loss.given == [(output.task_logits, batch.targets)]
+    concepts.loss_fn(output, batch)
+    assert torch.equal(task.loss_fn(output, batch), output.task_logits.square().mean())
+    assert losses["concept_loss"].given == [(output.concept_logits, batch.concepts)]
+    assert losses["task_loss"].given == [(output.task_logits, batch.targets)]
 
 
 def test_paper_preset_leaves_rare_labels_as_they_are():
@@ -158,18 +158,18 @@ def test_paper_preset_leaves_rare_labels_as_they_are():
     (batch,) = batches(Squares(4), 4)
     output = model(batch.images)
     told, plain = (
-        preset("paper").stages(model.config, recipe) for recipe in (Recipe(concept_loss=spy, task_loss=spy), Recipe())
+        get_preset("paper").stages(model.config, **losses) for losses in ({"concept_loss": spy, "task_loss": spy}, {})
     )
-    assert all(torch.equal(told[i].objective(output, batch), plain[i].objective(output, batch)) for i in (0, 2))
-    assert not spy.given and not preset("paper").weighs
+    assert all(torch.equal(told[i].loss_fn(output, batch), plain[i].loss_fn(output, batch)) for i in (0, 2))
+    assert not spy.given and not get_preset("paper").uses_losses
 
 
 @pytest.mark.parametrize("name", list_presets())
-def test_without_a_loss_in_the_recipe_stages_learn_from_plain_cross_entropy(name):
+def test_without_given_losses_stages_learn_by_cross_entropy(name):
     model = tiny_model()
-    concepts, *_, task = preset(name).stages(model.config, Recipe())
+    concepts, *_, task = get_preset(name).stages(model.config)
     batch = batches(Squares(4), 4)[0]._replace(boxes=None)
     output = model(batch.images)
     plain = torch.nn.functional.binary_cross_entropy_with_logits
-    torch.testing.assert_close(concepts.objective(output, batch), plain(output.concept_logits, batch.concepts))
-    torch.testing.assert_close(task.objective(output, batch), plain(output.task_logits, batch.targets))
+    torch.testing.assert_close(concepts.loss_fn(output, batch), plain(output.concept_logits, batch.concepts))
+    torch.testing.assert_close(task.loss_fn(output, batch), plain(output.task_logits, batch.targets))

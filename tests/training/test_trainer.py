@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from conceptcam.data.batch import as_batch, collate
-from conceptcam.training.presets import Recipe, preset
+from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_config, tiny_model, weights
 
 
 def stages_of(model, epochs=2, **changes):
     names = {"concepts": epochs, "prototypes": epochs, "task": epochs}
-    return [dataclasses.replace(s, **changes) for s in preset().stages(model.config, Recipe(epochs=names))]
+    return [dataclasses.replace(s, **changes) for s in get_preset().stages(model.config, epochs=names)]
 
 
 TRAIN, VAL = batches(Squares(32, 0)), batches(Squares(16, 1))
@@ -26,7 +26,7 @@ def test_three_stages_learn_concepts_places_and_tasks():
     model = tiny_model()
     train, val = batches(Squares(160, 0), 16), batches(Squares(48, 1), 16)
     names = {"concepts": 6, "prototypes": 3, "task": 40}
-    records = Trainer(seed=0).fit(model, preset().stages(model.config, Recipe(epochs=names)), train, val)
+    records = Trainer(seed=0).fit(model, get_preset().stages(model.config, epochs=names), train, val)
     best = {record.stage: record.score for record in records if record.best}
     assert best["concepts"] > 0.95
     assert best["prototypes"] > 0.9
@@ -44,14 +44,14 @@ def test_frozen_parts_are_still_to_the_bit(row):
     Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
-    placed = {"prototypes"} if stage.begin is not None else set()  # where they stay while the stage learns
+    placed = {"prototypes"} if stage.on_start is not None else set()  # where they stay while the stage learns
     assert moved <= set(stage.parts) | placed
 
 
 def test_fully_frozen_backbone_is_still_in_stage_1_too():
     model = tiny_model()
     before = weights(model)
-    stage = preset().stages(model.config, Recipe(epochs={"concepts": 1}, freeze_backbone=True))[0]
+    stage = get_preset().stages(model.config, epochs={"concepts": 1}, freeze_backbone=True)[0]
     Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
     changed = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
     assert all(name.startswith("concept_head") for name in changed)
@@ -355,7 +355,7 @@ def test_teaching_a_part_again_forgets_what_rested_on_it():
 
 def test_concepts_bottleneck_trains_two_stages():
     model = tiny_model(bottleneck="concepts")
-    stages = preset().stages(tiny_config(bottleneck="concepts"), Recipe(epochs={"concepts": 2, "task": 2}))
+    stages = get_preset().stages(tiny_config(bottleneck="concepts"), epochs={"concepts": 2, "task": 2})
     records = Trainer(seed=0).fit(model, stages, TRAIN, VAL)
     assert {record.stage for record in records} == {"concepts", "task"}
 
@@ -379,7 +379,7 @@ def test_accumulating_batches_learns_as_one_batch_of_all_of_them(sizes):
     results = []
     for given, accumulate in ((small, sizes[1] // sizes[0]), (large, 1)):
         model = vit_model()
-        stage = stages_of(model, epochs=2, objective=mean_over_images, schedule="cosine")[0]
+        stage = stages_of(model, epochs=2, loss_fn=mean_over_images, schedule="cosine")[0]
         records = Trainer(seed=0, gradient_accumulation_steps=accumulate).fit(model, [stage], given, doubled(VAL))
         results.append((weights(model), [record[2:6] for record in records]))
     (first, told), (second, expected) = results
