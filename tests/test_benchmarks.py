@@ -72,7 +72,7 @@ def test_figures_are_written_with_the_machine_they_come_from(tmp_path, capsys):
 
 def test_heads_are_measured_over_the_bare_backbone():
     rows = heads.heads_cost("small_cnn_s8", size=16, batch=1, repeats=1)
-    assert [row["pass"] for row in rows][:3] == ["backbone", "see", "forward"]
+    assert [row["pass"] for row in rows][:3] == ["backbone", "forward_concepts", "forward"]
     assert rows[0]["ratio"] == 1 and all(row["ratio"] > 0 for row in rows)
 
 
@@ -226,11 +226,11 @@ def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against()
 @pytest.mark.parametrize(("options", "evaluations"), [({}, 1), ({"gradient_accumulation_steps": 4}, 4)])
 def test_a_step_of_the_library_moves_weights_once_however_many_batches_it_reads(options, evaluations, monkeypatch):
     calls = []
-    for owner, name in ((torch.optim.AdamW, "step"), (ConceptModel, "see")):
+    for owner, name in ((torch.optim.AdamW, "step"), (ConceptModel, "forward_concepts")):
         original = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, _name=name, _to=original: calls.append(_name) or _to(*given))
     training_steps.library_step(SMALL, **options)()
-    assert calls == ["see"] * evaluations + ["step"]
+    assert calls == ["forward_concepts"] * evaluations + ["step"]
 
 
 def test_every_box_of_a_random_batch_marks_a_concept_that_is_present():

@@ -177,7 +177,7 @@ def test_solver_refuses_epochs_of_the_stage_it_solves():
 
 
 def test_a_stage_that_cannot_be_solved_is_refused():
-    with pytest.raises(ValueError, match="`solver`, for one epoch of 'task_head' alone .* has 3 epochs"):
+    with pytest.raises(ValueError, match="`solver`, so it must be one epoch of 'task_head' alone .* has 3 epochs"):
         task_stage(tiny_config(), lr={"task_head": 1.0}, solver=LinearSolver(), epochs=3)
-    with pytest.raises(ValueError, match="this one needs 'compare', teaches .'projector'."):
+    with pytest.raises(ValueError, match="it teaches .'projector'."):
         prototype_stage(lambda similarity, labels: similarity.sum(), lr={"projector": 1.0}, solver=LinearSolver())
