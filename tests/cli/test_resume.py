@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.cli.test_cli import write_coco
 
 from conceptcam.cli.main import main
+from tests.cli.test_cli import write_coco
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--image-size", "48", "64", "--batch-size", "8", "--precision", "fp32", "--figures", "1"]

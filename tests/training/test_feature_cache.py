@@ -9,7 +9,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from tests.training.test_distributed import torchrun
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from conceptcam.data.batch import ConceptBatch, collate

@@ -11,6 +11,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import resnet as our_resnets
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+from torchvision.models import resnet as their_resnets
+
+from conceptcam.hub.checkpoints import Encoder, read_encoder
 from tests.hub.checkpoints.published import (
     DEPTH,
     HEADS,
@@ -26,12 +32,6 @@ from tests.hub.checkpoints.published import (
     timm_vit,
     tokens,
 )
-from timm.models import resnet as our_resnets
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
-from torchvision.models import resnet as their_resnets
-
-from conceptcam.hub.checkpoints import Encoder, read_encoder
 
 OTHER = 48, 64  # another input size, not square
 CLOSE = 1e-5
