@@ -109,7 +109,7 @@ def data_options(parser: argparse.ArgumentParser) -> None:
 def _training_options(parser: argparse.ArgumentParser, *, epochs: Sequence[str], batch_size: int) -> None:
     parser.add_argument(
         "--preset", type=_one_of("preset", ("recommended", "original", "paper")), default="recommended", metavar="NAME",
-        help="recommended (default), seed or paper",
+        help="recommended (default), original or paper",
     )  # fmt: skip
     parser.add_argument(
         "--bottleneck", type=_one_of("bottleneck", ("prototypes", "concepts")), default="prototypes", metavar="NAME",
