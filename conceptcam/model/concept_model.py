@@ -336,10 +336,10 @@ class ConceptModel(nn.Module):
             for start in range(0, len(images), batch_size):
                 rows = slice(start, start + batch_size)
                 batch = torch.stack([self.preprocess(image).to(where) for image in images[rows]])
-                concept_part = self.see(batch)
+                concept_part = self.forward_concepts(batch)
                 concepts[rows] = concept_part.concept_logits.sigmoid().cpu()
                 if with_tasks:
-                    tasks[rows] = task_probabilities(self.reason(concept_part).task_logits, self.config).cpu()
+                    tasks[rows] = task_probabilities(self.forward_task(concept_part).task_logits, self.config).cpu()
         task_names = self.config.tasks if with_tasks else ()
         return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks)
 
@@ -385,8 +385,8 @@ def _prior(pooling: str) -> float:
     return 0.05 / 14**2 if pooling == "noisy_or" else 0.05
 
 
-def _without_prototypes(seen: ConceptPart) -> tuple[Tensor, Tensor]:
-    batch, concepts, height, width = seen.concept_maps.shape
+def _without_prototypes(part: ConceptPart) -> tuple[Tensor, Tensor]:
+    batch, concepts, height, width = part.concept_maps.shape
     return (
         part.concept_maps.new_zeros(batch, concepts, concepts, 0),
         part.concept_maps.new_zeros(batch, concepts, 0, height, width),

@@ -73,7 +73,7 @@ class MapHistory:
         if record.stage != "concepts":
             return
         with eval_mode(model) as device:
-            seen = model.see(model.preprocess(self.image)[None].to(device))
+            seen = model.forward_concepts(model.preprocess(self.image)[None].to(device))
         known = {name: place for place, name in enumerate(model.config.concepts)}
         index = [_named(name, known, "concept") for name in self.concepts]
         self.epochs.append(record.epoch)
