@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_SOURCE = (".git", ".venv", "site", "runs", "dist", "build", ".*cache", ".mypy*", ".hypothesis", "__pycache__")
+NOT_SOURCE = (".git", ".venv*", "site", "runs", "dist", "build", ".*cache", ".mypy*", ".hypothesis", "__pycache__")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
