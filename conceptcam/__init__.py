@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conceptcam.data.labels import resolve_uncertain
     from conceptcam.data.phantom.dataset import PhantomDataset
     from conceptcam.hub.model_card import model_card
-    from conceptcam.hub.zoo import list_models, model_info
+    from conceptcam.hub.zoo import list_architectures, list_models, model_info
     from conceptcam.losses import (
         BBoxGuidedConceptLoss,
         PrototypeContrastiveLoss,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         compute_pos_weight,
         prototype_contrastive_loss,
     )
-    from conceptcam.model.concept_model import ConceptModel
+    from conceptcam.model.concept_model import ConceptModel, create_model
     from conceptcam.model.outputs import ConceptOutput, ConceptPart
     from conceptcam.model.pooling import create_pooling, list_poolings
     from conceptcam.model.predictions import Predictions
@@ -72,10 +72,12 @@ _PUBLIC: dict[str, str] = {
     "class_balanced_loss": "conceptcam.losses",
     "collate": "conceptcam.data.batch",
     "create_backbone": "conceptcam.backbones",
+    "create_model": "conceptcam.model.concept_model",
     "create_pooling": "conceptcam.model.pooling",
     "evaluate": "conceptcam.analysis.evaluation",
     "explain": "conceptcam.analysis.explanation",
     "plot_learning_curves": "conceptcam.training.history",
+    "list_architectures": "conceptcam.hub.zoo",
     "list_backbones": "conceptcam.backbones",
     "list_models": "conceptcam.hub.zoo",
     "list_poolings": "conceptcam.model.pooling",
@@ -120,10 +122,12 @@ __all__ = [
     "class_balanced_loss",
     "collate",
     "create_backbone",
+    "create_model",
     "create_pooling",
     "evaluate",
     "explain",
     "plot_learning_curves",
+    "list_architectures",
     "list_backbones",
     "list_models",
     "list_poolings",

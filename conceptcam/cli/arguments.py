@@ -79,8 +79,8 @@ concepts it came from. Writes a figure of the maps and a JSON file per image."""
 def _models_parser(commands: Any) -> argparse.ArgumentParser:
     parser = command(
         commands, "models", "list what can be loaded by name",
-        """Lists taught models that come with the package, recipes that become a model once concepts and tasks are
-named, and backbones with published weights: grid, licence, and where the weights come from. A full name
+        """Lists taught models that come with the package, architectures that become a model once concepts and tasks are
+named, and backbones with published weights: grid, license, and where the weights come from. A full name
 shows everything that is known of it. Nothing is downloaded.""",
         """examples:
   conceptcam models
@@ -88,7 +88,7 @@ shows everything that is known of it. Nothing is downloaded.""",
   conceptcam models rad_dino_vit_b14""",
     )  # fmt: skip
     parser.add_argument("pattern", nargs="?", default="*", metavar="NAME", help="a name, or a pattern such as '*vit*'")
-    parser.add_argument("--kind", choices=("model", "recipe", "backbone"), help="only these")
+    parser.add_argument("--kind", choices=("model", "architecture", "backbone"), help="only these")
     parser.add_argument("--commercial", action="store_true", help="only what may be used commercially")
     return parser
 

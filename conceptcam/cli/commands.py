@@ -93,22 +93,27 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 
 def models(options: argparse.Namespace, say: Say) -> None:
     """List what can be loaded by name, or say all that is known of one."""
-    from conceptcam.hub.zoo import list_models, models_table
+    from conceptcam.hub.zoo import list_zoo, models_table
 
     if "*" not in options.pattern and "?" not in options.pattern:
         return _show(options.pattern, say)
-    names = list_models(options.pattern, kind=options.kind, commercial_use=True if options.commercial else None)
+    names = list_zoo(options.pattern, kind=options.kind, commercial_use=True if options.commercial else None)
     if not names:
         raise ValueError(f"nothing in the zoo matches {options.pattern!r} and these options")
     return say(models_table(names).rstrip())
 
 
 def _show(name: str, say: Say) -> None:
-    from conceptcam.hub.architectures import RECIPES
+    from conceptcam.hub.architectures import ARCHITECTURES
     from conceptcam.hub.published_backbones import backbone_info
     from conceptcam.hub.zoo import bundled_models, license_notice, model_info
 
-    if name not in bundled_models() and name not in RECIPES and backbone_info(name) is None and _is_backbone(name):
+    if (
+        name not in bundled_models()
+        and name not in ARCHITECTURES
+        and backbone_info(name) is None
+        and _is_backbone(name)
+    ):
         return say(
             f"{name} is a backbone, not a model: train one on it with `conceptcam train DATA --backbone {name}`, or in "
             f"Python make it with `create_backbone({name!r})`"

@@ -39,7 +39,10 @@ _PHRASES = (
     (r"pass `?uncertain='ignore'`?", "leave --uncertain out"),
     (r"pass `token=` of", "set HF_TOKEN in the environment to that of"),
     (r"`token=`", "HF_TOKEN in the environment"),
-    (r"`list_models\(\)` says what it has", "`conceptcam models` lists what it has"),
+    (
+        r"`list_models`, `list_architectures` and `list_backbones` list what there is",
+        "`conceptcam models` lists what there is",
+    ),
 )
 
 

@@ -1,34 +1,36 @@
-"""What can be loaded by name: backbones, recipes, models in the package; whence, how normalized, under which licence.
+"""The zoo: what can be loaded or built by name. Its entries say from where, how normalized and under which license.
 
-Records only: nothing here imports a network or touches the Hub.
+Nothing here imports torch, opens a connection or asks the Hub.
 """
 
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_choice, did_you_mean
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json
-from conceptcam.hub.architectures import RECIPES, ModelRecipe
+from conceptcam.hub.architectures import ARCHITECTURES, Architecture
 from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info, forbids_commercial_use
 
-Kind = Literal["model", "recipe", "backbone"]
+Kind = Literal["model", "architecture", "backbone"]
 
 MODELS = Path(__file__).parent / "bundled"
 """Folder of the models that come with the package."""
 
+_COLUMNS = ("name", "kind", "grid @ size", "license", "commercial use", "weights")
+
 
 @dataclass(frozen=True, kw_only=True)
-class BundledModel:
-    """A taught model that comes with the package.
+class ModelInfo:
+    """A trained model that comes with the package.
 
     Attributes:
         name: What `ConceptModel.from_pretrained` takes.
-        folder: Where it is.
-        config: What it is.
-        record: What it has been taught.
+        folder: The model folder.
+        config: What the model is.
+        record: What it was taught.
         license: Identifier as in SPDX; the package's own.
     """
 
@@ -44,72 +46,95 @@ def bundled_models() -> dict[str, Path]:
     return {file.parent.name: file.parent for file in sorted(MODELS.glob("*/config.json"))}
 
 
-def list_models(
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the trained models that `ConceptModel.from_pretrained` loads without a download.
+
+    Args:
+        pattern: What the name looks like, with `*` for anything, as for files.
+    """
+    return list_zoo(pattern, kind="model")
+
+
+def list_architectures(pattern: str = "*") -> list[str]:
+    """Names of the architectures that `create_model` builds for your concepts and tasks.
+
+    Args:
+        pattern: What the name looks like, with `*` for anything, as for files.
+    """
+    return list_zoo(pattern, kind="architecture")
+
+
+def list_zoo(
     pattern: str = "*",
     *,
     kind: Kind | None = None,
     commercial_use: bool | None = None,
     downloadable: bool | None = None,
 ) -> list[str]:
-    """Names of what the zoo has: models of the package, then recipes, then backbones.
+    """Names of everything in the zoo: models, then architectures, then backbones with published weights.
 
     Args:
         pattern: What the name looks like, with `*` for anything, as for files.
-        kind: `"model"`: taught concept models. `"recipe"`: architectures for your names. `"backbone"`: image models.
-        commercial_use: Whether the licence of the weights, of a recipe its backbone's, allows commercial use.
+        kind: Only this kind; None is all of them.
+        commercial_use: Whether the license of the weights allows commercial use; for an architecture, the weights
+            of its backbone.
         downloadable: Whether a program can get the weights, from the package or from the Hub.
 
     Raises:
         ValueError: If the kind is unknown.
     """
-    if kind is not None and kind not in get_args(Kind):
-        raise ValueError(f"unknown kind {kind!r}; known: {list(get_args(Kind))}")
-    names = {"model": bundled_models(), "recipe": RECIPES, "backbone": BACKBONES}
+    if kind is not None:
+        check_choice("kind", kind, Kind)
+    names = {"model": bundled_models(), "architecture": ARCHITECTURES, "backbone": BACKBONES}
     found = [name for each in names if kind in (None, each) for name in fnmatch.filter(names[each], pattern)]
-    if commercial_use is not None:
-        found = [name for name in found if _allows_commercial_use(name) == commercial_use]
-    if downloadable is not None:
-        found = [name for name in found if _is_downloadable(name) == downloadable]
-    return found
+    weights = {name: _weights_of(name) for name in found}
+    return [
+        name
+        for name, info in weights.items()
+        if commercial_use in (None, info is None or info.commercial_use)
+        and downloadable in (None, info is None or info.downloadable)
+    ]
 
 
-def model_info(name: str) -> BundledModel | ModelRecipe | BackboneInfo:
-    """The record of anything in the zoo.
+def model_info(name: str) -> ModelInfo | Architecture | BackboneInfo:
+    """All that is known of a model, an architecture or a backbone of the zoo.
 
     Raises:
-        ValueError: If nothing has that name.
+        ValueError: If nothing in the zoo has that name.
     """
     if name in (models := bundled_models()):
         config, record = from_json((models[name] / "config.json").read_text(encoding="utf-8"))
-        return BundledModel(name=name, folder=models[name], config=config, record=record)
-    found = RECIPES.get(name) or backbone_info(name)
+        return ModelInfo(name=name, folder=models[name], config=config, record=record)
+    found = ARCHITECTURES.get(name) or backbone_info(name)
     if found is None:
+        hint = did_you_mean(name, list_zoo())
         raise ValueError(
-            f"the zoo has no {name!r}{did_you_mean(name, list_models())}; `list_models()` says what it has"
+            f"the zoo has no {name!r}{hint}; `list_models`, `list_architectures` and "
+            "`list_backbones` list what there is"
         )
     return found
 
 
 def license_notice(name: str) -> str:
-    """The sentence to show before weights are downloaded whose licence forbids commercial use.
+    """The sentence to show before weights are downloaded whose license forbids commercial use.
 
     Args:
-        name: A backbone, recipe or model.
+        name: A backbone, an architecture or a model.
 
     Returns:
-        The sentence; empty if the licence allows commercial use, and also if the zoo does not know the name.
+        The sentence; empty if the license allows commercial use, and also if the zoo does not know the name.
     """
-    record = _weights_of(name)
-    return "" if record is None or record.commercial_use else forbids_commercial_use(record.name, record.license)
+    info = _weights_of(name)
+    return "" if info is None or info.commercial_use else forbids_commercial_use(info.name, info.license)
 
 
 def models_table(names: Iterable[str] | None = None) -> str:
-    """A Markdown table of what the zoo has, aligned so that it reads well as plain text too.
+    """A Markdown table of entries of the zoo, aligned so that it reads well as plain text too.
 
     Args:
-        names: As `list_models` gives them; None is all.
+        names: As `list_zoo` gives them; None is all.
     """
-    rows = [_COLUMNS, *(_row(name) for name in (list_models() if names is None else names))]
+    rows = [_COLUMNS, *(_row(name) for name in (list_zoo() if names is None else names))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     rows.insert(1, tuple("-" * width for width in widths))
     return "".join(
@@ -117,17 +142,14 @@ def models_table(names: Iterable[str] | None = None) -> str:
     )
 
 
-_COLUMNS = ("name", "kind", "grid @ size", "licence", "commercial use", "weights")
-
-
 def _row(name: str) -> tuple[str, ...]:
     info = model_info(name)
-    if isinstance(info, BundledModel):
+    if isinstance(info, ModelInfo):
         return (name, "model", f"- @ {_times(info.config.image_size)}", info.license, "yes", "in the package")
-    record = info if isinstance(info, BackboneInfo) else BACKBONES[info.backbone]
-    where = f"{_times(record.grid)} @ {_times(record.image_size)}"
-    kind = "backbone" if info is record else "recipe"
-    return (name, kind, where, record.license, "yes" if record.commercial_use else "no", record.repository or "yours")
+    kind, weights = ("backbone", info) if isinstance(info, BackboneInfo) else ("architecture", BACKBONES[info.backbone])
+    where = f"{_times(weights.grid)} @ {_times(weights.image_size)}"
+    use = "yes" if weights.commercial_use else "no"
+    return (name, kind, where, weights.license, use, weights.repository or "yours")
 
 
 def _times(size: tuple[int, int]) -> str:
@@ -135,15 +157,5 @@ def _times(size: tuple[int, int]) -> str:
 
 
 def _weights_of(name: str) -> BackboneInfo | None:
-    """The record of the published weights that a backbone or recipe starts from."""
-    return backbone_info(RECIPES[name].backbone if name in RECIPES else name)
-
-
-def _allows_commercial_use(name: str) -> bool:
-    record = _weights_of(name)
-    return record is None or record.commercial_use
-
-
-def _is_downloadable(name: str) -> bool:
-    record = _weights_of(name)
-    return record is None or record.downloadable
+    """The published weights that a backbone or an architecture starts from; None if the zoo knows none."""
+    return backbone_info(ARCHITECTURES[name].backbone if name in ARCHITECTURES else name)

@@ -14,7 +14,7 @@ from conceptcam._checks import shorten
 from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
-from conceptcam.hub.architectures import recipe_config
+from conceptcam.hub.architectures import architecture_config
 from conceptcam.hub.download import find_model, upload
 from conceptcam.hub.model_folder import read_folder, save_folder
 from conceptcam.hub.weights import build_filled, sha256
@@ -111,33 +111,6 @@ class ConceptModel(nn.Module):
         )
 
     @classmethod
-    def from_recipe(
-        cls,
-        name: str,
-        *,
-        concepts: Sequence[str],
-        tasks: Sequence[str] = (),
-        pretrained_backbone: bool = False,
-        backbone_weights: str | Path | None = None,
-        **fields: Any,
-    ) -> Self:
-        """Build a model of a named kind for your concepts and tasks; `list_models(kind="recipe")` lists them.
-
-        Args:
-            name: Such as `"csr_resnet50"`.
-            concepts: Names of the concepts, such as `VINDR_CONCEPTS`.
-            tasks: Names of the tasks.
-            pretrained_backbone: Whether to download the backbone's published weights.
-            backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
-            **fields: Fields of `ConceptConfig` that differ from the recipe's.
-
-        Raises:
-            ValueError: If there is no such recipe, or a field or the weights do not fit.
-        """
-        config = recipe_config(name, concepts=concepts, tasks=tasks, **fields)
-        return cls.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
-
-    @classmethod
     def from_pretrained(
         cls,
         source: str | os.PathLike[str],
@@ -153,7 +126,7 @@ class ConceptModel(nn.Module):
         """Load a model from a folder, the package itself or the Hugging Face Hub, in eval mode.
 
         Args:
-            source: A folder written by `save_pretrained`, a name that `list_models(kind="model")` lists, or
+            source: A folder written by `save_pretrained`, a name that `list_models` lists, or
                 `"organization/name"` on the Hub, perhaps with `@revision`, or the address of its page there. A path
                 object, the name of a folder that is there and text that starts with `.`, `/` or `~` are always folders.
             revision: Branch, tag or commit on the Hub; None is the main branch.
@@ -377,6 +350,32 @@ class ConceptModel(nn.Module):
                 f"expected normalized {dtype} images of shape (B, {', '.join(map(str, expected))}), got "
                 f"{images.dtype} of shape {tuple(images.shape)}; `model.preprocess` makes them from an image"
             )
+
+
+def create_model(
+    name: str,
+    *,
+    concepts: Sequence[str],
+    tasks: Sequence[str] = (),
+    pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
+    **fields: Any,
+) -> ConceptModel:
+    """Build a model of a named architecture for your concepts and tasks, untrained, save perhaps the backbone.
+
+    Args:
+        name: A name that `list_architectures` lists, such as `"csr_resnet50"`.
+        concepts: Names of the concepts, such as `VINDR_CONCEPTS`.
+        tasks: Names of the tasks.
+        pretrained_backbone: Whether to download the backbone's published weights.
+        backbone_weights: A file or a place on the Hub to start the backbone from; see `create_backbone`.
+        **fields: Fields of `ConceptConfig` that differ from the architecture's.
+
+    Raises:
+        ValueError: If there is no such architecture, or a field or the weights do not fit.
+    """
+    config = architecture_config(name, concepts=concepts, tasks=tasks, **fields)
+    return ConceptModel.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
 
 
 def _prior(pooling: str) -> float:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conceptcam import evaluate
 from conceptcam.config import ConceptConfig, TrainingRecord
-from conceptcam.hub.architectures import recipe_config
+from conceptcam.hub.architectures import architecture_config
 from conceptcam.hub.model_card import GENERATED_MARK, is_generated, model_card
 from conceptcam.hub.published_backbones import BACKBONES
 from tests.worlds import CONCEPTS, Squares, batches, tiny_config, tiny_model
@@ -236,7 +236,7 @@ def test_untaught_model_says_that_nothing_is_known_of_it():
 
 
 def test_licence_of_a_known_backbone_and_its_warning_are_in_the_card():
-    config = recipe_config("csr_medmae_vit_b16", concepts=["a"])
+    config = architecture_config("csr_medmae_vit_b16", concepts=["a"])
     said = section(model_card(config, TrainingRecord(), title="", license="MIT"), "Licence")
     record = BACKBONES["medmae_vit_b16"]
     assert "CC-BY-NC-4.0, which **forbids** commercial use" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,17 @@ from conceptcam.config import ConceptConfig, TrainingRecord, to_json
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES
 from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
 from conceptcam.hub import zoo
-from conceptcam.hub.architectures import RECIPES, recipe_config
+from conceptcam.hub.architectures import ARCHITECTURES, architecture_config
 from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info
-from conceptcam.hub.zoo import bundled_models, license_notice, list_models, model_info, models_table
+from conceptcam.hub.zoo import (
+    bundled_models,
+    license_notice,
+    list_architectures,
+    list_models,
+    list_zoo,
+    model_info,
+    models_table,
+)
 from conceptcam.training.presets import get_preset
 
 RECORDS = list(BACKBONES.values())
@@ -70,7 +79,7 @@ def test_architecture_gives_the_recorded_grid(record):
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=named)
-def test_license_that_forbids_commercial_use_says_so_in_its_name(record):
+def test_noncommercial_license_says_so_in_its_name(record):
     assert record.commercial_use == ("-NC-" not in record.license)
     assert record.license in {"Apache-2.0", "MIT", "CC-BY-NC-4.0"}
 
@@ -82,7 +91,7 @@ def test_weights_that_cannot_be_fetched_come_with_what_to_do(record):
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=named)
-def test_every_record_says_whom_to_cite_and_is_found_by_its_name(record):
+def test_every_backbone_is_found_by_name_and_says_whom_to_cite(record):
     assert "arXiv:" in record.citation
     assert backbone_info(record.name) is record is model_info(record.name)
 
@@ -93,9 +102,9 @@ def test_timm_weights_are_found_by_the_name_timm_has_for_them():
     assert backbone_info("small_cnn_s8") is None
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_config_of_a_recipe_has_the_preprocessing_of_its_backbone(name):
-    config, record = recipe_config(name, **NAMES), BACKBONES[RECIPES[name].backbone]
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_takes_its_backbones_preprocessing(name):
+    config, record = architecture_config(name, **NAMES), BACKBONES[ARCHITECTURES[name].backbone]
     assert (config.backbone, config.image_size, config.mean, config.std) == (
         record.name,
         record.image_size,
@@ -105,41 +114,41 @@ def test_config_of_a_recipe_has_the_preprocessing_of_its_backbone(name):
     assert (config.concepts, config.tasks) == (("Nodule", "Edema"), ("Cancer",))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("csr_")])
-def test_csr_recipe_is_the_model_of_the_paper_preset(name):
-    config = recipe_config(name, **NAMES)
-    assert get_preset("paper").apply_to(config) == config
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("csr_")])
+def test_csr_is_the_model_of_the_paper_preset(name):
+    config = architecture_config(name, **NAMES)
+    assert preset("paper").configure(config) == config
     assert config.bottleneck == "prototypes"
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cbm_")])
-def test_cbm_recipe_reads_tasks_off_concept_probabilities(name):
-    assert recipe_config(name, **NAMES).bottleneck == "concepts"
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("cbm_")])
+def test_cbm_reads_tasks_off_concept_probabilities(name):
+    assert architecture_config(name, **NAMES).bottleneck == "concepts"
 
 
-def test_recipe_of_another_backbone_takes_that_backbones_preprocessing():
-    config = recipe_config("csr_resnet50", **NAMES, backbone="rad_dino_vit_b14")
+def test_another_backbone_brings_its_own_preprocessing():
+    config = architecture_config("csr_resnet50", **NAMES, backbone="rad_dino_vit_b14")
     record = BACKBONES["rad_dino_vit_b14"]
     assert (config.image_size, config.mean, config.std) == (record.image_size, record.mean, record.std)
 
 
-def test_field_that_is_given_wins_over_the_recipe():
-    config = recipe_config("csr_resnet50", **NAMES, image_size=(320, 256), pooling="max", mean=(0.5, 0.5, 0.5))
+def test_a_given_field_wins_over_the_architecture():
+    config = architecture_config("csr_resnet50", **NAMES, image_size=(320, 256), pooling="max", mean=(0.5, 0.5, 0.5))
     assert (config.image_size, config.pooling, config.mean) == ((320, 256), "max", (0.5, 0.5, 0.5))
     assert config.std == BACKBONES["timm:resnet50.a1_in1k"].std
 
 
 def test_backbone_outside_the_zoo_needs_its_preprocessing():
     with pytest.raises(ValueError, match="does not know backbone 'small_cnn_s8' .* give image_size, std too"):
-        recipe_config("csr_resnet50", **NAMES, backbone="small_cnn_s8", mean=(0.5, 0.5, 0.5))
+        architecture_config("csr_resnet50", **NAMES, backbone="small_cnn_s8", mean=(0.5, 0.5, 0.5))
     given = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "image_size": (112, 112)}
-    assert recipe_config("csr_resnet50", **NAMES, backbone="small_cnn_s8", **given).image_size == (112, 112)
+    assert architecture_config("csr_resnet50", **NAMES, backbone="small_cnn_s8", **given).image_size == (112, 112)
 
 
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("csr_resnet5", {}, r"unknown recipe 'csr_resnet5'; did you mean \['csr_resnet50'"),
+        ("csr_resnet5", {}, r"unknown architecture 'csr_resnet5'; did you mean \['csr_resnet50'"),
         ("csr_resnet50", {"poling": "max"}, r"a config has no field 'poling'; did you mean \['pooling'"),
         ("csr_resnet50", {"backbone": "rad_dino_vit_b16"}, r"does not know .* did you mean \['rad_dino_vit_b14'"),
         ("csr_resnet50", {"backbone": 50}, "does not know backbone 50 "),
@@ -147,12 +156,12 @@ def test_backbone_outside_the_zoo_needs_its_preprocessing():
         ("csr_resnet50", {"concepts": ["Edema", "Edema"]}, r"repeated: \['Edema'\]"),
     ],
 )
-def test_recipe_that_cannot_be_is_refused_in_a_sentence(name, changes, message):
+def test_an_impossible_config_is_refused_in_a_sentence(name, changes, message):
     with pytest.raises(ValueError, match=message):
-        recipe_config(name, **{**NAMES, **changes})
+        architecture_config(name, **{**NAMES, **changes})
 
 
-def test_models_of_the_package_are_those_whose_folder_is_there(with_models):
+def test_bundled_models_are_those_whose_folder_is_there(with_models):
     config, record = with_models
     assert bundled_models() == {"a-model": zoo.MODELS / "a-model"}
     info = model_info("a-model")
@@ -160,15 +169,16 @@ def test_models_of_the_package_are_those_whose_folder_is_there(with_models):
 
 
 @pytest.mark.parametrize("name", bundled_models())
-def test_card_of_a_model_of_the_package_is_what_its_config_file_gives(name, benchmark_of_models):
+def test_card_of_a_bundled_model_follows_from_its_config(name, benchmark_of_models):
     info = model_info(name)
     shown = (info.folder / "README.md").read_text(encoding="utf-8")
     assert shown == benchmark_of_models.card_of(name, info.config, info.record), "python benchmarks/bundled.py --cards"
-    assert (info.folder / "config.json").read_text(encoding="utf-8") == to_json(info.config, info.record)
+    saved, again = (info.folder / "config.json").read_text(encoding="utf-8"), to_json(info.config, info.record)
+    assert json.loads(saved) | {"conceptcam": None} == json.loads(again) | {"conceptcam": None}
 
 
 @pytest.mark.parametrize("name", bundled_models())
-def test_model_of_the_package_states_the_licence_of_the_package_and_what_it_was_measured_on(name):
+def test_a_bundled_model_states_its_license_and_test_images(name):
     info = model_info(name)
     assert info.record.license == info.license == "Apache-2.0"
     assert info.record.measured_on == "1600 drawn chest radiographs of another seed (conceptcam phantom)"
@@ -176,63 +186,69 @@ def test_model_of_the_package_states_the_licence_of_the_package_and_what_it_was_
     assert "Of these weights: Apache-2.0." in shown and f"\nOn {info.record.measured_on}.\n" in shown
 
 
-def test_list_has_models_then_recipes_then_backbones(with_models):
-    assert list_models() == ["a-model", *RECIPES, *BACKBONES]
-    kinds = {kind: list_models(kind=kind) for kind in ("model", "recipe", "backbone")}
-    assert kinds == {"model": ["a-model"], "recipe": list(RECIPES), "backbone": list(BACKBONES)}
+def test_zoo_lists_models_then_architectures_then_backbones(with_models):
+    assert list_zoo() == ["a-model", *ARCHITECTURES, *BACKBONES]
+    kinds = {kind: list_zoo(kind=kind) for kind in ("model", "architecture", "backbone")}
+    assert kinds == {"model": ["a-model"], "architecture": list(ARCHITECTURES), "backbone": list(BACKBONES)}
+
+
+def test_models_and_architectures_have_a_list_each(with_models):
+    assert (list_models(), list_models("b*")) == (["a-model"], [])
+    assert list_architectures() == list(ARCHITECTURES)
+    assert list_architectures("*_resnet50") == ["csr_resnet50", "cbm_resnet50"]
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_list_filters_by_licence_and_source_as_a_loop_over_records_does(asked, with_models):
+def test_filters_by_license_and_source_agree_with_a_loop(asked, with_models):
     def weights(name: str) -> BackboneInfo | None:
-        return BACKBONES.get(RECIPES[name].backbone if name in RECIPES else name)
+        return BACKBONES.get(ARCHITECTURES[name].backbone if name in ARCHITECTURES else name)
 
-    everything = list_models()
+    everything = list_zoo()
     free = [name for name in everything if (weights(name) is None or weights(name).commercial_use) is asked]
     ready = [name for name in everything if (weights(name) is None or weights(name).repository is not None) is asked]
-    assert list_models(commercial_use=asked) == free
-    assert list_models(downloadable=asked) == ready
+    assert list_zoo(commercial_use=asked) == free
+    assert list_zoo(downloadable=asked) == ready
     assert free and ready
 
 
-def test_list_filters_by_pattern():
-    assert list_models("*medmae*", kind="backbone") == ["medmae_vit_b16"]
-    assert list_models("no such thing") == []
+def test_zoo_is_filtered_by_pattern():
+    assert list_zoo("*medmae*", kind="backbone") == ["medmae_vit_b16"]
+    assert list_zoo("no such thing") == []
 
 
-def test_unknown_kind_or_name_is_refused_with_what_is_known():
-    with pytest.raises(ValueError, match=r"unknown kind 'backbones'; known: \['model', 'recipe', 'backbone'\]"):
-        list_models(kind="backbones")
+def test_unknown_kind_or_name_is_refused_with_a_hint():
+    with pytest.raises(ValueError, match=r"unknown `kind` 'backbones'; known: \['model', 'architecture', 'backbone'\]"):
+        list_zoo(kind="backbones")
     with pytest.raises(ValueError, match=r"the zoo has no 'medmae_vitb16'; did you mean \['medmae_vit_b16'"):
         model_info("medmae_vitb16")
 
 
-def test_notice_names_weights_and_licence_wherever_the_name_leads_to_them():
+def test_notice_names_weights_and_license():
     sentence = "the weights of mae_vit_b16 are under CC-BY-NC-4.0, which forbids commercial use"
     assert license_notice("mae_vit_b16") == license_notice("timm:vit_base_patch16_224.mae") == sentence
     assert license_notice("csr_medmae_vit_b16") == license_notice("medmae_vit_b16") != ""
 
 
-def test_notice_is_empty_exactly_where_commercial_use_is_allowed_or_nothing_is_known(with_models):
-    silent = {name for name in list_models() if license_notice(name) == ""}
-    assert silent == set(list_models(commercial_use=True))
+def test_notice_is_empty_where_commercial_use_is_allowed(with_models):
+    silent = {name for name in list_zoo() if license_notice(name) == ""}
+    assert silent == set(list_zoo(commercial_use=True))
     assert license_notice("small_cnn_s8") == ""
 
 
 def test_table_has_a_row_of_facts_for_each_name(with_models):
     lines = models_table().splitlines()
     header, rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert header == ["name", "kind", "grid @ size", "licence", "commercial use", "weights"]
+    assert header == ["name", "kind", "grid @ size", "license", "commercial use", "weights"]
     assert all(set(cell) == {"-"} for cell in rule)
-    assert [row[0] for row in rows] == list_models()
+    assert [row[0] for row in rows] == list_zoo()
     said = {row[0]: row[1:] for row in rows}
     assert said["medmae_vit_b16"] == ["backbone", "14x14 @ 224x224", "CC-BY-NC-4.0", "no", "yours"]
-    assert said["csr_rad_dino_vit_b14"] == ["recipe", "37x37 @ 518x518", "MIT", "yes", "microsoft/rad-dino"]
+    assert said["csr_rad_dino_vit_b14"] == ["architecture", "37x37 @ 518x518", "MIT", "yes", "microsoft/rad-dino"]
     assert said["a-model"] == ["model", "- @ 112x96", "Apache-2.0", "yes", "in the package"]
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
 
 
-def test_vindr_names_are_22_findings_and_6_diagnoses_and_those_of_the_phantom():
+def test_vindr_and_phantom_share_22_findings_and_6_diagnoses():
     assert (len(set(VINDR_CONCEPTS)), len(set(VINDR_TASKS))) == (22, 6)
     assert PHANTOM_CONCEPTS is VINDR_CONCEPTS
     assert PHANTOM_DISEASES is VINDR_TASKS
@@ -252,8 +268,8 @@ def test_zoo_loads_without_torch_timm_or_the_hub_client():
     assert said == "[]\n"
 
 
-@pytest.mark.parametrize("kind", ["backbone", "recipe"])
-def test_page_of_the_zoo_shows_the_table_as_it_is(kind):
+@pytest.mark.parametrize("kind", ["backbone", "architecture"])
+def test_docs_page_shows_the_table_as_it_is(kind):
     page = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
     shown = page.split(f"<!-- zoo:{kind}s -->\n")[1].split(f"<!-- /zoo:{kind}s -->")[0]
-    assert shown == models_table(list_models(kind=kind))
+    assert shown == models_table(list_zoo(kind=kind))

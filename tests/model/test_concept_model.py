@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from conceptcam.backbones import Backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
-from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.concept_model import ConceptModel, create_model
 from conceptcam.model.heads import ConceptHead, TaskHead
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.pooling import MaxPool, list_poolings
@@ -335,7 +335,7 @@ def test_names_that_no_part_answers_to_are_refused(changes, message):
 @pytest.mark.parametrize("names", [{"concepts": "AB"}, {"concepts": ["A"], "tasks": "AB"}])
 def test_a_text_in_place_of_names_is_not_taken_for_its_letters(names):
     with pytest.raises(ValueError, match=r"must be a list of names, got the text 'AB'; for one name write \['AB'\]"):
-        ConceptModel.from_recipe("cbm_resnet50", **names)
+        create_model("cbm_resnet50", **names)
 
 
 def test_a_model_is_shown_in_a_line_per_part_however_many_concepts_it_has():
