@@ -117,7 +117,7 @@ def test_an_architecture_takes_its_backbones_preprocessing(name):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("csr_")])
 def test_csr_is_the_model_of_the_paper_preset(name):
     config = architecture_config(name, **NAMES)
-    assert preset("paper").configure(config) == config
+    assert get_preset("paper").apply_to(config) == config
     assert config.bottleneck == "prototypes"
 
 
