@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -68,7 +68,10 @@ def box_lists(draw: st.DrawFn) -> list[list[int]]:
     return boxes
 
 
-# Transform, most pixels that a box may cut off, most pixels that it may reach beyond the paint.
+# Transform, most pixels that a box may cut off, most pixels that it may reach beyond the paint. Half a pixel is the
+# grid's. At the image's border torchvision fades paint twice, by interpolating with the zeros outside and by its mask
+# of the fill, so half of the white is left at sqrt(1/2) of the fade and not at 1/2: .21 pixels further in, times 1.2
+# where the image is enlarged.
 GEOMETRY = {
     "horizontal flip": (v2.RandomHorizontalFlip(p=1), 0, 0),
     "vertical flip": (v2.RandomVerticalFlip(p=1), 0, 0),
@@ -84,8 +87,8 @@ GEOMETRY = {
     "resized crop": (v2.RandomResizedCrop((64, 64), scale=(0.5, 1)), 1, 1.5),
     "shift and scale": (
         v2.RandomAffine(0, translate=(0.2, 0.2), scale=(0.8, 1.2), interpolation=SMOOTH),
-        0.6,
-        0.6,
+        0.51,
+        0.76,
     ),
     "turn by up to 15 degrees": (v2.RandomAffine(15, interpolation=SMOOTH), 0.6, 6),
     "light augmentation": (default_augmentation().transform, 0.6, 3),
@@ -95,6 +98,7 @@ GEOMETRY = {
 @pytest.mark.parametrize("name", GEOMETRY)
 @settings(max_examples=15, deadline=None)
 @given(boxes=box_lists(), seed=st.integers(0, 2**31))
+@example(boxes=[[0, 0, 8, 21]], seed=0)
 def test_boxes_stay_where_their_paint_goes(name: str, boxes: list[list[int]], seed: int):
     transform, may_cut, may_exceed = GEOMETRY[name]
     with torch.random.fork_rng():
