@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import check_choice
-from conceptcam.losses.masking import _known_rows, at_least_float32, split_known
+from conceptcam.losses.masking import at_least_float32, known_rows, split_known
 
-WeightPolicy = Literal["none", "ratio", "sqrt", "effective"]
+WeightStrategy = Literal["none", "ratio", "sqrt", "effective"]
 
 
 def compute_pos_weight(
-    labels: Tensor, *, policy: WeightPolicy = "ratio", max_weight: float = 20.0, beta: float = 0.999
+    labels: Tensor, *, strategy: WeightStrategy = "ratio", max_weight: float = 20.0, beta: float = 0.999
 ) -> Tensor:
     """Weight of positives against negatives: by default negatives / positives, at most `max_weight`.
 
@@ -31,7 +31,7 @@ def compute_pos_weight(
 
     Args:
         labels: (N, L) in [0, 1], NaN where unknown.
-        policy: See above.
+        strategy: See above.
         max_weight: Largest weight, and its inverse the smallest: a label without positives gets the one, a label
             without negatives the other, so that both go on learning.
         beta: Of `"effective"`: E(n) never exceeds 1 / (1 - beta). Towards 0 it gives `"none"`, towards 1
@@ -41,31 +41,31 @@ def compute_pos_weight(
         (L,) weights, for `pos_weight`. 1 for a label nobody knows anywhere.
 
     Raises:
-        ValueError: If a label is outside [0, 1], the policy is unknown, or `max_weight` or `beta` out of range.
+        ValueError: If a label is outside [0, 1], the strategy is unknown, or `max_weight` or `beta` out of range.
     """
-    _check_weighting(policy, max_weight, beta)
+    _check_weighting(strategy, max_weight, beta)
     labels = at_least_float32(labels)
     known, target = split_known(labels, labels)
     positives = torch.where(known, target, 0).sum(dim=0)
     negatives = torch.where(known, 1 - target, 0).sum(dim=0)
-    ratio = _per(_size(negatives, policy, beta), _size(positives, policy, beta)).clamp(
+    ratio = _per(_size(negatives, strategy, beta), _size(positives, strategy, beta)).clamp(
         min=1 / max_weight, max=max_weight
     )
     return torch.where(positives + negatives > 0, ratio, 1.0)
 
 
 def compute_class_weight(
-    targets: Tensor, *, policy: WeightPolicy = "ratio", max_weight: float = 20.0, beta: float = 0.999
+    targets: Tensor, *, strategy: WeightStrategy = "ratio", max_weight: float = 20.0, beta: float = 0.999
 ) -> Tensor:
     """Weight of each class of a multi-class task: by default the inverse of its frequency, within `max_weight`.
 
-    Compute it from the training targets only. The policies are those of `compute_pos_weight`: a class with n rows
+    Compute it from the training targets only. The strategies are those of `compute_pos_weight`: a class with n rows
     weighs 1, 1 / n, 1 / sqrt(n) or 1 / E(n). Weights are then scaled so that the training rows weigh 1 on
     average, which leaves the size of the loss as it is.
 
     Args:
         targets: (N, L) in [0, 1], rows that sum to 1; a row with a NaN is unknown.
-        policy: See above.
+        strategy: See above.
         max_weight: How many times as much as the most frequent class any class may weigh; one without rows does.
         beta: Of `"effective"`; see `compute_pos_weight`.
 
@@ -75,18 +75,18 @@ def compute_class_weight(
     Raises:
         ValueError: As `compute_pos_weight`, or if a known row does not sum to 1.
     """
-    _check_weighting(policy, max_weight, beta)
+    _check_weighting(strategy, max_weight, beta)
     targets = at_least_float32(targets)
-    rows, target = _known_rows(targets, targets)
+    rows, target = known_rows(targets, targets)
     counts = target[rows].sum(dim=0)
-    sizes = _size(counts, policy, beta)
+    sizes = _size(counts, strategy, beta)
     relative = _per(sizes.max(), sizes).clamp(max=max_weight)
     total = (counts * relative).sum()
     return torch.where(total > 0, relative * (counts.sum() / total), 1.0)
 
 
-def _check_weighting(policy: str, max_weight: float, beta: float) -> None:
-    check_choice("policy", policy, WeightPolicy)
+def _check_weighting(strategy: str, max_weight: float, beta: float) -> None:
+    check_choice("strategy", strategy, WeightStrategy)
     if not 1 <= max_weight < math.inf:
         raise ValueError(
             f"`max_weight` must be a number from 1 on, got {max_weight}: without it, a label without positives would "
@@ -96,13 +96,13 @@ def _check_weighting(policy: str, max_weight: float, beta: float) -> None:
         raise ValueError(f"`beta` must lie between 0 and 1, got {beta}; for the limits choose 'none' or 'ratio'")
 
 
-def _size(counts: Tensor, policy: WeightPolicy, beta: float) -> Tensor:
+def _size(counts: Tensor, strategy: WeightStrategy, beta: float) -> Tensor:
     """What a number of samples amounts to; weights are inverse to it."""
-    if policy == "none":
+    if strategy == "none":
         return torch.ones_like(counts)
-    if policy == "sqrt":
+    if strategy == "sqrt":
         return counts.sqrt()
-    if policy == "effective":
+    if strategy == "effective":
         # 1 - beta^n without its factor, which cancels. Of a rare label beta^n is next to 1 and would lose its digits.
         return -torch.expm1(counts * math.log(beta))
     return counts

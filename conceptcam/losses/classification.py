@@ -16,39 +16,39 @@ from torch import Tensor, nn
 from conceptcam._checks import check_choice
 from conceptcam.config import TaskKind
 from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight
-from conceptcam.losses.masking import _known_rows, at_least_float32, masked_mean, split_known
+from conceptcam.losses.masking import at_least_float32, known_rows, masked_mean, split_known
 
-Imbalance = Literal["none", "ratio", "sqrt", "effective", "focal", "asymmetric"]
+Strategy = Literal["none", "ratio", "sqrt", "effective", "focal", "asymmetric"]
 
 
 def class_balanced_loss(
-    imbalance: Imbalance, labels: Tensor, *, kind: TaskKind = "multilabel"
+    strategy: Strategy, labels: Tensor, *, kind: TaskKind = "multilabel"
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of (logits, labels) that answers imbalance in the way named, for labels such as those given.
+    """A loss of (logits, labels) for data in which some labels are rare.
 
     Args:
-        imbalance: `"none"`: plain cross-entropy. `"ratio"`, `"sqrt"`, `"effective"`: cross-entropy with the
-            weights of that policy; see `compute_pos_weight` and `compute_class_weight`. `"focal"`: `focal_loss`, or for
+        strategy: `"none"`: plain cross-entropy. `"ratio"`, `"sqrt"`, `"effective"`: cross-entropy with the weights
+            of that strategy; see `compute_pos_weight` and `compute_class_weight`. `"focal"`: `focal_loss`, or for
             multi-class tasks `multiclass_loss` with the same gamma. `"asymmetric"`: `asymmetric_loss`. The last
-            two weigh by what the model says and not by how often a label occurs.
-        labels: (N, L) of the training data alone, from which weights are counted.
-        kind: Whether any number of labels can be true or exactly one is.
+            two weigh a label by how wrong the model is, not by how often the label occurs.
+        labels: (N, L), those of the training data alone; the weights are computed from them.
+        kind: `"multilabel"` if any number of labels can be true, `"multiclass"` if exactly one is.
 
     Raises:
-        ValueError: If a name is unknown, labels do not fit the kind, or a multi-class task is to have the asymmetric
-            loss, which treats labels one by one.
+        ValueError: If a name is unknown, the labels do not fit the kind, or a multi-class task is to have the
+            asymmetric loss, which treats labels one by one.
     """
-    check_choice("imbalance", imbalance, Imbalance)
+    check_choice("strategy", strategy, Strategy)
     check_choice("kind", kind, TaskKind)
-    if imbalance == "focal":
+    if strategy == "focal":
         return FocalLoss() if kind == "multilabel" else functools.partial(multiclass_loss, gamma=2.0)
-    if imbalance == "asymmetric":
+    if strategy == "asymmetric":
         if kind == "multiclass":
             raise ValueError("the asymmetric loss is for multi-label tasks; for multi-class ones choose 'focal'")
         return AsymmetricLoss()
     if kind == "multiclass":
-        return functools.partial(multiclass_loss, weight=compute_class_weight(labels, policy=imbalance))
-    return functools.partial(multilabel_loss, pos_weight=compute_pos_weight(labels, policy=imbalance))
+        return functools.partial(multiclass_loss, weight=compute_class_weight(labels, strategy=strategy))
+    return functools.partial(multilabel_loss, pos_weight=compute_pos_weight(labels, strategy=strategy))
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None) -> Tensor:
@@ -92,7 +92,7 @@ def multiclass_loss(logits: Tensor, targets: Tensor, weight: Tensor | None = Non
         ValueError: If shapes differ, a target is outside [0, 1] or a known row does not sum to 1.
     """
     logits = at_least_float32(logits)
-    rows, target = _known_rows(logits, targets)
+    rows, target = known_rows(logits, targets)
     log_probability = logits.log_softmax(dim=-1)
     losses = -target * log_probability
     if weight is not None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def _known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) which rows are known, and multi-class targets with 0 in place of the unknown."""
     known, target = split_known(logits, targets)
     rows = known.all(dim=-1)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from conceptcam.config import ConceptConfig, TaskKind
 from conceptcam.data.batch import ConceptBatch, ConceptDataset
-from conceptcam.losses.classification import Imbalance, class_balanced_loss
+from conceptcam.losses.classification import Strategy, class_balanced_loss
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.folder import refuse_other
 from conceptcam.training.feature_cache import Storage
@@ -77,7 +77,7 @@ class RunOptions:
     feature_cache: Storage = "auto"
     tensorboard: bool = False
     resume: bool = False
-    imbalance: Imbalance | None = None
+    imbalance: Strategy | None = None
     solve_task: bool = False
     num_workers: int = 0
     progress_bar: bool = False
@@ -138,11 +138,11 @@ def refuse_changed(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]
         refuse_other(folder, then, now, free={**_FREE, "": (*_FREE[""], *chosen_then)})
 
 
-def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Imbalance]:
+def _answers(options: RunOptions, kind: TaskKind) -> dict[str, Strategy]:
     """What is done about rare labels of concepts and of tasks."""
     if options.imbalance is not None:
         return {"concepts": options.imbalance, "tasks": options.imbalance}
-    usual: Imbalance = "ratio" if get_preset(options.preset).uses_losses else "none"
+    usual: Strategy = "ratio" if get_preset(options.preset).uses_losses else "none"
     return {"concepts": usual, "tasks": usual if kind == "multilabel" else "none"}
 
 

@@ -91,7 +91,7 @@ GEOMETRY = {
         0.76,
     ),
     "turn by up to 15 degrees": (v2.RandomAffine(15, interpolation=SMOOTH), 0.6, 6),
-    "light augmentation": (default_augmentation().transform, 0.6, 3),
+    "default augmentation": (default_augmentation().transform, 0.6, 3),
 }
 
 
@@ -197,7 +197,7 @@ def test_augmented_items_hold_plain_tensors_of_the_type_they_came_in():
     assert type(moved.boxes.xyxy) is Tensor and moved.boxes.xyxy.dtype == torch.float32
 
 
-def test_light_augmentation_never_mirrors():
+def test_default_augmentation_never_mirrors():
     item = make_item([[0, 0, 40, 80]])  # the left side is bright
     for _ in range(50):
         image = default_augmentation()(item).image[0].float()
@@ -209,7 +209,7 @@ def test_transforms_that_would_not_move_boxes_are_refused():
         BoxAwareTransform(v1.RandomHorizontalFlip())
 
 
-def test_impossible_options_of_box_safe_are_refused():
+def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match=r"`min_visible` must be in \[0, 1\], got 25"):
         BoxAwareTransform(LeftHalf(), min_visible=25)
     with pytest.raises(ValueError, match="unknown `lost_boxes` 'drop'; known"):
@@ -235,13 +235,13 @@ def test_preprocessing_is_an_antialiased_resize_and_a_normalization(
     assert np.abs(given_.numpy() - expected).max() < 1.5 / 255 / min(STD)
 
 
-def test_undo_gives_the_picture_back():
+def test_denormalize_gives_the_picture_back():
     image = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     preprocess = Preprocess((20, 30), MEAN, STD)
     assert torch.equal(preprocess.denormalize(preprocess(image)), image)
 
 
-def test_undo_shows_what_left_the_range_as_black_or_white():
+def test_denormalize_shows_what_left_the_range_as_black_or_white():
     preprocess = Preprocess((1, 1), MEAN, STD)
     assert preprocess.denormalize(torch.full((3, 1, 1), -9.0)).tolist() == [[[0]]] * 3
     assert preprocess.denormalize(torch.full((3, 1, 1), 9.0)).tolist() == [[[255]]] * 3
@@ -259,7 +259,7 @@ def test_preprocessing_survives_the_way_to_a_worker():
     preprocess = Preprocess((10, 10), MEAN, STD)
     copy = pickle.loads(pickle.dumps(preprocess))
     assert copy == preprocess
-    assert torch.equal(copy(image), preprocess(image))
+    torch.testing.assert_close(copy(image), preprocess(image))
 
 
 @pytest.mark.parametrize(

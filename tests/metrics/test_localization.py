@@ -66,7 +66,7 @@ def scores_of(
 
 
 def same(first: LocalizationScores, second: LocalizationScores) -> bool:
-    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(first, second, strict=True))
+    return all(torch.allclose(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
 def naive_bilinear(grid: list[list[float]], height: int, width: int) -> list[list[float]]:
@@ -331,8 +331,8 @@ def test_flipping_maps_and_boxes_together_changes_no_pointing():
     left, top, right, bottom = boxes.xyxy.unbind(1)
     mirrored = changed(boxes, torch.stack([1 - right, top, 1 - left, bottom], dim=1))
     straight, flipped = scores_of(maps, boxes, size), scores_of(maps.flip(-1), mirrored, size)
-    assert torch.equal(straight.pointing, flipped.pointing)
-    assert torch.equal(straight.mirrored_pointing, flipped.mirrored_pointing)
+    torch.testing.assert_close(straight.pointing, flipped.pointing)
+    torch.testing.assert_close(straight.mirrored_pointing, flipped.mirrored_pointing)
 
 
 def test_pairs_are_sorted_by_the_area_of_their_union():
