@@ -1,4 +1,4 @@
-"""Backbones: images in, feature grids out."""
+"""Add an encoder: a module from images to a grid of features, by name."""
 
 from conceptcam.backbones import small_cnn as _small_cnn  # noqa: F401  registers itself
 from conceptcam.backbones.base import Backbone, BackboneOptions

@@ -1,1 +1,1 @@
-"""Data: readers that all give the same items."""
+"""Bring images: readers that all give the same items, with labels, boxes, preprocessing and augmentation."""

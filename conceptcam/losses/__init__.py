@@ -1,4 +1,4 @@
-"""Losses. Each takes plain tensors, so it fits any training loop."""
+"""Losses for any training loop: each takes plain tensors, never a model."""
 
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss, box_localization_loss
 from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight

@@ -1,1 +1,1 @@
-"""The model: image -> features -> concepts -> prototypes -> task."""
+"""What is computed: image -> features -> concepts -> prototypes -> task."""

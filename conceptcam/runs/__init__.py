@@ -1,1 +1,1 @@
-"""One training run as a folder."""
+"""One training run as a folder: model, options, history, figures and pictures."""

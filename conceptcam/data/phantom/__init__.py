@@ -1,4 +1,4 @@
-"""A chest-radiograph phantom: drawn images of which findings, places and diseases are known exactly.
+"""Drawn chest radiographs of which findings, places and diseases are known exactly.
 
 `Phantom` draws one image at a time and can leave a finding out; `PhantomDataset` keeps many on disk and gives
 them as items. The order of reading: `concepts`, `diseases`, `config` say what can be; `anatomy`, `textures`,
