@@ -1,6 +1,10 @@
 """Imports point only downward: the order of rooms of DESIGN.md, kept true by reading the sources."""
 
 import ast
+import importlib
+import io
+import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,13 +62,13 @@ MODULES: dict[str, Path] = {}
 MODULES |= sources()
 
 
-def test_the_table_of_layers_names_what_is_there_and_nothing_else():
+def test_the_table_of_layers_names_what_is_there_alone():
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert there - {"__init__"} == set(LAYER)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_file_imports_only_from_its_room_and_from_lower_layers(module):
+def test_a_file_imports_from_its_room_and_lower_layers_alone(module):
     for other in map(room, imported_modules(MODULES[module])):
         allowed = (
             other == room(module) or LAYER[other] < LAYER[room(module)] or LAYER[other] == 0 == LAYER[room(module)]
@@ -113,6 +117,39 @@ def test_the_reader_of_imports_sees_them_wherever_they_are(tmp_path):
     assert sorted(imported_modules(tmp_path / "a.py")) == expected
 
 
-def test_the_top_of_the_package_fits_on_one_hand_and_a_half():
+def test_the_top_of_the_package_has_at_most_16_entries():
     hidden = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
     assert len({path.name for path in PACKAGE.iterdir()} - hidden) <= 16
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if is_room(name)))
+def test_no_name_of_a_room_is_that_of_a_file_in_it(name):
+    # Importing the file would put the module in the name's place.
+    files = {path.stem for path in MODULES[name].parent.iterdir()}
+    assert not files & set(getattr(importlib.import_module(name), "__all__", ()))
+
+
+def code_lines(source: str) -> int:
+    """Lines of code, without docstrings, comments and blank lines."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.string.strip() and token.type not in (tokenize.COMMENT, tokenize.ENDMARKER):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_code_lines_are_counted_without_words_about_them():
+    assert code_lines('"""A\nfile."""\n\nx = (\n    1,  # one\n)\n# end\ndef f():\n    """Nothing."""\n') == 4
+
+
+def test_no_small_file_serves_one_other_file_alone():
+    def outside(name: str) -> bool:  # a drawing has many small parts, and each command is a file
+        return not name.startswith(("conceptcam.data.phantom.", "conceptcam.cli."))
+
+    files = [name for name in MODULES if not is_room(name)]
+    importers = Counter(other for name in files for other in set(imported_modules(MODULES[name])) if other != name)
+    small = [name for name in files if outside(name) and code_lines(MODULES[name].read_text(encoding="utf-8")) < 60]
+    assert [name for name in small if importers[name] == 1] == []
