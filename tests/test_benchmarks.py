@@ -116,7 +116,7 @@ def test_rows_of_the_table_are_trained_once_and_read_back(tiny_phantom, tmp_path
     assert "-" not in health.values()
 
 
-def test_rows_that_share_stage_1_start_from_the_same_weights_and_it_is_trained_once(tiny_phantom, tmp_path):
+def test_rows_of_the_same_stage_1_start_from_the_same_weights(tiny_phantom, tmp_path):
     scale, data = phantom_rows.Scale(epochs=(1, 1, 1), **TINY), tiny_phantom
     first, curve = phantom_rows.taught_to_see("recommended", data, 0, scale, tmp_path)
     (kept,) = tmp_path.iterdir()
@@ -140,7 +140,7 @@ def test_the_tables_replace_what_a_page_said_and_name_the_command(tmp_path):
         measuring.replace_block(page, "speed", text)
 
 
-def test_borrowed_rates_change_how_fast_a_preset_learns_and_nothing_else():
+def test_borrowed_rates_change_how_fast_a_preset_learns_alone():
     scale = phantom_rows.Scale(epochs=(3, 2, 1), **TINY)
     model = phantom_rows.build(phantom_rows.ROWS["original"], scale, 0, "prototypes")
     own, borrowed, lender = (
@@ -177,7 +177,7 @@ def test_every_other_batch_is_flipped_without_its_boxes():
     assert first.boxes is second.boxes is boxes
 
 
-def test_integer_masks_are_right_for_boxes_on_the_grid_and_lose_smaller_ones():
+def test_integer_masks_are_right_on_the_grid_and_lose_small_boxes():
     maps = torch.randn(1, 1, 4, 4)
     on_grid = one_item((0.25, 0.0, 0.75, 0.5), (0.0, 0.5, 0.25, 1.0)).boxes
     expected = box_localization_loss(maps, on_grid)
@@ -186,7 +186,7 @@ def test_integer_masks_are_right_for_boxes_on_the_grid_and_lose_smaller_ones():
     torch.testing.assert_close(vanished, F.softplus(maps).mean())
 
 
-def test_outside_per_box_differs_from_the_union_only_where_a_concept_has_several_boxes():
+def test_outside_per_box_differs_for_several_boxes_alone():
     maps, label = torch.randn(1, 1, 4, 4), torch.ones(1, 1)
     single = one_item((0.1, 0.2, 0.7, 0.6)).boxes
     torch.testing.assert_close(bugs.outside_per_box(maps, single, label), box_localization_loss(maps, single))
@@ -203,7 +203,7 @@ def test_a_planted_bug_is_measured_by_every_telltale(name, tiny_phantom, tmp_pat
     assert list(measuring.finished(tmp_path / "results.jsonl", scale)) == [(name, 0)]
 
 
-def test_a_figure_catches_a_bug_only_if_it_moves_beyond_the_noise_of_seeds():
+def test_a_figure_catches_a_bug_only_beyond_the_noise_of_seeds():
     def trained(small: float) -> dict[str, dict[str, float]]:
         return {"figures": {"small": small, "Other lesion": 0.8}}
 
@@ -216,7 +216,7 @@ def test_a_figure_catches_a_bug_only_if_it_moves_beyond_the_noise_of_seeds():
 SMALL = training_steps.Size(backbone="small_cnn_s8", side=64, batch=4)
 
 
-def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against():
+def test_stage_1_has_as_many_weights_as_the_plain_model():
     model = ConceptModel.from_config(SMALL.config)
     groups = parameter_groups(model, get_preset("recommended").stages(SMALL.config)[0])
     learning = sum(parameter.numel() for group in groups for parameter in group["params"])
@@ -224,7 +224,7 @@ def test_stage_1_learns_as_many_weights_as_the_plain_model_it_is_timed_against()
 
 
 @pytest.mark.parametrize(("options", "evaluations"), [({}, 1), ({"gradient_accumulation_steps": 4}, 4)])
-def test_a_step_of_the_library_moves_weights_once_however_many_batches_it_reads(options, evaluations, monkeypatch):
+def test_a_step_moves_weights_once_however_many_batches_it_reads(options, evaluations, monkeypatch):
     calls = []
     for owner, name in ((torch.optim.AdamW, "step"), (ConceptModel, "forward_concepts")):
         original = getattr(owner, name)
@@ -251,7 +251,7 @@ def test_a_ratio_above_its_target_is_not_met():
     assert (good["met"], bad["met"]) == (True, False) and (good["median"], bad["median"]) == (104.0, 106.0)
 
 
-def test_every_count_of_concepts_prototypes_and_boxes_has_a_step_of_its_own(monkeypatch):
+def test_every_count_has_a_step_of_its_own(monkeypatch):
     monkeypatch.setattr(training, "GROWTH", {"concepts": (2, 3), "prototypes": (1, 2), "boxes": (0, 1)})
     rows = training.growth(SMALL, 1)
     assert [row["what"] for row in rows if row["section"] == "growth of prototypes"] == [
@@ -295,7 +295,7 @@ def test_data_sets_are_read_with_no_one_and_two_workers():
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's table of this process is needed")
-def test_peak_memory_is_what_a_way_takes_at_its_highest_and_not_what_it_keeps(monkeypatch):
+def test_peak_memory_is_the_highest_and_not_what_is_kept(monkeypatch):
     def build(size: training_steps.Size):
         return lambda: torch.ones(50_000_000)  # 200 MB, freed at once
 
@@ -313,7 +313,7 @@ def test_two_processes_are_timed_in_turns_with_one():
     assert [row["what"] for row in rows] == ["1 process", "1 process, 2 threads", "2 processes"]
 
 
-def test_stages_2_and_3_of_the_preset_end_with_the_same_weights_however_they_are_timed():
+def test_stages_2_and_3_end_with_the_same_weights_in_each_way():
     stages = script("stages")
     rows = stages.stages_cost("small_cnn_s8", size=32, images=8, batch=4, epochs=2)
     assert [row["stages 2 and 3"] for row in rows] == [

@@ -52,7 +52,7 @@ def test_the_full_config_above_differs_from_the_default_everywhere():
     assert all(getattr(FULL, f.name) != getattr(default, f.name) for f in dataclasses.fields(ConceptConfig))
 
 
-def test_config_and_record_come_back_from_json_as_they_went_f14():
+def test_config_and_record_come_back_from_json_as_they_went():
     config, record = from_json(to_json(FULL, RECORD))
     assert config == FULL
     assert math.isnan(record.thresholds["rib fracture"]) and math.isnan(record.metrics["ap"])
@@ -127,7 +127,7 @@ def test_a_model_may_have_no_tasks():
         ({"backbone": 18}, "`backbone` must be a str, got 18"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_in_a_sentence_that_names_the_field(changes, message):
+def test_an_impossible_config_is_refused_with_the_field(changes, message):
     with pytest.raises(ValueError, match=message):
         config_with(**changes)
 
@@ -169,7 +169,7 @@ def edited(**changes: Any) -> str:
         (edited(config__std=[1, 1, None]), r"`std\[2\]` must be a finite int or float, got None"),
     ],
 )
-def test_a_config_file_that_cannot_be_read_is_refused_in_a_sentence_that_says_why(text, message):
+def test_a_config_file_that_cannot_be_read_is_refused_with_reason(text, message):
     with pytest.raises(ValueError, match=message):
         from_json(text)
 
@@ -186,7 +186,7 @@ def test_a_config_of_few_names_is_shown_as_it_is_written():
     assert eval(repr(plain)) == plain
 
 
-def test_hundreds_of_names_do_not_bury_the_rest_of_a_config_or_a_record():
+def test_hundreds_of_names_do_not_bury_the_rest_of_a_config():
     names = [f"concept number {number}" for number in range(300)]
     config = repr(config_with(concepts=names, tasks=names))
     first = "'concept number 0', 'concept number 1', 'concept number 2' and 297 more"
@@ -196,7 +196,7 @@ def test_hundreds_of_names_do_not_bury_the_rest_of_a_config_or_a_record():
     assert max(len(config), len(record)) < 800
 
 
-def test_a_record_does_not_keep_the_images_of_figures_and_the_licence_of_weights_that_are_gone():
+def test_a_record_drops_what_described_replaced_weights():
     after = RECORD.after("task", ["task_head"])
     assert (after.metrics, after.measured_on, after.license, after.weights_sha256) == ({}, "", "", "")
     assert after.training_data == "phantom"

@@ -100,13 +100,13 @@ def test_every_page_is_linked_from_the_front_page():
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])
-def test_a_page_that_tells_of_the_stages_names_every_row_that_logs_show(name):
+def test_a_page_about_stages_names_every_row_that_logs_show(name):
     config = ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8")
     rows = {stage.name for stage in get_preset("recommended").stages(config)} - {"concepts", "task"}
     assert rows == {"embedding", "prototypes"} and all(f"`{row}`" in PAGES[name] for row in rows)
 
 
-def test_first_screen_of_the_readme_has_both_commands_and_ten_lines_of_python():
+def test_the_readme_opens_with_both_commands_and_ten_lines():
     screen = "\n".join(README.splitlines()[:30])
     assert {line.split("#")[0].strip() for line in shell_lines(screen)} == {"make demo", "make test"}
     (code,) = re.findall(r"^```python\n(.*?)^```", screen, flags=re.MULTILINE | re.DOTALL)

@@ -65,7 +65,7 @@ def python(built) -> Path:
     return python
 
 
-def test_an_installed_wheel_runs_the_readmes_first_example_without_the_sources(built, python):
+def test_an_installed_wheel_runs_the_readmes_first_example(built, python):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     printed = run(python, "-c", f"{code[1]}\nimport conceptcam\nprint(conceptcam.__file__)", cwd=built / "env")

@@ -113,7 +113,7 @@ def test_batch_sizes_do_not_change_figures(model):
     assert whole == pytest.approx(parts, nan_ok=True, abs=1e-6)
 
 
-def test_thresholds_are_chosen_for_the_highest_f1_and_recorded_with_their_source(model):
+def test_thresholds_reach_the_highest_f1_and_name_their_source(model):
     fit_thresholds(model, TEST, thresholds_source="40 squares")
     record = model.record
     assert record.thresholds_source == "40 squares"
@@ -164,7 +164,7 @@ def test_data_with_other_tasks_than_the_model_is_refused(model):
         evaluate(model, [batch._replace(targets=batch.targets[:, :1]) for batch in TEST])
 
 
-def test_area_is_the_energy_and_iou_of_a_map_that_is_the_same_everywhere(model):
+def test_area_is_the_energy_and_iou_of_a_constant_map(model):
     with torch.no_grad():
         model.concept_head.score.weight.zero_()
         model.concept_head.score.bias.fill_(1.0)

@@ -54,7 +54,7 @@ def build(name: str, size: tuple[int, int]) -> Backbone:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_runs_forward_and_backward_and_each_parameter_takes_part(name):
+def test_a_family_uses_each_parameter_forward_and_backward(name):
     size = native_size(name)
     backbone = build(name, size)
     features = backbone(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))

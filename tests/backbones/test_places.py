@@ -46,7 +46,7 @@ def places(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_bright_dot_in_each_cell_moves_the_peak_to_that_row_and_column(size):
+def test_a_bright_dot_moves_the_peak_to_its_row_and_column(size):
     cells = places(size[0] // SIDE, size[1] // SIDE)
     images = torch.zeros(len(cells), 3, *size)
     for number, (row, column) in enumerate(cells):

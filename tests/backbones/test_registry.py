@@ -29,7 +29,7 @@ def test_our_own_backbones_are_listed_sorted():
     assert list_backbones() == sorted(list_backbones())
 
 
-def test_a_registered_factory_is_asked_with_everything_the_caller_said(names, tmp_path):
+def test_a_registered_factory_gets_all_options_of_the_caller(names, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     register_backbone("blank")(_Blank)
     assert "blank" in list_backbones()
@@ -61,7 +61,7 @@ def test_an_unknown_name_lists_the_near_ones(name, near):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "", "hub:resnet50"])
-def test_an_unknown_name_near_none_says_what_is_registered_and_how_to_reach_timm(name):
+def test_an_unknown_name_lists_the_known_ones_and_timms_prefix(name):
     with pytest.raises(ValueError, match=rf"unknown backbone '{name}'; registered: .*For a timm model write 'timm:"):
         create_backbone(name)
 
@@ -81,7 +81,7 @@ WRONG_SIZES = [224, (224,), (224, 224, 3), (0, 224), (224, -8), (224.0, 224), ("
 
 @pytest.mark.parametrize("size", WRONG_SIZES, ids=repr)
 @pytest.mark.parametrize("name", ["small_cnn_s8", "blank", "timm:resnet10t"])
-def test_a_size_that_is_not_two_whole_numbers_is_refused_before_anything_is_built(names, name, size):
+def test_a_size_must_be_two_whole_numbers(names, name, size):
     register_backbone("blank")(_Blank)
     with pytest.raises(
         ValueError, match=rf"`image_size` must be \(H, W\), two ints above 0, got {re.escape(repr(size))}"

@@ -63,7 +63,7 @@ def test_without_pretrained_nothing_is_asked(hub: HubServer):
 
 
 @pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "timm/vit_base_patch16_224.mae"}])
-def test_a_licence_that_forbids_commercial_use_is_told_before_anything_is_asked(hub: HubServer, monkeypatch, asked):
+def test_a_noncommercial_license_is_told_before_any_request(hub: HubServer, monkeypatch, asked):
     told = []
     monkeypatch.setattr(registry.log, "warning", lambda form, *words: told.append((len(hub.requests), form % words)))
     with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_224\.mae"):  # this hub does not have it

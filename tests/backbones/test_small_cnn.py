@@ -17,7 +17,7 @@ def test_the_grid_has_a_cell_for_each_8_pixels(size):
     assert features.shape == (2, backbone.out_channels, size[0] // 8, size[1] // 8)
 
 
-def test_it_has_about_half_a_million_parameters_as_its_documentation_says():
+def test_it_has_about_half_a_million_parameters():
     parameters = sum(value.numel() for value in create_backbone("small_cnn_s8", image_size=(112, 112)).parameters())
     assert 0.4e6 < parameters < 0.9e6
 
@@ -50,7 +50,7 @@ def test_its_own_weights_file_loads_to_the_bit(tmp_path):
     assert torch.equal(loaded(image), first(image))
 
 
-def test_a_pickle_of_its_own_weights_loads_too_and_numbers_that_are_not_finite_are_refused(tmp_path):
+def test_a_pickle_loads_and_numbers_that_are_not_finite_do_not(tmp_path):
     weights = create_backbone("small_cnn_s8", image_size=(16, 16)).state_dict()
     torch.save(weights, tmp_path / "w.pth")
     loaded = create_backbone("small_cnn_s8", image_size=(16, 16), weights=tmp_path / "w.pth")

@@ -69,7 +69,7 @@ def test_a_transformer_keeps_its_final_norm_at_every_level(name, feature_level):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
-def test_the_last_level_is_what_timm_itself_computes_for_its_classifier(name, tmp_path):
+def test_the_last_level_is_what_timms_classifier_gets(name, tmp_path):
     model = timm_file(name, tmp_path / "w.safetensors")
     image = randn(2, 3, 160, 160)
     backbone = build(name, weights=tmp_path / "w.safetensors")
@@ -80,7 +80,7 @@ def test_the_last_level_is_what_timm_itself_computes_for_its_classifier(name, tm
 @pytest.mark.parametrize(
     "name, sides", [("test_resnet", [80, 40, 20, 10, 5]), ("test_convnext", [40, 20, 10, 5]), ("test_vit", [10] * 6)]
 )
-def test_an_earlier_level_has_more_cells_and_drops_what_lies_behind_it(name, sides):
+def test_an_earlier_level_has_more_cells_and_no_later_layers(name, sides):
     image = randn(1, 3, 160, 160)
     sizes = []
     for level, side in enumerate(sides):
@@ -93,7 +93,7 @@ def test_an_earlier_level_has_more_cells_and_drops_what_lies_behind_it(name, sid
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "test_efficientnet", "test_byobnet"])
-def test_at_every_level_each_parameter_takes_part_or_ddp_would_wait_for_it_forever(name):
+def test_at_every_level_each_parameter_takes_part(name):
     levels = len(timm.create_model(name).feature_info)
     for level in range(levels):
         backbone = build(name, feature_level=level).train()
@@ -108,7 +108,7 @@ def test_a_level_that_is_not_there_is_refused_with_those_that_are(level):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_a_weights_file_with_timms_own_names_is_loaded_whole_and_its_classifier_cut_off(name, tmp_path):
+def test_a_file_of_timm_is_loaded_whole_but_for_its_classifier(name, tmp_path):
     model = timm_file(name, tmp_path / "w.safetensors", num_classes=3)
     random_state = torch.get_rng_state()
     backbone = build(name, weights=tmp_path / "w.safetensors")
@@ -118,7 +118,7 @@ def test_a_weights_file_with_timms_own_names_is_loaded_whole_and_its_classifier_
         assert torch.equal(value, wanted[key])
 
 
-def test_weights_of_the_native_size_are_resampled_to_another_input_size(tmp_path):
+def test_weights_of_the_native_size_are_resampled_to_another(tmp_path):
     timm_file("test_vit", tmp_path / "w.safetensors")
     backbone = build("test_vit", weights=tmp_path / "w.safetensors", image_size=(96, 224))
     assert backbone(randn(1, 3, 96, 224)).shape == (1, 64, 6, 14)
@@ -152,7 +152,7 @@ def change_file(path: Path, name: str, change: Any) -> None:
     ],
     ids=["missing", "renamed", "extra", "reshaped", "another library's names"],
 )
-def test_a_weights_file_that_does_not_fit_is_refused_with_counts_and_names_f1(change, message, tmp_path):
+def test_weights_that_do_not_fit_are_refused_with_counts_and_names(change, message, tmp_path):
     change_file(tmp_path / "w.safetensors", "test_vit", change)
     with pytest.raises(ValueError, match=message):
         build("test_vit", weights=tmp_path / "w.safetensors")
@@ -175,7 +175,7 @@ def test_a_pickle_of_tensors_loads_like_safetensors(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
-def test_sizes_other_than_the_native_one_need_not_be_square_f18(name, size, grid):
+def test_sizes_other_than_the_native_one_need_not_be_square(name, size, grid):
     backbone = build(name, image_size=size)
     assert backbone(randn(1, 3, *size)).shape == (1, backbone.out_channels, *grid)
 
@@ -187,7 +187,7 @@ def test_sizes_other_than_the_native_one_need_not_be_square_f18(name, size, grid
         ("xcit_nano_12_p16_224", (224, 448), r"takes images of \(224, 224\) only, got \(224, 448\)"),
     ],
 )
-def test_a_size_the_architecture_cannot_take_is_refused_when_it_is_built(name, size, message):
+def test_a_size_the_architecture_cannot_take_is_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
         build(name, image_size=size)
 
@@ -231,7 +231,7 @@ def test_medmae_is_a_vit_base_with_patches_of_16_under_timms_names():
         assert backbone(torch.zeros(2, 3, 224, 224)).shape == (2, 768, 14, 14)
 
 
-def test_medmaes_weights_cannot_be_downloaded_and_the_message_says_what_to_do():
+def test_missing_weights_of_medmae_say_what_to_do():
     with pytest.raises(ValueError, match="weights of medmae_vit_b16 cannot be downloaded by a program.*`weights="):
         create_backbone("medmae_vit_b16", pretrained=True)
 
@@ -243,7 +243,7 @@ def test_building_a_timm_backbone_prints_and_warns_nothing():
 
 
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "sam2_hiera_tiny"])
-def test_models_that_refuse_to_normalize_a_grid_give_it_as_it_is_and_learn_whole(name):
+def test_models_that_do_not_normalize_a_grid_give_it_as_it_is(name):
     backbone = build(name, feature_level=1, image_size=(224, 224)).train()
     features = backbone(randn(1, 3, 224, 224))
     assert features.shape[1] == backbone.out_channels

@@ -100,7 +100,7 @@ def test_run_json_says_all_that_repeats_a_run(run, data):
     assert (here["uncertain"], here["invalid_boxes"], here["no_augment"]) == ("ignore", "refuse", False)
 
 
-def test_a_finished_run_is_said_to_be_finished_and_left_alone_wherever_its_data_are_now(run, capsys):
+def test_a_finished_run_is_left_alone_wherever_its_data_are(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert main(["train", "/nowhere", *TINY, "--out", str(run), "--resume"]) == 0
     assert f"The run in {run} is finished; there is nothing left to do" in capsys.readouterr().out
@@ -119,9 +119,7 @@ def test_a_finished_run_is_said_to_be_finished_and_left_alone_wherever_its_data_
         (["--val", "other.json"], "--val was 'val.json' and is 'other.json'"),
     ],
 )
-def test_resume_says_which_option_differs_though_there_are_no_checkpoints(
-    changed, sentence, finished, run, data, tmp_path, capsys
-):
+def test_resume_names_a_changed_option_without_checkpoints(changed, sentence, finished, run, data, tmp_path, capsys):
     told = json.loads((run / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**told, "finished": finished}))
     (data / "other.json").write_text((data / "val.json").read_text())
@@ -132,7 +130,7 @@ def test_resume_says_which_option_differs_though_there_are_no_checkpoints(
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_folder_with_an_unfinished_run_is_refused_with_a_word_about_resume(run, data, tmp_path, capsys):
+def test_a_folder_with_an_unfinished_run_needs_resume(run, data, tmp_path, capsys):
     told = json.loads((run / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**told, "finished": False}))
     assert main(["train", str(data), *TINY, "--out", str(tmp_path)]) == 2
@@ -186,7 +184,7 @@ def test_train_solves_for_the_task_head_and_says_how_it_begins(data, tmp_path, c
     assert told["solve_task"] is True and told["stages"]["task"] == 1
 
 
-def test_epochs_given_in_several_places_add_up_and_the_last_of_a_stage_counts():
+def test_epochs_add_up_and_the_last_of_a_stage_counts():
     typed = ["demo", "--epochs", "concepts=1", "task=2", "--epochs", "prototypes=3", "task=4"]
     assert run_options(build_parser(COMMANDS).parse_args(typed)).epochs == {"concepts": 1, "prototypes": 3, "task": 4}
 
@@ -205,7 +203,7 @@ def test_train_answers_imbalance_as_told(run, data, tmp_path):
     assert not any(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_train_counts_uncertain_training_labels_as_told_and_validation_ones_not_at_all(data, tmp_path, monkeypatch):
+def test_train_maps_uncertain_labels_in_training_data_alone(data, tmp_path, monkeypatch):
     for name in ("train", "val"):
         content = json.loads((data / f"{name}.json").read_text())
         for image in content["images"][:4]:
@@ -224,7 +222,7 @@ def stop(*given, **named):
     raise ValueError("enough was seen")
 
 
-def test_uncertain_labels_of_a_multiclass_task_are_refused_in_words_of_the_command_line(data, tmp_path, capsys):
+def test_uncertain_labels_of_a_multiclass_task_are_refused(data, tmp_path, capsys):
     content = json.loads((data / "train.json").read_text())
     content["images"][0]["tasks"] = dict.fromkeys(TASKS, -1)
     (data / "open.json").write_text(json.dumps(content))
@@ -395,7 +393,7 @@ def test_wrong_options_are_explained(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_models_lists_what_fits_the_pattern_and_a_full_name_shows_its_record(capsys):
+def test_models_lists_a_pattern_and_shows_one_name_in_full(capsys):
     assert main(["models", "phantom-*"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows[2:]] == ["phantom-cbm", "phantom-csr"]
@@ -428,7 +426,7 @@ def test_models_says_of_a_backbone_what_it_is_and_how_to_use_it(name, capsys):
     assert "timm has no model 'resnet19'" in capsys.readouterr().err
 
 
-def test_verify_counts_a_whole_models_tensors_and_tells_a_flipped_bit(tmp_path, capsys):
+def test_verify_counts_tensors_and_finds_a_flipped_bit(tmp_path, capsys):
     tiny_model(0).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     assert main(["verify", str(tmp_path)]) == 0
@@ -441,7 +439,7 @@ def test_verify_counts_a_whole_models_tensors_and_tells_a_flipped_bit(tmp_path, 
     assert f"conceptcam verify: {weights} is not the file that its config was saved with" in capsys.readouterr().err
 
 
-def test_convert_says_how_many_tensors_fit_and_writes_nothing_unless_all_do(tmp_path, capsys):
+def test_convert_counts_tensors_and_writes_only_if_all_fit(tmp_path, capsys):
     backbone = create_backbone("timm:test_resnet")
     weights = {name.removeprefix("model."): value for name, value in backbone.state_dict().items()}
     torch.save({"module." + name: value for name, value in weights.items()}, tmp_path / "good.pth")
@@ -478,7 +476,7 @@ def test_convert_takes_the_size_and_normalization_of_a_concept_model(tmp_path, m
     assert asked["image_size"] == (64, 96) and asked["mean"] == (0.1, 0.2, 0.3) and "std" not in asked
 
 
-def test_images_of_one_name_in_two_folders_are_explained_into_two_files(run, data, tmp_path):
+def test_images_of_one_name_in_two_folders_give_two_files(run, data, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.png").write_bytes((data / "images" / "val-0.png").read_bytes())

@@ -50,7 +50,7 @@ def test_log_lines_speak_of_flags_too():
         (RuntimeError("a worker of the data loader died, with workers=2"), "died, with --num-workers 2"),
     ],
 )
-def test_an_error_of_the_users_is_one_sentence_without_numbers_of_the_system(error, said):
+def test_a_users_error_is_a_sentence_without_system_numbers(error, said):
     told = sentence(error, argparse.Namespace(command="train", workers=2))
     assert said in told and "Errno" not in told
 

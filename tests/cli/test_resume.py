@@ -150,7 +150,7 @@ def said_by_two(folder, breaks, command):
         ("1", [], "conceptcam train: in process 1 of 2: image "),
     ],
 )
-def test_an_error_in_several_processes_is_told_once_and_leaves_no_folder(breaks, wrong, sentence, data, tmp_path):
+def test_an_error_of_several_processes_is_told_once(breaks, wrong, sentence, data, tmp_path):
     said = said_by_two(tmp_path, breaks, ["train", str(data), *VIT, *wrong, "--out", str(tmp_path / "out")])
     assert len(said) == 2
     assert sentence in said[0]

@@ -32,7 +32,7 @@ def test_collate_stacks_items_and_numbers_their_boxes_by_image():
     assert (batch.boxes.image.tolist(), batch.boxes.concept.tolist()) == ([2, 3], [0, 1])
 
 
-def test_a_batch_in_which_nobody_drew_has_no_boxes_and_one_in_which_somebody_looked_has_empty_ones():
+def test_nobody_drew_is_no_boxes_and_nothing_found_is_empty_boxes():
     assert collate([item(0), item(1)]).boxes is None
     looked = collate([item(0), item(1, ConceptBoxes.empty())]).boxes
     assert looked is not None and len(looked) == 0
@@ -66,7 +66,7 @@ def test_a_dict_as_the_seed_has_it_is_the_same_batch():
     assert batch.boxes is not None and torch.equal(batch.boxes.xyxy, box().xyxy)
 
 
-def test_a_dict_may_lack_targets_and_boxes_and_may_hold_our_boxes_and_others_fields():
+def test_a_dict_may_lack_fields_and_hold_those_of_others():
     images, concepts = torch.rand(2, 3, 4, 4), torch.zeros(2, 5)
     bare = as_batch({"image": images, "concepts": concepts, "patient": ["x", "y"]})
     assert bare.targets.shape == (2, 0) and bare.boxes is None and bare.names == ()
@@ -94,7 +94,7 @@ def test_our_batch_stays_as_it_is():
         ({"bboxes": [[{"bbox": [0, 0, 1, 1]}], []]}, "a box needs 'concept_idx'"),
     ],
 )
-def test_a_dict_that_is_no_batch_is_refused_in_a_sentence_that_says_why(wrong, message):
+def test_a_dict_that_is_no_batch_is_refused_with_the_reason(wrong, message):
     parts = {"image": torch.rand(2, 3, 4, 4), "concepts": torch.zeros(2, 5), **wrong}
     with pytest.raises(ValueError, match=message):
         as_batch({key: value for key, value in parts.items() if value is not None})
@@ -118,7 +118,7 @@ def test_a_data_set_ends_where_its_labels_end():
 
 
 @pytest.mark.parametrize(("slip", "meant"), [("boxes", "bboxes"), ("target", "targets"), ("concept", "concepts")])
-def test_an_entry_that_is_nearly_one_that_is_read_is_taken_for_a_slip(slip, meant):
+def test_an_entry_with_nearly_a_known_name_is_refused(slip, meant):
     batch = {"image": torch.zeros(2, 3, 4, 4), "concepts": torch.zeros(2, 1)}
     with pytest.raises(ValueError, match=f"entry '{slip}', which nothing reads; did you mean .*'{meant}'"):
         as_batch({**batch, slip: torch.zeros(2, 1)})

@@ -96,11 +96,11 @@ def test_the_union_of_a_pair_is_nowhere_less_than_any_of_its_boxes(rows, height,
 
 @settings(max_examples=100, deadline=None)
 @given(valid_box(), sides, sides, st.sampled_from(["coverage", "center"]))
-def test_every_valid_box_marks_at_least_one_cell_so_none_vanishes_f3(box, height, width, rule):
+def test_every_valid_box_marks_at_least_one_cell(box, height, width, rule):
     assert boxes_of(box).pair_masks((1, 1, height, width), rule).inside.sum() > 0
 
 
-def test_an_11_pixel_box_that_integer_masks_would_lose_keeps_its_area_f3():
+def test_an_11_pixel_box_keeps_its_area():
     side, grid, start = 224, 14, 18
     box = (start / side, start / side, (start + 11) / side, (start + 11) / side)
     by_int = [int(start / side * grid), int((start + 11) / side * grid)]
@@ -110,7 +110,7 @@ def test_an_11_pixel_box_that_integer_masks_would_lose_keeps_its_area_f3():
     assert coverage[0, 0, 1, 1] > 0
 
 
-def test_the_picture_of_the_seed_has_9_cells_by_centre_and_7_84_by_area():
+def test_the_documented_box_has_9_cells_by_centre_7_84_by_area():
     box = boxes_of((0.3, 0.4, 0.7, 0.8))
     (center,) = box.pair_masks((1, 1, 7, 7), "center").inside
     expected = torch.zeros(7, 7, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_the_picture_of_the_seed_has_9_cells_by_centre_and_7_84_by_area():
 
 
 @pytest.mark.parametrize("height, width", [(7, 7), (3, 11)])
-def test_center_marks_cells_whose_centre_is_inside_and_the_cell_of_the_middle(height, width):
+def test_center_marks_cells_with_centre_inside_and_the_middle_one(height, width):
     random = torch.Generator().manual_seed(3)
     for _ in range(30):
         low, high = torch.rand(2, 2, generator=random, dtype=torch.float64).sort(dim=0).values
@@ -135,7 +135,7 @@ def test_center_marks_cells_whose_centre_is_inside_and_the_cell_of_the_middle(he
                 assert inside[row, column] == (in_x and in_y)
 
 
-def test_a_box_far_smaller_than_a_cell_marks_by_centre_exactly_the_cell_it_is_in():
+def test_a_tiny_box_marks_by_centre_the_one_cell_it_is_in():
     (inside,) = boxes_of((0.26, 0.01, 0.27, 0.02)).pair_masks((1, 1, 4, 4), "center").inside
     assert inside.nonzero().tolist() == [[0, 1]]
 
@@ -291,6 +291,6 @@ def test_bad_dicts_are_refused_in_a_sentence_that_says_why(box, message):
         ConceptBoxes.from_dicts([[box]])
 
 
-def test_an_unknown_mask_rule_is_refused_and_the_known_ones_are_named():
+def test_an_unknown_mask_rule_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown mask `rule` 'centre'; known: \['coverage', 'center'\]"):
         make().pair_masks((1, 1, 4, 4), "centre")

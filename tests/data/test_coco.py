@@ -111,7 +111,7 @@ def same(labels: Tensor, expected: list[list[float]]) -> bool:
 
 
 @each_policy
-def test_an_uncertain_label_counts_as_the_policy_says_and_null_is_unknown_under_each(
+def test_uncertain_follows_the_policy_and_null_is_always_unknown(
     tmp_path: Path, content: dict[str, Any], policy: Uncertain, meaning: float
 ):
     content["images"][0] |= {"concepts": {"Effusion": -1}, "tasks": {"Pneumonia": -1, "COPD": 0.2}}
@@ -125,7 +125,7 @@ def test_an_uncertain_label_counts_as_the_policy_says_and_null_is_unknown_under_
 
 
 @each_policy
-def test_a_box_of_an_uncertain_concept_is_kept_and_denied_by_no_policy(
+def test_a_box_of_an_uncertain_concept_is_kept_by_each_policy(
     tmp_path: Path, content: dict[str, Any], policy: Uncertain, meaning: float
 ):
     content["images"][1]["concepts"] = {"Edema": -1}
@@ -162,7 +162,7 @@ def test_task_labels_are_unknown_where_an_image_does_not_give_them(tmp_path: Pat
     assert data[1].targets.nan_to_num(-1).tolist() == [-1, 0]
 
 
-def test_an_image_in_which_nobody_drew_has_unknown_labels_and_no_boxes(tmp_path: Path, content: dict[str, Any]):
+def test_an_image_nobody_drew_in_has_unknown_labels_and_no_boxes(tmp_path: Path, content: dict[str, Any]):
     content["images"][2] |= {"annotated": False, "concepts": {"Edema": 1}}
     data = CocoDataset(*write(tmp_path, content))
     assert data[2].boxes is None

@@ -142,7 +142,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path: Path):
         read_image(tmp_path / "nowhere.png")
 
 
-def test_several_pages_are_refused_because_one_would_be_chosen_silently(tmp_path: Path):
+def test_an_image_of_several_pages_is_refused(tmp_path: Path):
     page = Image.fromarray(COLORS)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     assert "it holds 3 pages or frames; save the one you mean" in refused(tmp_path / "a.tif")
@@ -217,7 +217,7 @@ def test_one_channel_is_repeated(shape: tuple[int, ...], convert: Callable[[np.n
     assert np.array_equal(first(load_image(convert(COLORS[..., 0].reshape(shape)))), COLORS[..., 0])
 
 
-def test_where_both_ends_could_be_channels_each_library_keeps_its_custom():
+def test_ambiguous_channels_follow_the_librarys_custom():
     small = COLORS[:3]  # (3, 64, 3)
     assert np.array_equal(load_image(small).numpy(), small.transpose(2, 0, 1))
     assert np.array_equal(load_image(torch.tensor(small)).numpy(), small)

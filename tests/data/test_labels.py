@@ -36,7 +36,7 @@ def as_stored(seed: int = 0, rows: int = 40) -> Tensor:
 
 
 @each_policy
-def test_uncertain_becomes_what_the_policy_says_and_nothing_else_changes(policy, meaning):
+def test_the_policy_changes_uncertain_labels_and_nothing_else(policy, meaning):
     labels = torch.tensor([[0.0, -1.0], [1.0, nan], [-1.0, 0.3]])
     assert same(resolve_uncertain(labels, policy), torch.tensor([[0.0, meaning], [1.0, nan], [meaning, 0.3]]))
     assert same(labels, torch.tensor([[0.0, -1.0], [1.0, nan], [-1.0, 0.3]])), "those given stay as they are"
@@ -78,7 +78,7 @@ def test_arrays_give_the_same_labels_as_tensors_and_share_no_memory(dtype):
     assert array.tolist() == [[1, 0], [2, 1]]
 
 
-def test_a_range_gives_each_uncertain_label_a_value_of_its_own_that_the_seed_repeats():
+def test_a_range_gives_each_uncertain_label_a_repeatable_value():
     labels = torch.tensor([-1.0, 1.0, nan, 0.0]).repeat(500)
     first, second, other = (
         resolve_uncertain(labels, "soft", soft=(0.55, 0.85), generator=torch.Generator().manual_seed(seed))
@@ -183,7 +183,7 @@ def test_the_box_loss_counts_a_box_by_what_the_policy_says(policy, meaning):
     torch.testing.assert_close(loss, (first + share * second) / (1 + share))
 
 
-def test_an_ignored_class_leaves_its_row_out_of_loss_weights_and_accuracy_of_a_multiclass_task():
+def test_an_ignored_class_is_left_out_of_loss_weights_and_accuracy():
     stored = torch.tensor([[1.0, 0.0, 0.0], [-1.0, -1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     resolved, kept = resolve_uncertain(stored), stored[[0, 2, 3, 4]]
     logits = torch.randn(5, 3)
@@ -194,7 +194,7 @@ def test_an_ignored_class_leaves_its_row_out_of_loss_weights_and_accuracy_of_a_m
 
 @given(as_read, st.integers(1, 6))
 @settings(max_examples=40, deadline=None)
-def test_ignored_labels_weigh_nothing_in_loss_and_weights_however_many_there_are(labels, more):
+def test_ignored_labels_count_in_neither_loss_nor_weights(labels, more):
     stored = torch.tensor(labels, dtype=torch.float64)[:, None]
     longer = torch.cat([stored, torch.full((more, 1), -1.0, dtype=torch.float64)])
     few, many = resolve_uncertain(stored), resolve_uncertain(longer)

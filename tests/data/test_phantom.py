@@ -64,7 +64,7 @@ def test_every_finding_is_drawn_by_exactly_one_function():
     assert (len(PHANTOM_CONCEPTS), len(PHANTOM_DISEASES)) == (22, 6)
 
 
-def test_a_sample_depends_on_seed_and_index_alone_not_on_what_was_drawn_before(phantom):
+def test_a_sample_depends_on_seed_and_index_alone(phantom):
     forward = [phantom.sample(index) for index in range(6)]
     fresh = Phantom(seed=SEED)
     for index in reversed(range(6)):
@@ -90,7 +90,7 @@ def test_another_process_draws_the_same_image(phantom):
 
 
 @pytest.mark.parametrize("finding", PHANTOM_CONCEPTS)
-def test_leaving_a_finding_out_changes_the_image_inside_its_mask_and_nowhere_else(phantom, finding):
+def test_leaving_a_finding_out_changes_the_image_in_its_mask_alone(phantom, finding):
     column = PHANTOM_CONCEPTS.index(finding)
     for index in indices_with(phantom, finding, 3):
         whole, without, mask = phantom.sample(index), phantom.sample(index, without=[finding]), phantom.masks(index)
@@ -103,7 +103,7 @@ def test_leaving_a_finding_out_changes_the_image_inside_its_mask_and_nowhere_els
 
 
 @pytest.mark.parametrize("finding", PAINTERS)
-def test_leaving_out_what_only_adds_density_leaves_every_other_box_and_attribute_as_it_was(phantom, finding):
+def test_leaving_density_out_leaves_other_boxes_and_attributes(phantom, finding):
     column = PHANTOM_CONCEPTS.index(finding)
     for index in indices_with(phantom, finding, 3):
         whole, without = phantom.sample(index), phantom.sample(index, without=[finding])
@@ -128,7 +128,7 @@ def test_boxes_hold_the_whole_mask_and_little_else(phantom, finding):
             assert (mask & union).sum() >= 0.15 * union.sum(), index
 
 
-def test_every_present_finding_has_a_valid_box_and_attributes_and_no_other_finding_has(samples):
+def test_exactly_present_findings_have_boxes_and_attributes(samples):
     for sample in samples:
         present = set(np.flatnonzero(sample.concepts))
         assert set(sample.box_concepts) == present
@@ -147,7 +147,7 @@ def test_every_finding_can_be_seen_in_the_image(phantom):
             assert difference.max() >= 12, (finding, index)
 
 
-def test_one_sided_canaries_stay_in_the_right_half_and_the_shift_is_upright(samples):
+def test_sided_findings_stay_right_and_the_shift_is_upright(samples):
     seen = 0
     for sample in samples:
         left, top, right, bottom = sample.boxes.T
@@ -161,7 +161,7 @@ def test_one_sided_canaries_stay_in_the_right_half_and_the_shift_is_upright(samp
     assert seen > 100
 
 
-def test_a_mirrored_or_transposed_canary_box_does_not_hold_its_own_centre(samples):
+def test_a_mirrored_sided_box_does_not_hold_its_own_centre(samples):
     for sample in samples:
         for finding, change in (
             ("Enlarged PA", [2, 1, 0, 3]),
@@ -197,7 +197,7 @@ def test_some_findings_have_several_boxes_in_one_image(samples):
         assert max(numbers) >= 2
 
 
-def test_the_number_of_boxes_is_the_count_of_the_attributes_except_for_clusters(samples):
+def test_boxes_are_as_many_as_attributes_say_but_for_clusters(samples):
     for sample in samples:
         for name, attributes in sample.attributes.items():
             if name != "Calcification":
@@ -242,7 +242,7 @@ def test_the_marker_is_as_frequent_as_the_shortcut_says(shortcut, with_finding, 
         assert abs(marked[group].mean() - share) <= 4 * error
 
 
-def test_the_marker_changes_only_its_own_pixels_and_stays_when_the_finding_goes():
+def test_the_marker_changes_its_pixels_alone_and_outlives_findings():
     plain = Phantom(PhantomConfig(shortcut="clean"))
     marked = Phantom(PhantomConfig(shortcut="aligned"))
     column = PHANTOM_CONCEPTS.index("Infiltration")

@@ -39,7 +39,7 @@ def chance(disease: str, *findings: str, config: PhantomConfig | None = None) ->
         ("Emphysema", "Lung cyst", "Aortic enlargement"),
     ],
 )
-def test_the_posterior_is_the_share_of_generated_chests_with_these_findings(completeness, findings):
+def test_the_posterior_is_the_frequency_in_generated_chests(completeness, findings):
     config, rng, count = PhantomConfig(completeness=completeness), np.random.default_rng(5), 2500
     concepts = one(*findings)
     drawn = np.mean([draw_diseases(rng, concepts[0], draw_traits(rng), config) for _ in range(count)], axis=0)
@@ -77,7 +77,7 @@ def test_chances_are_those_of_the_noisy_or_by_hand():
     assert chance("Other diseases", "Rib fracture", "Clavicle fracture") == pytest.approx(1 - 0.99 * 0.5)
 
 
-def test_no_finding_is_certain_without_concepts_and_excludes_every_disease():
+def test_no_finding_is_certain_and_excludes_every_disease():
     assert disease_posterior(one(), PhantomConfig()).tolist() == [[0, 0, 0, 0, 0, 1]]
     phantom = Phantom(seed=3)
     for case in map(phantom.case, range(500)):
@@ -130,7 +130,7 @@ def test_the_ceiling_is_the_auroc_of_the_posterior():
     assert ceiling["No finding"] == 1
 
 
-def test_who_sees_hidden_traits_beats_the_ceiling_at_completeness_one_only():
+def test_hidden_traits_beat_the_ceiling_at_completeness_one_alone():
     for completeness, better in ((0.0, False), (1.0, True)):
         phantom = Phantom(PhantomConfig(completeness=completeness), seed=8)
         cases = [phantom.case(index) for index in range(2000)]

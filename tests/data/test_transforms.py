@@ -170,7 +170,7 @@ def test_a_concept_with_another_box_in_view_stays_known():
     assert not BoxAwareTransform(LeftHalf())(item).concepts.isnan().any()
 
 
-def test_an_image_in_which_nobody_drew_is_transformed_and_keeps_its_labels():
+def test_an_image_nobody_drew_in_keeps_its_labels():
     item = make_item([[10, 10, 20, 20]])
     moved = BoxAwareTransform(LeftHalf())(item._replace(boxes=None))
     assert moved.boxes is None

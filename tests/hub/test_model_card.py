@@ -99,7 +99,7 @@ def test_licence_of_the_record_is_stated_unless_another_is_given():
 
 
 @pytest.mark.parametrize("license", ["yes", "1.0", "a: b\n---\nx", '"', "\x85\x7f#", "null"])
-def test_licence_stays_one_text_in_the_front_matter_whatever_it_holds(license):
+def test_a_license_stays_one_text_whatever_it_holds(license):
     found = front_matter(model_card(tiny_config(), TrainingRecord(), title="Squares", license=license))
     assert set(found) == {"library_name", "pipeline_tag", "tags", "license"}
     assert found["license"] == "".join(char for char in license.lower() if char.isprintable())
@@ -151,7 +151,7 @@ def test_unprintable_characters_are_shown_as_such():
     assert table(section(card, "Concepts"))[2][0] == "a\ufffdb\ufffd[0m"
 
 
-def test_thresholds_stand_beside_their_concept_and_undefined_ones_are_a_dash():
+def test_thresholds_stand_by_their_concept_undefined_as_a_dash():
     rows = table(section(model_card(tiny_config(), TAUGHT, title=""), "Concepts"))[2:]
     assert rows == [["bright", "0.312", "0.875", "4.9e-04"], ["dark", "-", "-", "-"], ["striped", "-", "-", "-"]]
     assert "They were chosen by: highest F1 on 200 validation images." in model_card(tiny_config(), TAUGHT, title="")
@@ -272,7 +272,7 @@ def test_code_of_a_card_names_the_address_it_was_given(address):
     assert eval(call) == address
 
 
-def test_generated_card_is_known_by_the_first_line_after_its_front_matter():
+def test_a_generated_card_is_known_by_its_first_line():
     card = model_card(tiny_config(), TAUGHT, title="Squares")
     assert card.split("\n---\n")[1].splitlines()[0] == GENERATED_MARK
     assert is_generated(card)

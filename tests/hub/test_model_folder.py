@@ -45,7 +45,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("changes", [{}, {"bottleneck": "concepts"}, {"projector": "ibn", "pooling": "attention"}])
-def test_a_model_comes_back_from_its_folder_to_the_bit_with_config_and_record_f14(tmp_path, changes):
+def test_a_model_comes_back_to_the_bit_with_config_and_record(tmp_path, changes):
     model = model_with(1, **changes)
     model.save_pretrained(tmp_path / "a" / "b")
     loaded = ConceptModel.from_pretrained(str(tmp_path / "a" / "b"))
@@ -57,7 +57,7 @@ def test_a_model_comes_back_from_its_folder_to_the_bit_with_config_and_record_f1
         assert torch.equal(first, second)
 
 
-def test_a_timm_backbone_of_a_size_that_is_not_its_own_comes_back_to_the_bit(tmp_path):
+def test_a_timm_backbone_of_another_size_comes_back_to_the_bit(tmp_path):
     config = dataclasses.replace(CONFIG, backbone="timm:test_vit", image_size=(32, 48))
     model = ConceptModel.from_config(config)
     model.save_pretrained(tmp_path)
@@ -133,7 +133,7 @@ BIAS = "task_head.bias"
     ],
     ids=["missing", "extra", "renamed", "reshaped", "prefixed"],
 )
-def test_weights_that_are_not_exactly_the_models_are_refused_with_counts_f1(saved, change, message):
+def test_weights_that_are_not_the_models_are_refused_with_counts(saved, change, message):
     """The predecessor loaded none of 150 tensors, said it had, and trained on a random backbone."""
     edit_weights(saved, change)
     with pytest.raises(ValueError, match=message):
@@ -230,7 +230,7 @@ def test_an_empty_card_is_taken_as_given(saved):
     assert (saved / "README.md").read_bytes() == b""
 
 
-def test_weights_without_a_recorded_sha_cannot_be_verified_and_it_says_so(saved):
+def test_weights_without_a_recorded_sha_are_said_to_be_unverified(saved):
     edit_config(saved, record={})
     with pytest.raises(ValueError, match="model: its config records no SHA-256 of the weights"):
         ConceptModel.from_pretrained(saved, verify=True)
@@ -340,7 +340,7 @@ def drive(what: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_a_save_killed_at_any_step_leaves_the_model_before_or_this_one_and_the_next_save_works(tmp_path):
+def test_a_save_killed_at_any_step_leaves_a_whole_model(tmp_path):
     sizes = drive("step_by_step", tmp_path / "model").split()
     assert len(sizes) > 15
     assert sizes == sorted(sizes), "first the model before, then this one"
@@ -351,7 +351,7 @@ def test_saves_killed_at_random_moments_always_leave_a_whole_model(tmp_path):
     assert len(drive("any_moment", tmp_path / "model").split()) == 40
 
 
-def test_a_save_that_runs_out_of_disk_says_so_and_leaves_the_model_before(tmp_path):
+def test_a_save_on_a_full_disk_leaves_the_model_before(tmp_path):
     lines = drive("disk_full", tmp_path / "model").splitlines()
     assert lines[-1] == "9", "where there is room it succeeds"
     for line in lines[:-1]:

@@ -106,7 +106,7 @@ def test_nothing_but_config_and_weights_is_downloaded(hub, first, load, tmp_path
     assert sorted(path.split("/")[-1] for path in hub.bodies()) == ["config.json", "model.safetensors"]
 
 
-def test_the_second_load_asks_for_no_file_and_the_offline_one_for_nothing(hub, repo, load):
+def test_a_second_load_asks_for_no_file_an_offline_one_for_nothing(hub, repo, load):
     load()
     assert len(hub.bodies()) == 2
     hub.requests.clear()
@@ -124,7 +124,7 @@ def test_a_commit_in_the_cache_is_loaded_without_asking_anybody(hub, repo, load)
     assert hub.requests == []
 
 
-def test_a_push_is_seen_by_the_next_load_and_unchanged_files_are_not_fetched_again(hub, repo, first, second, load):
+def test_a_load_after_a_push_fetches_changed_files_alone(hub, repo, first, second, load):
     load()
     repo.push(second)
     assert same_weights(load(), model_with(2))
@@ -134,7 +134,7 @@ def test_a_push_is_seen_by_the_next_load_and_unchanged_files_are_not_fetched_aga
     assert hub.bodies() == []
 
 
-def test_a_push_between_any_two_requests_gives_config_and_weights_of_one_commit(hub, first, second, tmp_path):
+def test_a_push_meanwhile_gives_config_and_weights_of_one_commit(hub, first, second, tmp_path):
     hub.repo(NAME, first)
     ConceptModel.from_pretrained(NAME, cache_dir=tmp_path / "dry")
     requests = [request.text for request in hub.requests]
@@ -198,7 +198,7 @@ def test_an_unknown_repository_revision_and_file_are_told_apart(hub, first, load
 
 
 @pytest.mark.parametrize("token", [None, READER])
-def test_a_gated_repository_is_refused_and_the_cache_works_once_access_is_given(hub, first, load, token):
+def test_a_gated_repository_is_refused_until_access_is_given(hub, first, load, token):
     repo = hub.repo(NAME, first, gated=True)
     with pytest.raises(PermissionError) as caught:
         load(token=token)
@@ -213,7 +213,7 @@ def test_a_stale_token_is_refused(hub, repo, load):
     one_sentence(caught.value, NAME, "token")
 
 
-def test_a_private_repository_without_a_token_says_what_may_be_the_reason(hub, first, load):
+def test_a_private_repository_without_a_token_gives_the_reason(hub, first, load):
     hub.repo(NAME, first, private=True)
     with pytest.raises(FileNotFoundError) as caught:
         load()
@@ -250,7 +250,7 @@ def test_a_page_that_is_no_model_is_explained_before_any_request(hub, repo, load
 
 
 @pytest.mark.parametrize("word", ["blob", "resolve", "raw"])
-def test_the_page_of_a_file_is_the_address_of_that_file_as_weights_of_a_backbone_are_given(word):
+def test_the_page_of_a_file_is_an_address_of_backbone_weights(word):
     found = parse_source(f"https://huggingface.co/{NAME}/{word}/v1/onnx/a%20b.safetensors?download=true")
     assert found == Address(NAME, "v1", "onnx/a b.safetensors")
 
@@ -263,7 +263,7 @@ def test_a_page_has_one_revision(hub, repo, load):
 @pytest.mark.parametrize("source, instead", [
     ("mine/model.safetensors", "'mine'"), ("model.safetensors", "'.'"), ("./runs/mine/config.json", "'runs/mine'"),
 ])  # fmt: skip
-def test_a_file_that_is_not_there_is_no_repository_and_what_to_pass_is_told(hub, load, source, instead):
+def test_a_missing_file_is_no_repository_and_says_what_to_pass(hub, load, source, instead):
     told = f"no file {source} is here; a model is the folder .* pass {instead}(, or |$)"
     with pytest.raises(FileNotFoundError, match=told):
         load(source)
@@ -271,7 +271,7 @@ def test_a_file_that_is_not_there_is_no_repository_and_what_to_pass_is_told(hub,
 
 
 @pytest.mark.parametrize("source", ["hf-hub:org/yolo.pt", "https://huggingface.co/org/yolo.pt", "org/yolo.pt@v1"])
-def test_a_repository_whose_name_ends_like_a_file_is_asked_for_if_it_is_surely_one(hub, load, source):
+def test_a_repository_may_have_a_name_that_ends_like_a_file(hub, load, source):
     with pytest.raises((FileNotFoundError, PermissionError), match="org/yolo.pt"):
         load(source)
     assert hub.requests
@@ -286,7 +286,7 @@ def test_a_device_that_cannot_be_used_is_refused_before_any_request(hub, repo, l
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, "bfloat16"])
-def test_a_type_that_weights_cannot_have_is_refused_before_any_request(hub, repo, load, dtype):
+def test_an_impossible_dtype_is_refused_before_any_request(hub, repo, load, dtype):
     with pytest.raises(ValueError, match="`dtype` must be a floating-point type such as torch.bfloat16, got "):
         load(dtype=dtype)
     assert hub.requests == []
@@ -351,7 +351,7 @@ def fault_name(value: object) -> str:
     FAULTS,
     ids=[f"{fault_name(pattern) or 'config'}-{kind}-{fault_name(options)}" for pattern, kind, options, _ in FAULTS],
 )
-def test_a_lasting_fault_is_one_sentence_and_the_cache_works_once_it_is_over(
+def test_a_lasting_fault_is_a_sentence_and_spares_the_cache(
     hub, repo, load, impatient, tmp_path, pattern, kind, options, error
 ):
     hub.fail(pattern, kind, **options)
@@ -384,7 +384,7 @@ def test_a_body_that_breaks_off_again_and_again_is_put_together(hub, repo, first
     assert len(hub.bodies()) > 8, "each but the first asks for the rest"
 
 
-def test_while_the_hub_is_down_a_cold_cache_says_so_and_a_warm_one_loads(hub, repo, load, waits, tmp_path):
+def test_while_the_hub_is_down_a_warm_cache_loads(hub, repo, load, waits, tmp_path):
     with hub.down(), pytest.raises(ConnectionError) as caught:
         load()
     one_sentence(caught.value, NAME)
@@ -400,7 +400,7 @@ def test_a_refusing_hub_does_not_spoil_a_warm_cache(hub, repo, load, waits, stat
     assert same_weights(load(verify=True), model_with(1))
 
 
-def test_a_fault_halfway_through_an_update_keeps_the_commit_before_whole(hub, repo, second, load, waits):
+def test_a_fault_during_an_update_keeps_the_commit_before(hub, repo, second, load, waits):
     before = repo.find("main")
     load()
     repo.push(second)
@@ -449,7 +449,7 @@ def in_child(cache: Path, *attempts: tuple[str, int], **environment: str) -> lis
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_full_disk_is_one_sentence_with_its_errno_and_leaves_the_cache_usable(hub, repo, first, load, tmp_path):
+def test_a_full_disk_is_a_sentence_and_spares_the_cache(hub, repo, first, load, tmp_path):
     size = len(first["model.safetensors"])
     *failed, last = in_child(tmp_path / "feature_cache", (NAME, 0), (NAME, 100), (NAME, size // 2), (NAME, size))
     for kind, number, text in failed:
@@ -459,7 +459,7 @@ def test_a_full_disk_is_one_sentence_with_its_errno_and_leaves_the_cache_usable(
     assert same_weights(load(local_files_only=True, verify=True), model_with(1))
 
 
-def test_offline_by_environment_the_cache_serves_and_what_is_not_there_is_named(hub, repo, load, tmp_path):
+def test_offline_the_cache_serves_and_what_is_missing_is_named(hub, repo, load, tmp_path):
     hub.repo("org/other", repo.files())
     load()
     hub.requests.clear()
@@ -480,7 +480,7 @@ def pushed(hub: HubServer) -> dict[str, bytes]:
     return hub.hub.repos[NAME].files()
 
 
-def test_a_pushed_model_comes_back_to_the_bit_with_an_equal_config_and_record(hub, load):
+def test_a_pushed_model_comes_back_to_the_bit_with_its_record(hub, load):
     model = model_with(3)
     address = model.push_to_hub(NAME, token=OWNER, commit_message="teach it")
     loaded = load(verify=True)
@@ -522,7 +522,7 @@ def test_pushing_leaves_the_model_and_the_random_state_as_they_were(hub):
     assert model.record is record and torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_card_written_by_hand_on_the_hub_is_left_alone_and_a_generated_one_is_refreshed(hub):
+def test_a_push_refreshes_its_own_card_and_none_written_by_hand(hub):
     model = model_with(1)
     model.push_to_hub(NAME, token=OWNER)
     generated = pushed(hub)["README.md"].decode()

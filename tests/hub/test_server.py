@@ -33,7 +33,7 @@ def test_the_client_talks_to_this_server_and_to_no_other(hub: HubServer):
     assert "HF_TOKEN" not in os.environ and "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_files_small_and_large_come_whole_by_branch_tag_commit_and_a_ref_with_a_slash(hub, tmp_path):
+def test_files_come_whole_by_branch_tag_commit_and_ref(hub, tmp_path):
     repo = hub.repo("org/name", FILES)
     first = repo.find("main")
     HfApi(token=OWNER).create_tag("org/name", tag="v1")
@@ -209,14 +209,14 @@ def test_each_fault_is_what_it_says(hub, tmp_path, waits, pattern, kind, options
     assert weights(tmp_path) == BODY
 
 
-def test_a_flipped_body_is_wrong_in_one_byte_which_the_client_does_not_see(hub, tmp_path):
+def test_a_flipped_byte_is_not_seen_by_the_client(hub, tmp_path):
     hub.repo("org/name", FILES)
     hub.fail("GET /cdn/", "flip", times=1)
     changed = [i for i, (a, b) in enumerate(zip(weights(tmp_path), BODY, strict=True)) if a != b]
     assert changed == [len(BODY) * 3 // 4]
 
 
-def test_a_stall_is_given_up_after_the_read_timeout_and_slowness_is_not(hub, tmp_path, waits, monkeypatch):
+def test_a_stall_ends_at_the_timeout_and_slowness_does_not(hub, tmp_path, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.repo("org/name", FILES)
     hub.fail("GET /cdn/", "stall", times=1, keep=100)
@@ -226,7 +226,7 @@ def test_a_stall_is_given_up_after_the_read_timeout_and_slowness_is_not(hub, tmp
     assert len(hub.bodies()) == 3
 
 
-def test_while_the_server_is_down_connections_are_refused_and_then_all_is_as_before(hub, tmp_path, waits):
+def test_a_server_that_is_down_refuses_and_comes_back_unchanged(hub, tmp_path, waits):
     hub.repo("org/name", FILES)
     with hub.down(), pytest.raises(LocalEntryNotFoundError):
         weights(tmp_path)

@@ -53,7 +53,7 @@ def shaken(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name, size", FAMILIES.items())
 @pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
-def test_a_backbone_built_without_initializing_says_the_same_to_the_bit(name, size, tmp_path):
+def test_a_backbone_built_without_initializing_is_the_same(name, size, tmp_path):
     def build() -> nn.Module:
         return create_backbone(f"timm:{name}", image_size=(size, size))
 
@@ -96,7 +96,7 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Peeking, Remembering])
-def test_a_module_that_cannot_be_built_without_values_is_built_with_them(kind, tmp_path):
+def test_a_module_that_needs_values_is_built_with_them(kind, tmp_path):
     original = kind()
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
     build, calls = counted(kind)
@@ -126,7 +126,7 @@ class PeekingListing(Listing):
 
 
 @pytest.mark.parametrize("kind", [Listing, PeekingListing])
-def test_a_weight_that_is_used_through_a_list_or_a_view_is_the_files_too(kind, tmp_path):
+def test_a_weight_used_through_a_list_or_view_is_the_files_too(kind, tmp_path):
     original = kind()
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
     loaded = build_filled(kind, tmp_path / "w.safetensors")
@@ -134,7 +134,7 @@ def test_a_weight_that_is_used_through_a_list_or_a_view_is_the_files_too(kind, t
     assert torch.equal(loaded.part, original.layer.bias[:1])
 
 
-def test_a_module_built_as_usual_keeps_the_half_precision_of_its_file(tmp_path):
+def test_a_module_keeps_the_half_precision_of_its_file(tmp_path):
     save_tensors(Listing().bfloat16().state_dict(), tmp_path / "w.safetensors")
     loaded = build_filled(Listing, tmp_path / "w.safetensors")
     assert {value.dtype for value in loaded.parameters()} == {torch.bfloat16}
@@ -170,7 +170,7 @@ def test_a_tensor_kept_from_one_build_to_the_next_is_refused(tmp_path):
         build_filled(build, tmp_path / "w.safetensors")
 
 
-def test_a_module_that_reads_its_own_file_when_built_gets_the_saved_weights_without_a_warning(tmp_path):
+def test_a_module_that_reads_a_file_itself_gets_saved_weights(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "published.pth")
 
     def build() -> nn.Module:
@@ -208,7 +208,7 @@ class PeekingTied(Tied):
 
 
 @pytest.mark.parametrize("kind", [Tied, PeekingTied])
-def test_two_values_for_one_parameter_are_refused_and_both_names_told(kind, tmp_path):
+def test_two_values_for_one_parameter_are_refused_with_both_names(kind, tmp_path):
     weights = kind().state_dict()
     save_tensors({**weights, "second.weight": weights["second.weight"] + 1}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="different values for 'first.weight' and 'second.weight', which are one para"):

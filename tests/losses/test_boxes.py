@@ -94,7 +94,7 @@ def slow_loss(
 
 @pytest.mark.parametrize("penalty, normalize, mask", VARIANTS)
 @pytest.mark.parametrize("labelled", [False, True])
-def test_every_variant_equals_a_slow_loop_also_with_several_boxes_of_one_concept(penalty, normalize, mask, labelled):
+def test_every_variant_equals_a_slow_loop_over_boxes(penalty, normalize, mask, labelled):
     margin = 0.7 if penalty == "hinge" else 0.0
     for seed in range(3):
         maps, labels, boxes = example(seed)
@@ -114,7 +114,7 @@ def test_seed_hinge_gives_the_golden_numbers(value, golden):
     assert (maps.grad == 0).all() == (value == 0)
 
 
-def test_seed_hinge_is_a_loop_over_the_formula_of_the_seed_for_one_box_per_concept():
+def test_the_hinge_is_the_documented_formula_for_single_boxes():
     random = torch.Generator().manual_seed(5)
     maps = torch.randn(2, 3, 7, 7, generator=random, dtype=torch.float64)
     rows = [
@@ -136,7 +136,7 @@ def test_seed_hinge_is_a_loop_over_the_formula_of_the_seed_for_one_box_per_conce
 
 @pytest.mark.parametrize("penalty", ["bce", "mse"])
 @pytest.mark.parametrize("normalize", REDUCTIONS)
-def test_two_boxes_of_one_concept_do_not_fight_so_the_best_map_costs_nothing_f5(penalty, normalize):
+def test_two_boxes_of_one_concept_do_not_fight(penalty, normalize):
     boxes = ConceptBoxes.from_dicts(
         [[{"concept_idx": 0, "bbox": (0, 0, 0.25, 0.25)}, {"concept_idx": 0, "bbox": (0.5, 0.5, 1, 1)}]]
     )
@@ -148,7 +148,7 @@ def test_two_boxes_of_one_concept_do_not_fight_so_the_best_map_costs_nothing_f5(
     assert box_localization_loss(one_forgotten, boxes, penalty=penalty, normalize=normalize) > 0.04
 
 
-def test_a_box_drawn_twice_by_two_readers_counts_once_f5():
+def test_a_box_drawn_twice_by_two_readers_counts_once():
     maps, _, _ = example(images=1, concepts=1)
     box = {"concept_idx": 0, "bbox": SEED_BOX}
     once, twice = (box_localization_loss(maps, [[box] * n]) for n in (1, 2))
@@ -157,7 +157,7 @@ def test_a_box_drawn_twice_by_two_readers_counts_once_f5():
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_box_smaller_than_a_cell_still_pulls_its_cell_up_f3(penalty, mask):
+def test_a_box_smaller_than_a_cell_still_pulls_its_cell_up(penalty, mask):
     maps = torch.zeros(1, 1, 7, 7, requires_grad=True)
     margin = 1.0 if penalty == "hinge" else 0.0
     box_localization_loss(maps, one_box(0.47, 0.61, 0.5, 0.63), penalty=penalty, mask=mask, margin=margin).backward()
@@ -195,7 +195,7 @@ def test_a_box_of_the_whole_image_has_no_outside_and_stays_finite():
     ids=["empty", "lists", "no labels", "labelled absent", "unknown"],
 )
 @pytest.mark.parametrize("penalty, normalize", list(itertools.product(PENALTIES, REDUCTIONS)))
-def test_without_a_pair_to_learn_from_the_loss_is_0_and_can_be_differentiated_f7(boxes, labels, penalty, normalize):
+def test_without_a_pair_the_loss_is_0_with_a_gradient_path(boxes, labels, penalty, normalize):
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss = box_localization_loss(maps, boxes, labels, penalty=penalty, normalize=normalize)
     assert loss.item() == 0
@@ -203,7 +203,7 @@ def test_without_a_pair_to_learn_from_the_loss_is_0_and_can_be_differentiated_f7
     assert maps.grad is not None and (maps.grad == 0).all()
 
 
-def test_a_pair_of_unknown_label_leaves_no_trace_in_value_or_gradient():
+def test_a_pair_of_unknown_label_changes_no_value_or_gradient():
     maps, _, boxes = example()
     labels = torch.ones(3, 4)
     unknown = (int(boxes.image[0]), int(boxes.concept[0]))
@@ -273,7 +273,7 @@ def test_lists_of_dicts_give_the_same_loss_as_our_boxes():
     assert torch.equal(loss(maps, labels, rows), loss(maps, labels, ours))
 
 
-def test_flipping_maps_and_boxes_together_changes_nothing_and_boxes_alone_does():
+def test_flipping_boxes_alone_changes_the_loss():
     maps, labels, boxes = example()
     mirrored = ConceptBoxes(
         torch.stack([1 - boxes.xyxy[:, 2], boxes.xyxy[:, 1], 1 - boxes.xyxy[:, 0], boxes.xyxy[:, 3]], dim=1),
@@ -285,7 +285,7 @@ def test_flipping_maps_and_boxes_together_changes_nothing_and_boxes_alone_does()
     assert (box_localization_loss(maps, mirrored, labels) - plain).abs() > 0.1
 
 
-def test_transposing_maps_and_boxes_together_changes_nothing_and_boxes_alone_does():
+def test_transposing_boxes_alone_changes_the_loss():
     maps, labels, boxes = example(height=6, width=6)
     transposed = ConceptBoxes(boxes.xyxy[:, [1, 0, 3, 2]], boxes.concept, boxes.image)
     plain = box_localization_loss(maps, boxes, labels)
@@ -293,7 +293,7 @@ def test_transposing_maps_and_boxes_together_changes_nothing_and_boxes_alone_doe
     assert (box_localization_loss(maps, transposed, labels) - plain).abs() > 0.1
 
 
-def test_guided_loss_is_classification_plus_localization_by_their_weights():
+def test_guided_loss_is_the_weighted_sum_of_its_two_terms():
     maps, _, boxes = example()
     labels = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(1)).double()
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -304,7 +304,7 @@ def test_guided_loss_is_classification_plus_localization_by_their_weights():
     torch.testing.assert_close(loss(maps, labels, boxes), 2.0 * classification + 0.3 * places)
 
 
-def test_guided_loss_takes_the_logits_of_a_model_that_pools_otherwise_than_by_max():
+def test_guided_loss_takes_the_logits_of_any_pooling():
     maps, _, boxes = example()
     labels = torch.ones(3, 4, dtype=torch.float64)
     pooled = maps.mean(dim=(-2, -1))
@@ -322,7 +322,7 @@ def test_guided_loss_without_boxes_is_classification_alone():
     assert torch.equal(alone, loss(maps, labels, [None, [], None]))
 
 
-def test_guided_loss_of_a_batch_in_which_nothing_is_known_is_0_and_can_be_differentiated_f7():
+def test_guided_loss_of_unknown_labels_is_0_with_a_gradient_path():
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss = BBoxGuidedConceptLoss()(maps, torch.full((2, 3), nan), [[], None])
     assert loss.item() == 0
@@ -330,7 +330,7 @@ def test_guided_loss_of_a_batch_in_which_nothing_is_known_is_0_and_can_be_differ
     assert maps.grad is not None and (maps.grad == 0).all()
 
 
-def test_guided_loss_takes_another_classification_loss_and_owns_no_parameters():
+def test_guided_loss_takes_another_loss_and_owns_no_parameters():
     maps, labels, boxes = example()
     loss = BBoxGuidedConceptLoss(beta=0.0, classification=FocalLoss())
     torch.testing.assert_close(loss(maps, labels, boxes), FocalLoss()(maps.amax((-2, -1)), labels))
@@ -387,7 +387,7 @@ def test_two_ways_to_weigh_positives_are_refused():
 @pytest.mark.parametrize(
     "boxes", [[{"concept_idx": 0, "bbox": [0.1, 0.1, 0.2, 0.2]}] * 2, [((0, 0.1, 0.1, 0.5, 0.5),), None]]
 )
-def test_boxes_of_another_form_are_refused_with_the_form_that_is_expected(boxes):
+def test_boxes_of_another_form_are_refused_with_the_right_one(boxes):
     with pytest.raises(ValueError, match="boxes are a list of dicts per image, such as .*concept_idx"):
         BBoxGuidedConceptLoss()(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1), boxes)
 
@@ -407,7 +407,7 @@ def test_a_classification_loss_can_be_named(name, loss):
 
 
 @pytest.mark.parametrize("strategy", ["none", "ratio", "sqrt", "effective"])
-def test_a_loss_with_weights_of_its_own_is_the_default_with_these_weights(strategy):
+def test_a_loss_with_weights_is_the_default_with_these_weights(strategy):
     maps, labels, boxes = example()
     train = torch.randint(0, 2, (50, 4)).double()
     own = BBoxGuidedConceptLoss(classification=class_balanced_loss(strategy, train))
@@ -428,6 +428,6 @@ def test_an_unknown_classification_is_refused():
         BBoxGuidedConceptLoss(classification="mse")
 
 
-def test_boxes_as_a_bare_tensor_are_refused_because_nobody_knows_whose_they_are():
+def test_boxes_as_a_bare_tensor_are_refused():
     with pytest.raises(ValueError, match=r"boxes are a tensor of shape \(1, 4\).* pass `ConceptBoxes\("):
         box_localization_loss(torch.zeros(2, 3, 4, 4), torch.rand(1, 4))

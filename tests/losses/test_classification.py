@@ -49,7 +49,7 @@ def with_unknown(labels: Tensor, seed: int = 1) -> Tensor:
     return labels.masked_fill(unknown, nan)
 
 
-def test_the_examples_of_the_seed_cost_what_they_should_and_their_mean_is_unweighted():
+def test_the_documented_examples_cost_what_they_should():
     logits, labels = torch.tensor([[-0.5, 1.8, -1.2, 0.3, 1.5]]).double(), torch.tensor([[0.0, 1, 0, 0, 1]])
     each = [multilabel_loss(logits[:, i : i + 1], labels[:, i : i + 1]).item() for i in range(5)]
     assert each == [pytest.approx(value, abs=5e-5) for value in (0.4741, 0.1530, 0.2633, 0.8544, 0.2014)]
@@ -69,7 +69,7 @@ def test_multilabel_weighs_positives_as_torch_does():
     torch.testing.assert_close(multilabel_loss(logits, labels, weight), expected)
 
 
-def test_the_best_logit_under_a_positive_weight_is_that_of_the_prior_plus_its_logarithm():
+def test_a_positive_weight_shifts_the_best_logit_by_its_logarithm():
     prevalence, weight = 0.1, torch.tensor([9.0], dtype=torch.float64)
     best = torch.tensor([[math.log(prevalence / (1 - prevalence)) + math.log(9.0)]], dtype=torch.float64)
     best.requires_grad_()
@@ -107,7 +107,7 @@ def test_focal_is_that_of_torchvision_for_hard_labels(gamma, alpha):
     ],
     ids=["focal", "asymmetric"],
 )
-def test_without_focusing_focal_and_asymmetric_are_plain_cross_entropy_in_value_and_gradient(loss, soft):
+def test_without_focusing_both_losses_are_plain_cross_entropy(loss, soft):
     logits, labels = example(soft=soft)
     logits = torch.cat([logits, torch.tensor([[40.0, -40.0, 90.0], [-90.0, 40.0, 0.0]]).double()]).requires_grad_()
     labels = torch.cat([labels, torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]).double()])
@@ -136,13 +136,13 @@ def test_asymmetric_forgets_negatives_below_its_shift():
     assert loss.item() == 0 and logits.grad is not None and logits.grad.item() == 0
 
 
-def test_focal_weighs_positives_and_negatives_alike_unless_told_f17():
+def test_focal_weighs_positives_and_negatives_alike_by_default():
     logits = torch.tensor([[1.3]])
     assert focal_loss(logits, torch.ones(1, 1)).item() == pytest.approx(focal_loss(-logits, torch.zeros(1, 1)).item())
     assert FocalLoss().alpha is None
 
 
-def test_multiclass_is_cross_entropy_of_torch_for_one_hot_and_soft_rows():
+def test_multiclass_is_cross_entropy_of_torch_for_any_rows():
     logits, _ = example()
     classes = torch.tensor([0, 1, 2, 2, 1, 0, 0, 1])
     torch.testing.assert_close(
@@ -171,7 +171,7 @@ def test_focused_multiclass_is_its_equation_for_one_hot_rows(gamma):
     assert loss.item() == pytest.approx(total / 8)
 
 
-def test_focused_multiclass_of_two_classes_is_the_focal_loss_also_for_soft_targets():
+def test_focused_multiclass_of_two_classes_is_the_focal_loss():
     logits, labels = example()
     logit, label = logits[:, :1], labels[:, :1]
     two = multiclass_loss(torch.cat([torch.zeros_like(logit), logit], 1), torch.cat([1 - label, label], 1), gamma=2.0)
@@ -179,7 +179,7 @@ def test_focused_multiclass_of_two_classes_is_the_focal_loss_also_for_soft_targe
 
 
 @pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([1.0, 4.0, 0.2])}, {"gamma": 2.0}, {"gamma": 0.5}])
-def test_the_gradient_of_multiclass_is_finite_and_that_of_finite_differences(options):
+def test_the_gradient_of_multiclass_is_that_of_differences(options):
     logits, _ = example()
     targets = torch.rand(8, 3, dtype=torch.float64).softmax(-1)
     targets[3] = nan
@@ -200,7 +200,7 @@ def test_multiclass_leaves_out_rows_with_an_unknown():
 
 
 @each_loss
-def test_unknown_labels_leave_no_trace_in_value_or_gradient_f16(loss):
+def test_unknown_labels_change_no_value_or_gradient(loss):
     """Dropping a label and not knowing it are the same, whatever the model says there."""
     logits, labels = example()
     labels = with_unknown(labels)
@@ -223,7 +223,7 @@ def test_unknown_labels_leave_no_trace_in_value_or_gradient_f16(loss):
 
 
 @each_loss
-def test_a_batch_in_which_nothing_is_known_gives_0_that_can_be_differentiated_f7(loss):
+def test_a_batch_of_unknown_labels_gives_0_with_a_gradient_path(loss):
     logits = example()[0].requires_grad_()
     value = loss(logits, torch.full_like(logits, nan))
     assert value.item() == 0
@@ -231,7 +231,7 @@ def test_a_batch_in_which_nothing_is_known_gives_0_that_can_be_differentiated_f7
     assert logits.grad is not None and (logits.grad == 0).all()
 
 
-def test_multiclass_of_unknown_rows_gives_0_that_can_be_differentiated_f7():
+def test_multiclass_of_unknown_rows_gives_0_with_a_gradient_path():
     logits = example()[0].requires_grad_()
     value = multiclass_loss(logits, torch.full_like(logits, nan))
     assert value.item() == 0
@@ -306,12 +306,12 @@ def test_positive_weight_is_large_for_rare_labels_not_small():
     assert compute_pos_weight(rare).item() > 1 > compute_pos_weight(common).item()
 
 
-def test_positive_weight_counts_only_what_is_known_and_soft_labels_in_part():
+def test_positive_weight_counts_soft_labels_in_part():
     labels = torch.tensor([[1.0, nan], [0.5, nan], [nan, 1.0], [0.0, 0.0], [0.0, 0.0]])
     assert compute_pos_weight(labels).tolist() == pytest.approx([2.5 / 1.5, 2.0])
 
 
-def test_positive_weight_is_capped_finite_without_positives_and_1_where_nobody_knows_f17():
+def test_positive_weight_is_always_finite_and_1_if_unknown():
     labels = torch.zeros(1000, 3)
     labels[0, 0] = 1
     labels[:, 2] = nan
@@ -363,7 +363,7 @@ def test_positive_weight_of_each_strategy_equals_a_slow_loop(strategy):
 
 
 @each_strategy
-def test_positive_weight_has_no_weight_for_a_balanced_label_and_none_where_nobody_knows(strategy):
+def test_positive_weight_of_balanced_or_unknown_labels_is_1(strategy):
     labels = torch.zeros(40, 2)
     labels[:20, 0] = 1
     labels[:, 1] = nan
@@ -371,7 +371,7 @@ def test_positive_weight_has_no_weight_for_a_balanced_label_and_none_where_nobod
 
 
 @pytest.mark.parametrize("strategy", ["ratio", "sqrt", "effective"])
-def test_a_label_never_seen_present_gets_the_cap_and_one_never_seen_absent_its_inverse(strategy):
+def test_a_label_of_one_kind_alone_gets_the_limit_or_its_inverse(strategy):
     labels = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
     assert compute_pos_weight(labels, strategy=strategy, max_weight=4.0, beta=0.9999).tolist() == [4.0, 0.25]
 
@@ -388,7 +388,7 @@ def test_policies_differ_in_how_far_they_go():
     assert ratio > sqrt > effective > 1
 
 
-def test_effective_number_goes_from_no_weight_to_the_ratio_as_beta_goes_to_1():
+def test_effective_number_goes_from_1_to_the_ratio_with_beta():
     labels = torch.zeros(100, 1)
     labels[:10] = 1
     weights = [
@@ -398,7 +398,7 @@ def test_effective_number_goes_from_no_weight_to_the_ratio_as_beta_goes_to_1():
     assert weights == sorted(weights)
 
 
-def test_effective_number_keeps_its_digits_for_a_single_positive_and_a_beta_next_to_1():
+def test_effective_number_keeps_its_digits_near_beta_1():
     labels = torch.zeros(101, 1)
     labels[0] = 1
     weight = compute_pos_weight(labels, strategy="effective", max_weight=1000.0, beta=1 - 1e-9).item()
@@ -428,7 +428,7 @@ def test_exchanging_present_and_absent_inverts_the_weight(column, strategy):
 
 @given(columns, st.sampled_from(["none", "ratio", "sqrt"]), st.integers(2, 5))
 @settings(max_examples=40, deadline=None)
-def test_weights_depend_on_shares_and_not_on_how_many_images_there_are(column, strategy, times):
+def test_weights_depend_on_frequencies_not_on_counts(column, strategy, times):
     """All but those of the effective number, to which a hundredth image is worth less than the tenth."""
     labels = torch.tensor(column, dtype=torch.float64)[:, None]
     torch.testing.assert_close(
@@ -452,7 +452,7 @@ def test_impossible_ways_to_weigh_are_refused(weights, options, message):
 
 
 @pytest.mark.parametrize("weights", [compute_pos_weight, compute_class_weight])
-def test_weights_of_labels_that_still_hold_a_code_are_refused_with_what_to_do(weights):
+def test_weights_of_labels_with_codes_are_refused(weights):
     labels = torch.eye(3)
     labels[1] = -1
     with pytest.raises(ValueError, match="got -1. If that is a code for uncertain, .*resolve_uncertain"):
@@ -489,14 +489,14 @@ def test_class_weight_of_each_strategy_equals_a_slow_loop_and_rows_weigh_1_on_av
 
 
 @each_strategy
-def test_classes_without_rows_get_the_cap_and_no_known_rows_no_weights(strategy):
+def test_classes_without_rows_get_the_limit(strategy):
     weight = compute_class_weight(rows_of(30, 0), strategy=strategy, max_weight=7.0)
     assert weight[1].item() == pytest.approx(1.0 if strategy == "none" else 7.0)
     assert compute_class_weight(torch.full((4, 3), nan), strategy=strategy).tolist() == [1.0, 1.0, 1.0]
 
 
 @each_strategy
-def test_two_classes_weigh_against_each_other_as_positives_against_negatives(strategy):
+def test_two_classes_weigh_as_positives_against_negatives(strategy):
     targets = rows_of(90, 6)
     absent, present = compute_class_weight(targets, strategy=strategy).tolist()
     assert present / absent == pytest.approx(compute_pos_weight(targets[:, 1:], strategy=strategy).item())
@@ -552,6 +552,6 @@ def test_modules_are_their_functions_with_fixed_options(gamma, alpha):
     assert torch.equal(AsymmetricLoss(**options)(logits, labels), asymmetric_loss(logits, labels, **options))
 
 
-def test_masked_mean_ignores_what_weighs_nothing_even_if_it_is_infinite():
+def test_masked_mean_ignores_infinities_that_weigh_nothing():
     values = torch.tensor([1.0, torch.inf, 3.0, nan])
     assert masked_mean(values, torch.tensor([1.0, 0.0, 3.0, 0.0])).item() == pytest.approx(2.5)

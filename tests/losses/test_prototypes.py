@@ -61,7 +61,7 @@ def slow_term(
 @each_form
 @pytest.mark.parametrize("prototypes", [1, 3])
 @pytest.mark.parametrize("sign", SIGNS)
-def test_every_form_equals_a_slow_loop_also_with_soft_and_unknown_labels(form, prototypes, sign):
+def test_every_variant_equals_a_slow_loop_for_any_labels(form, prototypes, sign):
     for seed in range(3):
         cosines, labels = example(seed, prototypes=prototypes)
         options = {"temperature": 0.3, "gamma": 4.0, "margin": 0.2}
@@ -90,7 +90,7 @@ def test_softtriple_gives_the_golden_number():
 
 
 @pytest.mark.parametrize("prototypes", [1, 2, 5])
-def test_supcon_never_falls_below_log_m_and_the_others_do_f9(prototypes):
+def test_supcon_never_falls_below_log_m_and_the_others_do(prototypes):
     perfect = cosines_to([1.0] * prototypes, [[-1.0] * prototypes])
     losses = {
         form: prototype_contrastive_loss(perfect, present(2), variant=form, temperature=0.01).item() for form in FORMS
@@ -99,7 +99,7 @@ def test_supcon_never_falls_below_log_m_and_the_others_do_f9(prototypes):
     assert max(losses.values()) < 1e-6
 
 
-def test_softtriple_with_one_prototype_is_cross_entropy_with_the_margin_taken_off_the_true_concept():
+def test_softtriple_of_one_prototype_is_margin_cross_entropy():
     cosines, _ = example(concepts=4, prototypes=1)
     labels = torch.ones(4, 4)
     logits = 20 * (cosines.squeeze(-1) - 0.1 * torch.eye(4))
@@ -109,7 +109,7 @@ def test_softtriple_with_one_prototype_is_cross_entropy_with_the_margin_taken_of
     torch.testing.assert_close(loss, expected)
 
 
-def test_softtriple_margin_makes_the_task_harder_and_the_papers_sign_easier():
+def test_softtriple_margin_is_harder_and_the_papers_sign_easier():
     cosines, labels = example()
     losses = {
         sign: prototype_contrastive_loss(cosines, labels, variant="softtriple", margin=margin, margin_sign=sign).item()
@@ -140,14 +140,14 @@ def pulls(form: str, own: list[float]) -> list[float]:
     return (-cosines.grad[0, 0, 0]).tolist()
 
 
-def test_infonce_pulls_every_own_prototype_while_nearest_lets_the_far_ones_be_f9():
+def test_infonce_pulls_all_own_prototypes_and_nearest_does_not():
     near, far = pulls("infonce", [-0.2, -0.6])
     assert far > near > 0, "infonce pulls the far one too, even harder"
     near, far = pulls("nearest", [-0.2, -0.6])
     assert near > 10 * far > 0
 
 
-def test_nearest_keeps_two_kinds_of_one_concept_apart_where_infonce_and_supcon_merge_them_f9():
+def test_nearest_keeps_apart_two_kinds_that_others_merge():
     """Two kinds of one concept with another concept between them: the prototypes of a good loss end up one on each."""
 
     def cosine_after_training(form: str) -> float:
@@ -171,7 +171,7 @@ def test_nearest_keeps_two_kinds_of_one_concept_apart_where_infonce_and_supcon_m
 
 
 @each_form
-def test_unknown_and_absent_concepts_leave_no_trace_in_value_or_gradient(form):
+def test_unknown_and_absent_concepts_change_nothing(form):
     cosines, labels = example()
     kept = labels.nan_to_num(0) > 0
     assert not kept.all()
@@ -186,7 +186,7 @@ def test_unknown_and_absent_concepts_leave_no_trace_in_value_or_gradient(form):
 
 @each_form
 @pytest.mark.parametrize("value", [0.0, nan])
-def test_without_a_present_concept_the_loss_is_0_and_can_be_differentiated_f7(form, value):
+def test_without_a_present_concept_it_is_0_with_a_gradient_path(form, value):
     cosines, _ = example()
     cosines.requires_grad_()
     loss = prototype_contrastive_loss(cosines, torch.full((4, 3), value), variant=form)
@@ -283,7 +283,7 @@ def test_presence_loss_is_cross_entropy_of_the_nearest_own_prototype():
     assert prototype_presence_loss(similarity, labels).item() == pytest.approx(total / known, rel=1e-4)
 
 
-def test_presence_loss_pushes_vectors_of_absent_concepts_away_and_leaves_unknown_ones():
+def test_presence_loss_pushes_absent_vectors_away_not_unknown_ones():
     similarity = torch.full((1, 3, 3, 2), 0.5, requires_grad=True)
     prototype_presence_loss(similarity, torch.tensor([[1.0, 0.0, torch.nan]])).backward()
     own = similarity.grad[0].diagonal(dim1=0, dim2=1).sum(dim=0)

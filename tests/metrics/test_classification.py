@@ -65,7 +65,7 @@ def same(first: LabelScores, second: LabelScores) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_scikit_learn_and_a_naive_count_with_ties_and_unknown_labels(seed: int):
+def test_scores_equal_scikit_learn_and_a_naive_count(seed: int):
     logits, labels = examples(seed=seed)
     scores = per_label_metrics(logits, labels)
     compared = columns(logits, labels)
@@ -87,7 +87,7 @@ def test_scores_are_float64_on_the_cpu():
     assert all(part.dtype == torch.float64 for part in per_label_metrics(*examples()))
 
 
-def test_label_never_present_or_never_absent_is_undefined_and_its_support_says_why():
+def test_a_label_of_one_kind_alone_has_undefined_scores():
     logits, labels = examples()
     scores = per_label_metrics(logits, labels)
     assert scores.auroc[1:4].isnan().all()
@@ -130,7 +130,7 @@ def doubled(logits: Tensor, labels: Tensor, label: int) -> tuple[list[float], li
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_soft_labels_score_as_scikit_learns_rows_given_twice_with_weights(seed: int):
+def test_soft_labels_score_as_weighted_rows_of_scikit_learn(seed: int):
     logits, labels = soft_examples(seed)
     scores = per_label_metrics(logits, labels)
     for label in (0, 1, 2, 4, 5):
@@ -147,7 +147,7 @@ def test_soft_labels_score_as_scikit_learns_rows_given_twice_with_weights(seed: 
 
 
 @pytest.mark.parametrize("policy", ["ignore", "zeros", "ones", "soft"])
-def test_an_uncertain_label_counts_in_scores_as_it_does_in_the_weights_of_the_loss(policy: Uncertain):
+def test_an_uncertain_label_counts_in_scores_as_in_loss_weights(policy: Uncertain):
     logits, stored = examples()
     stored = stored[:, [0, 4, 5]].nan_to_num(-1.0)
     labels = resolve_uncertain(stored, policy)
@@ -231,7 +231,7 @@ def test_no_rows_or_no_labels_give_nan_and_no_error(shape: tuple[int, int]):
     assert best_thresholds(torch.zeros(shape), torch.zeros(shape)).isnan().all()
 
 
-def test_threshold_may_differ_by_label_and_an_undefined_one_leaves_f1_undefined():
+def test_an_undefined_threshold_leaves_f1_of_its_label_undefined():
     logits, labels = examples()
     threshold = torch.tensor([0.3, 0.5, 0.5, 0.5, 0.7, nan])
     f1 = per_label_metrics(logits, labels, threshold=threshold).f1
@@ -243,7 +243,7 @@ def test_threshold_may_differ_by_label_and_an_undefined_one_leaves_f1_undefined(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
+def test_the_best_threshold_reaches_the_highest_f1(seed: int):
     logits, labels = examples(seed=seed)
     best = best_thresholds(logits, labels)
     assert best.isnan().tolist() == [False, True, True, True, False, False]
@@ -255,7 +255,7 @@ def test_best_threshold_reaches_the_highest_f1_of_any_threshold(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_best_threshold_of_soft_labels_reaches_their_highest_f1(seed: int):
+def test_the_best_threshold_of_soft_labels_reaches_the_highest_f1(seed: int):
     logits, labels = soft_examples(seed)
     reached = per_label_metrics(logits, labels, threshold=best_thresholds(logits, labels)).f1
     for label in (0, 1, 2, 4, 5):
@@ -276,7 +276,7 @@ def naive_median(values: list[float], weights: list[float]) -> float:
     raise AssertionError
 
 
-def test_typical_probabilities_are_medians_of_present_and_of_absent_rows():
+def test_typical_probabilities_are_medians_of_present_and_absent():
     logits, labels = examples()
     present, absent = typical_probabilities(logits, labels)
     for label, ranked, truth in columns(logits, labels):
@@ -381,7 +381,7 @@ def test_accuracy_of_a_soft_row_is_the_share_of_the_class_called():
 
 
 @pytest.mark.parametrize(("total", "fits"), [(0.991, True), (1.009, True), (0.989, False), (1.011, False)])
-def test_rows_that_sum_to_nearly_1_are_measured_if_and_only_if_they_can_be_trained_on(total: float, fits: bool):
+def test_rows_that_can_be_trained_on_can_be_measured(total: float, fits: bool):
     logits, targets = torch.randn(1, 4), torch.full((1, 4), total / 4)
     for use in (multiclass_loss, top_accuracy, lambda *both: task_scores(*both, "multiclass")):
         with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="sum to 1"):
@@ -455,7 +455,7 @@ def test_bad_input_is_named():
         MacroAUROC().update(logits, torch.zeros(2, 2))
 
 
-def test_labels_with_too_little_support_have_no_say_in_the_macro_unless_all_have():
+def test_labels_of_little_support_are_left_out_of_the_macro():
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 2, generator=random)
     labels = torch.zeros(40, 2)

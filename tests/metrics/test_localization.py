@@ -204,7 +204,7 @@ def changed(boxes: ConceptBoxes, corners: Tensor) -> ConceptBoxes:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 48)])
-def test_maps_taught_with_mirrored_boxes_turn_the_mirror_gap_negative(size: tuple[int, int]):
+def test_mirrored_boxes_turn_the_mirror_gap_negative(size: tuple[int, int]):
     boxes, shape = one_sided(), (10, 2, size[0] // 8, size[1] // 8)
     left, top, right, bottom = boxes.xyxy.unbind(1)
     mirrored = changed(boxes, torch.stack([1 - right, top, 1 - left, bottom], dim=1))
@@ -213,7 +213,7 @@ def test_maps_taught_with_mirrored_boxes_turn_the_mirror_gap_negative(size: tupl
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 48)])
-def test_maps_taught_with_transposed_boxes_turn_the_transpose_gap_negative(size: tuple[int, int]):
+def test_transposed_boxes_turn_the_transpose_gap_negative(size: tuple[int, int]):
     boxes, shape = one_sided(), (10, 2, size[0] // 8, size[1] // 8)
     transposed = changed(boxes, boxes.xyxy[:, [1, 0, 3, 2]])
     right, wrong = (scores_of(perfect_maps(taught, shape), boxes, size).transpose_gap for taught in (boxes, transposed))
@@ -236,7 +236,7 @@ def test_constant_map_scores_its_chance_and_nothing_more():
     assert torch.allclose(scores_of(torch.ones(5, 2, 4, 4), boxes, (32, 32)).iou, scores.chance)
 
 
-def test_random_control_falls_into_each_quarter_of_the_image_about_as_often():
+def test_random_control_falls_into_all_quarters_equally_often():
     quarters = [(x, y, x + 0.5, y + 0.5) for x in (0.0, 0.5) for y in (0.0, 0.5)]
     boxes = boxes_of(*((0, concept, corners) for concept, corners in enumerate(quarters)))
     scores = scores_of(torch.zeros(1, 4, 14, 14), boxes, (112, 112))
@@ -273,7 +273,7 @@ def test_iou_curve_is_the_iou_at_each_threshold():
         assert torch.allclose(curve[:, index], map_iou(maps, inside, threshold), atol=1e-7)
 
 
-def test_best_iou_threshold_gives_the_top_of_the_curve_and_is_undefined_without_boxes():
+def test_the_best_iou_threshold_is_at_the_top_of_the_curve():
     maps, boxes = random_maps(6, 3, 4, 4), random_boxes(6, 2, 30)
     curve = scores_of(maps, boxes, (16, 16)).iou_curve
     best = best_iou_thresholds(scores_of(maps, boxes, (16, 16)))
@@ -288,7 +288,7 @@ def test_iou_at_an_undefined_threshold_is_undefined():
     assert map_iou(maps, inside, torch.tensor([0.5, nan])).isnan().tolist() == [False, True]
 
 
-def test_energy_of_a_map_without_mass_is_undefined_and_left_out_of_its_mean_alone():
+def test_energy_of_a_map_without_mass_is_undefined():
     maps = torch.full((2, 1, 2, 2), -1.0)
     maps[1, 0, 0, 0] = 1.0
     boxes = boxes_of((0, 0, (0.0, 0.0, 0.5, 0.5)), (1, 0, (0.0, 0.0, 0.5, 0.5)))

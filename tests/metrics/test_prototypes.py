@@ -33,7 +33,7 @@ def present(labels: Tensor) -> list[tuple[int, int, float]]:
     ]
 
 
-def test_accuracy_equals_a_naive_loop_over_present_concepts_each_counted_by_its_label():
+def test_accuracy_equals_a_loop_over_present_concepts():
     similarity, labels = examples()
     right, total = 0.0, 0.0
     for image, concept, label in present(labels):
@@ -45,7 +45,7 @@ def test_accuracy_equals_a_naive_loop_over_present_concepts_each_counted_by_its_
     assert float(prototype_accuracy(similarity, labels)) == pytest.approx(right / total)
 
 
-def test_vectors_of_absent_and_unknown_concepts_weigh_nothing_whatever_they_are():
+def test_vectors_of_absent_and_unknown_concepts_count_nothing():
     similarity, labels = examples()
     expected = prototype_accuracy(similarity, labels), prototype_usage(similarity, labels)
     similarity[~(labels > 0)] = nan

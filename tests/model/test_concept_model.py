@@ -55,7 +55,7 @@ each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANT
 
 
 @each_variant
-def test_every_field_of_the_output_has_the_shape_its_documentation_says(changes):
+def test_every_field_of_the_output_has_its_documented_shape(changes):
     model = model_with(**changes)
     height, width = model.config.image_size
     grid = (height // 8, width // 8)
@@ -108,7 +108,7 @@ def test_forward_is_forward_concepts_then_forward_task():
         torch.testing.assert_close(first, second)
 
 
-def test_concept_logits_are_the_pooled_maps_of_the_head_on_the_features():
+def test_concept_logits_are_the_pooled_concept_maps():
     model = model_with(pooling="mean")
     output = model(images())
     torch.testing.assert_close(output.concept_maps, model.concept_head(output.features))
@@ -116,7 +116,7 @@ def test_concept_logits_are_the_pooled_maps_of_the_head_on_the_features():
 
 
 @each_variant
-def test_similarity_maps_are_clipped_at_0_and_evidence_is_their_maximum(changes):
+def test_evidence_is_the_maximum_of_maps_clipped_at_0(changes):
     model = model_with(**changes)
     output = model(images(size=model.config.image_size))
     assert output.similarity_maps.numel() == 0 or output.similarity_maps.min() >= 0
@@ -125,7 +125,7 @@ def test_similarity_maps_are_clipped_at_0_and_evidence_is_their_maximum(changes)
         assert torch.equal(output.evidence, output.similarity_maps.amax(dim=(-2, -1)))
 
 
-def test_some_cosine_is_negative_before_clipping_so_that_the_test_above_can_fail():
+def test_some_cosine_is_negative_before_clipping():
     model = model_with()
     places = model.projector(model.forward_concepts(images()).features.flatten(2).mT)
     assert model.prototypes(places).min() < 0
@@ -137,7 +137,7 @@ def test_a_spatial_map_of_ones_changes_no_bit():
     assert torch.equal(weighted.amax(dim=(-2, -1)), output.evidence)
 
 
-def test_similarity_maps_are_cosines_of_each_projected_place_with_each_prototype():
+def test_similarity_maps_are_cosines_of_places_with_prototypes():
     model = model_with()
     output = model(images())
     for row, column, concept, member in ((0, 0, 0, 0), (3, 5, 2, 3), (1, 4, 1, 2)):
@@ -148,7 +148,7 @@ def test_similarity_maps_are_cosines_of_each_projected_place_with_each_prototype
 
 @pytest.mark.parametrize("order", ["pool_then_project", "project_then_pool"])
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
-def test_vectors_are_features_weighed_by_the_softmax_of_the_map_over_places(order, temperature):
+def test_concept_vectors_are_features_weighed_by_softmax_of_maps(order, temperature):
     model = model_with(pooling_order=order, attention_temperature=temperature)
     output = model(images())
     for image, concept, other, member in ((0, 0, 0, 0), (1, 2, 1, 3)):
@@ -162,7 +162,7 @@ def test_vectors_are_features_weighed_by_the_softmax_of_the_map_over_places(orde
         torch.testing.assert_close(output.vector_similarity[image, concept, other, member], expected)
 
 
-def test_the_two_pooling_orders_differ_because_the_projector_is_not_linear():
+def test_the_two_pooling_orders_differ():
     first, second = (
         model_with(pooling_order=order)(images()).vector_similarity
         for order in ("pool_then_project", "project_then_pool")
@@ -214,7 +214,7 @@ def test_stage_two_leaves_no_gradient_in_the_task_head():
     assert all(value.grad is None for value in model.task_head.parameters())
 
 
-def test_frozen_parts_stay_in_eval_mode_under_train_f12():
+def test_frozen_parts_stay_in_eval_mode_under_train():
     model = model_with()
     model.backbone.requires_grad_(False)
     model.concept_head.requires_grad_(False)
@@ -234,7 +234,7 @@ def test_frozen_parts_stay_in_eval_mode_under_train_f12():
     assert not any(layer.training for layer in model.eval().modules())
 
 
-def test_a_frozen_backbone_is_still_to_the_bit_its_batch_norm_statistics_too_f12():
+def test_a_frozen_backbone_keeps_its_batch_norm_statistics():
     model = model_with(projector="ibn")
     model.backbone.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -258,7 +258,7 @@ def test_a_cut_backbone_gives_a_model_with_a_finer_grid(feature_level):
     assert model(images(1, (64, 96))).concept_maps.shape == (1, 3, 64 // side, 96 // side)
 
 
-def test_a_model_preprocesses_an_image_of_any_size_and_type_into_what_it_takes_f18():
+def test_a_model_preprocesses_an_image_of_any_size_and_type():
     model = model_with()
     for image in (torch.zeros(3, 70, 50, dtype=torch.uint8), torch.zeros(3, 32, 48, dtype=torch.float64)):
         assert model(model.preprocess(image)[None]).task_logits.shape == (1, 2)
@@ -275,7 +275,7 @@ def test_a_model_preprocesses_an_image_of_any_size_and_type_into_what_it_takes_f
         (torch.zeros(2, 3, 32, 48, dtype=torch.float16), "torch.float16"),
     ],
 )
-def test_images_of_another_shape_or_type_are_refused_f18(wrong, got):
+def test_images_of_another_shape_or_type_are_refused(wrong, got):
     expected = r"expected normalized torch.float32 images of shape \(B, 3, 32, 48\), got "
     with pytest.raises(ValueError, match=f"{expected}{got}.*`model.preprocess` makes them"):
         model_with()(wrong)
@@ -338,7 +338,7 @@ def test_a_text_in_place_of_names_is_not_taken_for_its_letters(names):
         create_model("cbm_resnet50", **names)
 
 
-def test_a_model_is_shown_in_a_line_per_part_however_many_concepts_it_has():
+def test_a_model_is_shown_in_a_line_per_part():
     names = [f"concept {number}" for number in range(300)]
     lines = repr(model_with(concepts=names, tasks=())).splitlines()
     assert lines[:4] == [
@@ -353,14 +353,14 @@ def test_a_model_is_shown_in_a_line_per_part_however_many_concepts_it_has():
     ]  # fmt: skip
 
 
-def test_the_same_seed_builds_the_same_model_and_building_uses_the_global_seed():
+def test_the_same_global_seed_builds_the_same_model():
     first, second, other = (model_with(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("pooling", list_poolings())
-def test_an_untrained_model_sees_hardly_any_concept_whatever_the_pooling(pooling):
+def test_an_untrained_model_sees_hardly_any_concept(pooling):
     torch.manual_seed(0)
     config = ConceptConfig(concepts=("a", "b"), backbone="small_cnn_s8", image_size=(112, 112), pooling=pooling)
     logits = ConceptModel.from_config(config).eval().forward_concepts(torch.randn(2, 3, 112, 112)).concept_logits

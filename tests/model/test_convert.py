@@ -48,7 +48,7 @@ def test_a_converted_backbone_is_loaded_by_its_name(mae_file, tmp_path):
         assert torch.equal(value, published[name.removeprefix("model.")])
 
 
-def test_positions_of_another_size_are_written_as_they_are_and_resized_when_loaded(tmp_path):
+def test_positions_of_another_size_are_resized_when_loaded(tmp_path):
     model = VisionTransformer(img_size=96, embed_dim=WIDTH, num_heads=3, num_classes=0).eval()
     torch.save(model.state_dict(), tmp_path / "small.pth")
     convert_backbone(tmp_path / "small.pth", tmp_path / "small.safetensors", backbone=TINY)
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_the_seed_says_the_same_as_a_concept_model(predecessor, 
     torch.testing.assert_close(output.task_logits, task_logits, rtol=0, atol=1e-5)
 
 
-def test_images_are_normalized_as_the_backbone_expects_unless_told_otherwise(predecessor, tmp_path):
+def test_images_are_normalized_as_the_backbone_expects(predecessor, tmp_path):
     torch.save(flat(predecessor), tmp_path / "model.pth")
     backbone = "timm:vit_tiny_patch16_224.augreg_in21k"
     names = {"concepts": CONCEPTS, "tasks": TASKS, "backbone": backbone}

@@ -29,14 +29,14 @@ def test_concept_head_scores_each_place_by_itself(height, width):
             torch.testing.assert_close(maps[:, :, row, column], at_place)
 
 
-def test_an_untrained_concept_head_starts_near_its_prior_even_at_the_maximum_over_a_grid():
+def test_an_untrained_concept_head_starts_near_its_prior():
     head = ConceptHead(768, 22, prior=0.05)
     probability = head(randn(4, 768, 14, 14)).amax(dim=(-2, -1)).sigmoid()
     assert probability.min() > 0.04 and probability.max() < 0.2
     assert nn.Conv2d(768, 22, 1)(randn(4, 768, 14, 14)).amax(dim=(-2, -1)).sigmoid().min() > 0.6, "torch's default"
 
 
-def test_a_prior_of_half_is_a_bias_of_0_and_without_bias_there_is_none():
+def test_a_prior_of_half_is_a_bias_of_0():
     assert (ConceptHead(4, 2, prior=0.5).score.bias == 0).all()
     assert ConceptHead(4, 2, bias=False).score.bias is None
 
@@ -49,7 +49,7 @@ def test_projectors_map_vectors_to_the_embedding(kind, expected):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "ibn"])
-def test_a_vector_is_projected_alike_alone_and_as_one_place_of_a_grid(kind):
+def test_a_vector_is_projected_as_a_place_of_a_grid_is(kind):
     projector = create_projector(kind, 10, 7)
     features = randn(2, 10, 3, 5)
     projector.train()
@@ -62,7 +62,7 @@ def test_a_vector_is_projected_alike_alone_and_as_one_place_of_a_grid(kind):
             torch.testing.assert_close(grid[0, row, column], alone)
 
 
-def test_ibn_normalizes_half_by_the_batch_and_half_by_the_vector_itself():
+def test_ibn_normalizes_half_by_the_batch_and_half_by_the_vector():
     projector = IbnProjector(4, 9, blocks=1)
     block = projector.blocks[0]
     assert (block.batch_norm.num_features, block.instance_norm.normalized_shape) == (4, (5,))
@@ -76,7 +76,7 @@ def test_ibn_normalizes_half_by_the_batch_and_half_by_the_vector_itself():
     torch.testing.assert_close(block(vectors), vectors + torch.cat([by_batch, by_vector], -1).relu())
 
 
-def test_a_vector_comes_out_of_its_rows_place_first_rows_then_columns():
+def test_a_vector_comes_out_at_its_place_row_by_row():
     features = torch.arange(6.0).view(1, 1, 2, 3)
     assert project_grid(nn.Identity(), features).flatten().tolist() == [0, 1, 2, 3, 4, 5]
 

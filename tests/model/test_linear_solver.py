@@ -95,7 +95,7 @@ def test_no_step_from_a_multi_class_solution_lowers_the_loss():
         torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-6, rtol=0)
 
 
-def test_concept_dropout_spreads_weight_over_concepts_that_say_the_same_and_draws_nothing_global():
+def test_concept_dropout_spreads_weight_over_equal_concepts():
     evidence, targets = world()
     evidence[:, 1] = evidence[:, 0] + 0.3 * torch.randn(N, M, generator=torch.Generator().manual_seed(1)).double()
     before = torch.get_rng_state()
@@ -130,7 +130,7 @@ def solved(**options):
     return model, Trainer(seed=0, **options).fit(model, [stage], TRAIN, VAL, resume=resume)
 
 
-def test_a_solved_stage_has_one_record_of_the_solutions_losses_and_moves_the_head_alone():
+def test_a_solved_stage_gives_one_result_and_moves_the_head_alone():
     model, (record,) = solved()
     before = weights(tiny_model())
     assert {name for name, value in weights(model).items() if not torch.equal(value, before[name])} == {
@@ -154,7 +154,7 @@ def test_a_solved_stage_has_the_weights_that_its_evidence_leads_to():
     torch.testing.assert_close(model.task_head.bias.detach(), bias, atol=1e-3, rtol=1e-3)
 
 
-def test_a_solved_stage_gives_the_same_without_a_cache_and_after_a_resume(tmp_path):
+def test_a_solved_stage_is_the_same_uncached_and_after_a_resume(tmp_path):
     model, records = solved(checkpoint_dir=tmp_path)
     again, told = solved(checkpoint_dir=tmp_path, resume=True)
     bare, _ = solved(feature_cache="off")

@@ -42,7 +42,7 @@ def test_the_list_of_poolings_is_what_the_documentation_names():
 
 @each
 @grids
-def test_each_pooling_equals_a_loop_over_places_on_square_grids_and_others(name, height, width):
+def test_each_pooling_equals_a_loop_over_places_of_any_grid(name, height, width):
     maps = example(height, width)
     pool = create_pooling(name, num_concepts=3).double()
     if isinstance(pool, AttentionPool):
@@ -71,7 +71,7 @@ def test_log_mean_exp_lies_between_mean_and_max(values, r):
     assert low - 1e-9 <= middle <= high + 1e-9
 
 
-def test_sharpness_0_of_attention_is_the_mean_and_a_large_one_the_maximum():
+def test_attention_goes_from_mean_to_maximum_with_its_parameter():
     maps = example()
     pool = AttentionPool(3).double()
     pool.sharpness.data.zero_()

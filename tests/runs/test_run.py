@@ -61,7 +61,7 @@ def test_global_random_state_does_not_decide_a_run(tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_stage_1_alone_augments_and_validation_never_does_f17(tmp_path):
+def test_stage_1_alone_augments_and_validation_never_does(tmp_path):
     train, val, counter = Squares(16, 0), Squares(8, 1), ConceptPart()
     own = train.augmentation = ConceptPart()
     val.augmentation = None
@@ -71,7 +71,7 @@ def test_stage_1_alone_augments_and_validation_never_does_f17(tmp_path):
     assert own.items == 0
 
 
-def test_data_sets_own_augmentation_is_used_and_comes_back_after_an_error(tmp_path):
+def test_a_data_sets_own_augmentation_outlives_an_error(tmp_path):
     train = Squares(16, 0)
     own = train.augmentation = ConceptPart()
     run(tmp_path / "a", train=train, freeze_backbone=True)
@@ -131,14 +131,14 @@ def test_run_json_says_how_the_model_was_taught(tmp_path):
         ({"task_kind": "multiclass"}, {"concepts": "ratio", "tasks": "none"}),
     ],
 )
-def test_run_json_says_what_was_done_about_rare_labels_where_nothing_was_asked(asked, resolved, tmp_path):
+def test_run_json_says_what_was_done_about_rare_labels(asked, resolved, tmp_path):
     multiclass = asked.pop("task_kind", "multilabel") == "multiclass"
     data = {"train": OneOfTwo(16, 0), "val": OneOfTwo(8, 1), "config": tiny_config(task_kind="multiclass")}
     run(tmp_path, **asked, **(data if multiclass else {}))
     assert json.loads((tmp_path / "run.json").read_text())["imbalance"] == resolved
 
 
-def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_path):
+def test_a_run_is_not_resumed_with_options_that_change_it(tmp_path):
     run(tmp_path, seed=7)
     for changed in ({"imbalance": "focal"}, {"batch_size": 4}, {"precision": "bf16"}, {"epochs": {**QUICK, "task": 2}}):
         (name,) = changed
@@ -146,13 +146,13 @@ def test_a_run_is_not_resumed_with_options_that_would_teach_something_else(tmp_p
             run(tmp_path, **{"seed": 7, "resume": True, **changed})
 
 
-def test_a_resumed_run_may_load_and_keep_otherwise_and_has_the_precision_it_began_with(tmp_path):
+def test_a_resumed_run_keeps_its_precision_and_may_load_otherwise(tmp_path):
     began = run(tmp_path, precision="bf16").state_dict()
     again = run(tmp_path, precision="auto", feature_cache="off", progress=True, resume=True).state_dict()
     assert all(torch.equal(began[name], again[name]) for name in began)
 
 
-def test_an_ended_run_leaves_no_checkpoints_and_comes_back_when_resumed(tmp_path):
+def test_a_finished_run_has_no_checkpoints_and_resumes_as_it_is(tmp_path):
     taught = run(tmp_path).state_dict()
     end_run(tmp_path)
     assert not list(tmp_path.glob("*checkpoints*"))
@@ -177,7 +177,7 @@ def test_resume_begins_where_there_is_no_run(tmp_path):
         assert all(torch.equal(begun[name], resumed[name]) for name in begun)
 
 
-def test_a_run_without_checkpoints_is_not_resumed_with_another_model_or_other_data(tmp_path):
+def test_a_run_without_checkpoints_resumes_only_with_its_own_data(tmp_path):
     run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(ValueError, match="`attention_temperature` was 1.0 and is 2.0"):
@@ -188,7 +188,7 @@ def test_a_run_without_checkpoints_is_not_resumed_with_another_model_or_other_da
         run(tmp_path, data={"folder": "elsewhere", "uncertain": "ones"}, resume=True)
 
 
-def test_a_folder_with_a_run_is_not_written_over_and_says_how_to_go_on(tmp_path):
+def test_a_folder_with_a_run_is_not_written_over(tmp_path):
     run(tmp_path)
     with pytest.raises(FileExistsError, match="holds an unfinished run; go on with it with `resume=True`"):
         run(tmp_path)
@@ -207,7 +207,7 @@ def test_a_folder_with_a_run_is_not_written_over_and_says_how_to_go_on(tmp_path)
         ({"train": "broken"}, "the loss of stage 'concepts' is nan"),
     ],
 )
-def test_a_run_that_fails_before_anything_is_learned_leaves_the_folder_as_it_was(wrong, sentence, tmp_path):
+def test_a_run_that_fails_before_learning_leaves_the_folder_as_is(wrong, sentence, tmp_path):
     if "train" in wrong:
         wrong = {"train": Broken(16, 0)}
     for folder in (tmp_path / "new", tmp_path):
@@ -224,7 +224,7 @@ def test_what_can_be_checked_is_checked_before_anything_is_written(wrong, tmp_pa
         run(tmp_path / "a", **wrong)
 
 
-def test_a_run_that_fails_after_an_epoch_leaves_what_it_can_be_resumed_from(tmp_path):
+def test_a_run_that_fails_after_an_epoch_can_be_resumed(tmp_path):
     class Stops(Squares):
         reads = 0
 
@@ -241,7 +241,7 @@ def test_a_run_that_fails_after_an_epoch_leaves_what_it_can_be_resumed_from(tmp_
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_run_says_that_its_backbone_is_random_and_which_precision_it_chose(tmp_path):
+def test_a_run_names_a_random_backbone_and_its_precision(tmp_path):
     said = []
     run(tmp_path / "a", precision="auto", say=said.append)
     assert said[0] == "The backbone small_cnn_s8 starts from random weights."
@@ -271,7 +271,7 @@ def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
         ({"train": "no tasks"}, "the data have no task labels, so there is no task head to solve for"),
     ],
 )
-def test_a_task_head_is_not_solved_for_where_that_contradicts_or_does_nothing(wrong, sentence, tmp_path):
+def test_a_task_head_is_not_solved_for_where_that_makes_no_sense(wrong, sentence, tmp_path):
     if "train" in wrong:
         train = Squares(16, 0)
         train.tasks, train.task_labels = (), train.task_labels[:, :0]
@@ -289,7 +289,7 @@ def test_backbone_starts_from_a_weights_file_and_then_moves_slowly(tmp_path):
         assert (model.backbone.get_parameter(name) - value).abs().max() < 1e-2
 
 
-def test_explanations_of_images_of_one_name_in_two_folders_stay_two_files(tmp_path):
+def test_explanations_of_images_of_one_name_stay_two_files(tmp_path):
     model = run(tmp_path / "out")
     item = Squares(1).load_item(0)
     files = save_explanations(model, [item._replace(name="a/1.png"), item._replace(name="b/1.png")], tmp_path)
@@ -316,7 +316,7 @@ class OneConcept(ConceptDataset):
 
 
 @pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
-def test_a_model_of_one_concept_and_one_task_works_from_end_to_end_f18(tmp_path, bottleneck):
+def test_a_model_of_one_concept_and_one_task_works_end_to_end(tmp_path, bottleneck):
     config = tiny_config(concepts=("bright",), tasks=("any",), bottleneck=bottleneck)
     val = OneConcept(16, 1)
     run(tmp_path, train=OneConcept(24, 0), val=val, config=config)
@@ -350,7 +350,7 @@ def differing(first, second):
     return {name.split(".")[0] for name, value in first.state_dict().items() if not torch.equal(value, other[name])}
 
 
-def test_rare_labels_of_concepts_and_tasks_are_weighted_by_ratio_unless_told_otherwise(tmp_path):
+def test_rare_labels_are_weighted_by_ratio_by_default(tmp_path):
     default, ratio, none = (
         run(tmp_path / str(choice), imbalance=choice, freeze_backbone=True) for choice in (None, "ratio", "none")
     )
@@ -370,14 +370,14 @@ def test_multiclass_tasks_are_weighted_only_if_told_to(tmp_path):
 
 
 @pytest.mark.parametrize("choice", ["sqrt", "effective", "focal", "asymmetric"])
-def test_each_answer_to_imbalance_teaches_something_else_and_is_written_down(choice, tmp_path):
+def test_each_strategy_for_imbalance_differs_and_is_written_down(choice, tmp_path):
     told = run(tmp_path / choice, imbalance=choice)
     assert {"concept_head", "task_head"} <= differing(told, run(tmp_path / "default"))
     written = json.loads((tmp_path / choice / "run.json").read_text())["imbalance"]
     assert written == {"concepts": choice, "tasks": choice}
 
 
-def test_an_answer_to_imbalance_that_would_do_nothing_is_refused_before_anything_is_made(tmp_path):
+def test_a_useless_strategy_for_imbalance_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="preset 'paper' leaves rare labels as they are, so imbalance 'focal'"):
         run(tmp_path / "a", preset="paper", imbalance="focal")
     with pytest.raises(ValueError, match="asymmetric loss is for multi-label tasks; for multi-class ones"):
@@ -403,7 +403,7 @@ def test_checkpoints_without_a_run_that_they_belong_to_are_refused(tmp_path):
         run(tmp_path, imbalance="focal", resume=True)
 
 
-def test_a_run_that_fails_untaught_leaves_what_others_put_into_its_folder(tmp_path):
+def test_a_run_that_fails_early_leaves_others_files_in_its_folder(tmp_path):
     class Fails(Squares):
         def __getitem__(self, index):
             (tmp_path / "out" / "notes.txt").write_text("mine")

@@ -45,7 +45,7 @@ def test_loader_gives_its_own_batches_in_the_order_drawn():
         assert share.size == share.own == len(share.batch.images)
 
 
-def test_order_is_the_one_the_loader_would_have_drawn_from_the_same_generator():
+def test_order_is_the_one_the_loader_would_have_drawn():
     loader = DataLoader(Squares(10), 4, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5))
     expected = [list(batch) for batch in loader.batch_sampler]
     loader.generator.manual_seed(5)
@@ -96,7 +96,7 @@ def test_loading_leaves_the_global_random_states_alone():
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 @pytest.mark.parametrize("given", ["list", "loader"])
-def test_processes_share_each_batch_without_losing_or_doubling_a_sample(world, given):
+def test_processes_divide_each_batch_and_lose_no_sample(world, given):
     data = augmented(9)
     one = batches(Squares(9), 4) if given == "list" else data.dataloader(4)
     order = Feed(one).draw()

@@ -182,7 +182,7 @@ def drive(what: str, folder: Path, workers: int = 0) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_that_was_not(tmp_path, workers):
+def test_a_run_killed_at_random_ends_with_the_same_weights(tmp_path, workers):
     kills, runs, _ = map(int, drive("kill", tmp_path, workers).split())
     assert kills >= 20
     assert runs >= 1
@@ -218,7 +218,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
         assert sorted(path.name for path in (tmp_path / str(keep)).iterdir()) == names
 
 
-def test_a_finished_run_gives_its_records_and_weights_without_training(tmp_path):
+def test_a_finished_run_gives_results_and_weights_untrained(tmp_path):
     first, records = trained(tmp_path)
     called = []
     model = tiny_model(seed=5)
@@ -424,7 +424,7 @@ def test_fingerprint_tells_stages_apart_by_all_but_their_functions():
             check_fingerprint(now, fingerprint(tiny_config(), [dataclasses.replace(stage, **change)]))
 
 
-def test_a_checkpoint_keeps_the_best_weights_only_of_what_its_stage_can_change(tmp_path):
+def test_a_checkpoint_keeps_best_weights_of_what_its_stage_changes(tmp_path):
     model = tiny_model()
     stopped(tmp_path, stages=stages_of(model, 4)[1:])  # in the second epoch of two with projector and prototypes
     kept = torch.load(Checkpoints(tmp_path, 2).paths()[-1], weights_only=True)["progress"]["best_weights"]
@@ -435,7 +435,7 @@ def test_a_checkpoint_keeps_the_best_weights_only_of_what_its_stage_can_change(t
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX alone")
-def test_a_second_training_with_the_same_checkpoints_is_refused_while_the_first_one_runs(tmp_path):
+def test_a_second_training_with_the_same_checkpoints_is_refused(tmp_path):
     first, second = Checkpoints(tmp_path, 2), Checkpoints(tmp_path, 2)
     first.open(resume=True)
     with pytest.raises(BlockingIOError, match="another process is training with the checkpoints in"):

@@ -141,18 +141,18 @@ def test_only_the_first_of_two_processes_tells_of_epochs(of_two):
     assert told == [6, 0]
 
 
-def test_a_parameter_that_the_loss_does_not_reach_stays_as_it_is_and_blocks_nobody(of_two):
+def test_a_parameter_the_loss_does_not_reach_blocks_nobody(of_two):
     """The driver came to its end; it is the last thing it does."""
     assert len(list(of_two.glob("unreached-*"))) == 2
 
 
-def test_parameters_that_the_loss_does_not_reach_are_named_once_and_only_the_first_process_logs(of_two):
+def test_parameters_the_loss_does_not_reach_are_logged_once(of_two):
     first, second = ((of_two / f"log-{rank}").read_text() for rank in (0, 1))
     assert first.count("does not depend on backbone.unused.weight, backbone.unused.bias, which therefore stay") == 1
     assert "concepts epoch 1" in first and "conceptcam" not in second
 
 
-def test_a_loss_that_is_not_finite_stops_both_processes_with_the_names_of_the_whole_batch(of_two):
+def test_a_loss_that_is_not_finite_stops_both_processes(of_two):
     for rank in (0, 1):
         said = (of_two / f"said-{rank}").read_text()
         assert "its batch of 5 samples: square-0, square-1, square-2, square-3, square-4." in said

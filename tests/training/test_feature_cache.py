@@ -92,7 +92,7 @@ class Resized(Squares):
 
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_losses_scores_and_weights_are_equal_to_the_bit_with_and_without_the_cache(kind, storage):
+def test_the_cache_changes_no_bit_of_losses_scores_and_weights(kind, storage):
     data = Resized if kind == "vit" else Squares
 
     def run(cache):
@@ -108,7 +108,7 @@ def test_losses_scores_and_weights_are_equal_to_the_bit_with_and_without_the_cac
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_lists_of_uneven_batches_are_equal_with_and_without_the_cache(precision):
+def test_the_cache_changes_nothing_for_lists_of_uneven_batches(precision):
     data = [batch for size in (3, 8, 1) for batch in batches(Squares(8, size), size)], batches(Squares(9, 1), 4)
     options = {"precision": precision, "gradient_accumulation_steps": 2}
     assert same(fit("auto", data, trainer=options), fit("off", data, trainer=options))
@@ -136,14 +136,14 @@ def test_stages_2_and_3_show_each_image_to_the_backbone_once():
     assert counts == [8] * 3 + [5] * 3  # 21 and 13 samples, the last batches filled up
 
 
-def test_cache_that_is_larger_than_its_limit_is_not_used_and_the_log_and_the_records_say_so(caplog):
+def test_a_cache_over_its_limit_is_not_used_and_the_log_says_so(caplog):
     limited = fit("memory", trainer={"feature_cache_limit": 1e-7})
     assert same(limited, fit("off"))
     assert not any(record.cached for record in limited[0])
     assert "reads its images in each epoch" in caplog.text and "1e-07 GB allowed" in caplog.text
 
 
-def test_augmented_images_are_not_cached_and_the_log_and_the_records_say_so(caplog):
+def test_augmented_images_are_not_cached_and_the_log_says_so(caplog):
     caplog.set_level(logging.INFO)
     train, val = loaders()
     train.dataset.augmentation = lambda item: item._replace(
@@ -168,7 +168,7 @@ class Plain(Dataset):
 
 
 @pytest.mark.parametrize("cache, cached", [("auto", False), ("memory", True)])
-def test_data_of_which_nothing_is_known_are_cached_if_the_user_says_so(cache, cached):
+def test_unknown_kinds_of_data_are_cached_if_the_user_says_so(cache, cached):
     train = DataLoader(Plain(Squares(12)), 4, collate_fn=collate)
     records, _ = fit(cache, (train, batches(Squares(12, 1))))
     assert {record.cached for record in records} == {cached}
@@ -195,7 +195,7 @@ def test_iterable_whose_order_nobody_knows_is_read_anew():
     assert not any(record.cached for record in records)
 
 
-def test_what_was_kept_is_not_used_after_the_parts_that_said_it_have_learned():
+def test_what_was_kept_is_not_used_after_its_parts_have_learned():
     """Stage 3, backbone and all, stage 2 and 3 again: each sees the model as it is."""
 
     def twice(model):
@@ -280,7 +280,7 @@ def test_stage_that_compares_the_known_sees_absent_concepts(source):
 
 
 @pytest.mark.parametrize("cache", ["off", "auto"])
-def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cache):
+def test_each_epoch_has_the_samples_in_the_loaders_order(cache):
     seen = []
 
     def recording(model):
@@ -300,7 +300,7 @@ def test_each_epoch_has_the_samples_in_the_order_the_loader_would_have_given(cac
     assert seen == expected
 
 
-def test_pass_of_a_stage_leaves_random_states_and_the_model_as_they_were(source):
+def test_a_pass_leaves_random_states_and_the_model_as_they_were(source):
     model = tiny_model().train()
     model.projector.eval()
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
@@ -460,7 +460,7 @@ def of_process(results, name):
 
 
 @pytest.mark.parametrize("name", ["memory", "disk", "no features", "no room"])
-def test_two_processes_are_equal_to_the_bit_with_and_without_the_cache(of_two, name):
+def test_the_cache_changes_no_bit_of_two_processes(of_two, name):
     for results in of_two:
         assert same(of_process(results, name), of_process(results, "off"))
         assert {record.cached for record in of_process(results, name)[0]} == {name != "no room"}

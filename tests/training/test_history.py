@@ -305,7 +305,7 @@ assert "matplotlib.pyplot" not in sys.modules
     assert dict(matplotlib.rcParams) == before
 
 
-def test_importing_the_history_loads_neither_tensorboard_nor_matplotlib():
+def test_importing_the_history_loads_no_tensorboard_or_matplotlib():
     script = (
         "import sys, conceptcam.training.history; assert not {'tensorboard', 'matplotlib', 'torch'} & set(sys.modules)"
     )

@@ -43,7 +43,7 @@ def only_groups(model, groups) -> dict[str, dict]:
 
 @pytest.mark.parametrize("backbone", ["small_cnn_s8", VIT, CNN])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_every_learning_parameter_is_in_one_group_and_no_other_is_in_any(backbone, index):
+def test_exactly_the_learning_parameters_are_in_one_group(backbone, index):
     model, row = tiny_model(backbone=backbone), stage(index)
     found = groups_by_name(model, parameter_groups(model, row))
     for name, parameter in model.named_parameters():
@@ -52,7 +52,7 @@ def test_every_learning_parameter_is_in_one_group_and_no_other_is_in_any(backbon
         assert parameter.requires_grad == learns, name
 
 
-def test_a_layer_learns_at_the_decay_times_the_rate_of_the_layer_behind_it():
+def test_a_layer_learns_at_a_fraction_of_the_next_layers_rate():
     model, row = vit_model(), stage(layer_decay=0.7)
     found = only_groups(model, parameter_groups(model, row))
     for name, group in found.items():
@@ -111,7 +111,7 @@ def test_layer_decay_of_a_backbone_without_known_layers_is_refused():
         parameter_groups(tiny_model(), stage(layer_decay=0.5))
 
 
-def test_layer_decay_of_a_timm_model_that_does_not_know_its_layers_is_refused():
+def test_layer_decay_of_a_model_without_layers_is_refused():
     model = tiny_model(backbone="timm:pit_ti_224", image_size=(224, 224))
     with pytest.raises(ValueError, match=r"a TimmBackbone, does not say in `layer_ids\(\)` which layer 'model\."):
         parameter_groups(model, stage(layer_decay=0.5))

@@ -35,7 +35,7 @@ def test_clusters_that_lie_apart_are_found_whatever_the_start():
         torch.testing.assert_close(centres, means)
 
 
-def test_no_step_of_the_clustering_lowers_how_near_vectors_are_to_their_centres():
+def test_no_step_of_the_clustering_moves_vectors_from_centres():
     vectors = F.normalize(torch.randn(200, 8, generator=rng()), dim=-1)
     near = [
         (vectors @ spherical_kmeans(vectors, 6, generator=rng(1), steps=steps).T).amax(dim=1).sum().item()
@@ -71,7 +71,7 @@ def test_two_that_are_near_move_apart_evenly_and_the_others_stay():
 
 @pytest.mark.parametrize("noise", [1e-5, 1e-2, 0.3])
 @pytest.mark.parametrize("shape", [(5, 3), (5, 128), (60, 32)])
-def test_however_near_they_are_no_two_stay_nearer_than_the_limit_and_none_goes_far(shape, noise):
+def test_no_two_stay_nearer_than_the_limit_and_none_goes_far(shape, noise):
     vectors = F.normalize(torch.ones(shape) + noise * torch.randn(shape, generator=rng()), dim=-1)
     apart = enforce_min_angle(vectors, limit=0.95)
     assert cosines(apart).max() <= 0.95 + 2e-4
@@ -105,7 +105,7 @@ def test_each_concepts_prototypes_lie_among_its_own_vectors():
     assert all(cosines(F.normalize(of, dim=-1)).max() < 0.951 for of in prototypes)
 
 
-def test_a_concept_with_too_few_vectors_keeps_its_prototypes_and_is_named(caplog):
+def test_a_concept_of_too_few_vectors_keeps_its_prototypes(caplog):
     prototypes = torch.randn(2, 3, 4)
     before = prototypes.clone()
     with caplog.at_level(logging.WARNING):

@@ -70,7 +70,7 @@ def test_each_stage_ends_with_its_own_best_epoch():
         assert [record.best for record in records][0]
 
 
-def test_same_seed_gives_the_same_weights_and_leaves_random_states_alone():
+def test_the_same_seed_gives_the_same_weights():
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     runs = []
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_users_own_requires_grad_flags_come_back():
     assert all(p.requires_grad for p in model.task_head.parameters())
 
 
-def test_what_the_user_froze_stays_still_while_the_rest_of_its_part_learns():
+def test_what_the_user_froze_stays_still():
     model = tiny_model()
     model.backbone.stem.requires_grad_(False)
     before = weights(model)
@@ -110,7 +110,7 @@ def test_stage_whose_parts_are_all_frozen_beforehand_is_refused():
         Trainer(seed=0).fit(model, stages_of(model, epochs=1)[2:], TRAIN, VAL)
 
 
-def test_record_of_an_interrupted_fit_claims_nothing_of_weights_that_moved():
+def test_an_interrupted_fit_claims_nothing_of_moved_weights():
     model = tiny_model()
     stages = stages_of(model, epochs=2)
     Trainer(seed=0).fit(model, stages, TRAIN[:1], VAL[:1])
@@ -125,7 +125,7 @@ def test_record_of_an_interrupted_fit_claims_nothing_of_weights_that_moved():
     assert model.record.thresholds == model.record.metrics == {}
 
 
-def test_projector_of_stage_2_learns_batch_statistics_of_concept_vectors_alone():
+def test_the_projector_learns_statistics_of_concept_vectors_alone():
     model = tiny_model(projector="ibn")
     Trainer(seed=0).fit(model, stages_of(model, epochs=1)[1:2], TRAIN, VAL)
     assert model.projector.blocks[0].batch_norm.num_batches_tracked == len(TRAIN)
@@ -179,7 +179,7 @@ def test_no_batches_is_told_in_a_sentence(empty):
         Trainer(seed=0).fit(model, stages_of(model)[:1], *given)
 
 
-def test_where_the_score_is_undefined_the_epoch_with_the_lowest_validation_loss_is_kept_and_said(caplog):
+def test_with_an_undefined_score_the_lowest_loss_is_kept(caplog):
     """PEERS F13: a best epoch that was never taken kept the first, hardly trained weights."""
     model = tiny_model()
     data = Squares(64, 5)
@@ -195,7 +195,7 @@ def test_where_the_score_is_undefined_the_epoch_with_the_lowest_validation_loss_
     assert "its score is undefined on the validation data" in caplog.text
 
 
-def test_where_no_validation_label_is_known_the_loss_is_undefined_and_the_last_epoch_is_kept_and_said(caplog):
+def test_without_known_validation_labels_the_last_epoch_is_kept(caplog):
     model = tiny_model()
     unknown = [batch._replace(concepts=torch.full_like(batch.concepts, torch.nan), boxes=None) for batch in VAL]
     kept = []
@@ -210,7 +210,7 @@ def test_where_no_validation_label_is_known_the_loss_is_undefined_and_the_last_e
     assert "no label it learns from is known on the validation data, so its last epoch was kept" in caplog.text
 
 
-def test_a_validation_loss_that_is_not_finite_stops_with_the_names_of_its_samples():
+def test_a_validation_loss_that_is_not_finite_names_its_samples():
     model = tiny_model()
     broken = VAL[0]._replace(images=torch.full_like(VAL[0].images, torch.nan), names=("odd", *VAL[0].names[1:]))
     with pytest.raises(FloatingPointError, match="stage 'concepts' is nan; its batch of .* samples: odd, "):
@@ -441,7 +441,7 @@ def test_labels_that_no_training_sample_has_are_named(caplog, given):
 
 
 @pytest.mark.parametrize("where", ["train", "val"])
-def test_batches_without_targets_are_refused_before_the_first_step_if_a_stage_needs_them(where):
+def test_batches_without_needed_targets_are_refused_at_once(where):
     model = tiny_model()
     before, bare = weights(model), [batch._replace(targets=batch.targets[:, :0]) for batch in TRAIN]
     given = (bare, VAL) if where == "train" else (TRAIN, bare)
@@ -479,7 +479,7 @@ def gradients_of(trainer, model):
     return found[0]
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_and_is_switched_off_again(monkeypatch):
+def test_gradient_checkpointing_gives_the_same_gradients(monkeypatch):
     import timm.models.vision_transformer as vit
 
     calls = []
@@ -512,7 +512,7 @@ def test_accumulating_nothing_is_refused():
         Trainer(gradient_accumulation_steps=0)
 
 
-def test_loaders_may_be_told_apart_by_neither_workers_nor_what_is_random_meanwhile():
+def test_loaders_do_not_differ_by_workers_or_other_randomness():
     """Augmentation is drawn from the order alone, so two ways of loading train the same model."""
     results = []
     for workers in (0, 2):

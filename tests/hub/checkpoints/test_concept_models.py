@@ -86,7 +86,7 @@ def test_the_heads_of_the_seed_say_the_same_in_a_concept_model(tmp_path, layout)
 
 
 @torch.no_grad()
-def test_a_prototype_opposite_to_a_whole_image_counts_nothing_where_the_seed_counts_it_negative(tmp_path):
+def test_a_prototype_opposite_to_an_image_counts_nothing(tmp_path):
     theirs = SeedHeads().eval()
     output = converted(saved(tmp_path / "best_model.pth", flat(theirs)))(torch.randn(8, 3, 24, 32))
     _, scores = theirs.heads(output.features)
@@ -194,7 +194,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_what_cannot_be_expressed_is_refused_by_a_sentence_that_says_what(tmp_path, change):
+def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, change):
     weights = flat(SeedHeads())
     change(weights)
     with pytest.raises(ValueError, match=REFUSED[change]) as error:
@@ -203,7 +203,7 @@ def test_what_cannot_be_expressed_is_refused_by_a_sentence_that_says_what(tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_a_task_head_over_concepts_is_one_over_prototypes_where_each_concept_has_one(tmp_path):
+def test_a_head_over_concepts_is_one_over_single_prototypes(tmp_path):
     weights = flat(SeedHeads())
     weights["prototypes"] = torch.randn(CONCEPTS, EMBED)
     weights["task_head.weight"] = torch.randn(TASKS, CONCEPTS)

@@ -241,9 +241,7 @@ RESIZING: dict[str, tuple[Callable[..., nn.Module], Callable[[], VisionTransform
 
 
 @pytest.mark.parametrize("kind", RESIZING)
-def test_huggingface_gives_its_features_at_another_size_by_the_filter_of_timm(
-    transformers, tmp_path, monkeypatch, kind
-):
+def test_huggingface_features_at_another_size_use_timms_filter(transformers, tmp_path, monkeypatch, kind):
     (theirs, ours, options), pixels = RESIZING[kind], images(*OTHER)
     theirs, ours = theirs(transformers), ours()
     loaded(ours, hf_file(theirs, tmp_path, "old"))
@@ -254,20 +252,20 @@ def test_huggingface_gives_its_features_at_another_size_by_the_filter_of_timm(
     assert gap(tokens(ours, pixels), hf_tokens(theirs, pixels, **options)) <= CLOSE
 
 
-def test_the_tiny_epsilon_of_transformers_changes_features_as_little_as_the_docstring_says(transformers, tmp_path):
+def test_the_epsilon_of_transformers_hardly_changes_features(transformers, tmp_path):
     theirs, ours, pixels = hf_vit(transformers, layer_norm_eps=1e-12), timm_vit(), images()
     loaded(ours, hf_file(theirs, tmp_path, "old"))
     assert gap(tokens(ours, pixels), hf_tokens(theirs, pixels)) < 1e-4
 
 
-def test_a_backbone_with_transformers_own_names_takes_its_file_as_it_is(transformers, tmp_path):
+def test_a_backbone_named_as_in_transformers_takes_its_file(transformers, tmp_path):
     theirs, ours = hf_vit(transformers), hf_vit(transformers)
     path = hf_file(theirs, tmp_path, "v5")
     loaded(ours, path)
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
-def test_a_backbone_with_the_names_of_transformers_never_takes_a_file_with_those_of_mae(transformers, mae):
+def test_a_backbone_named_as_in_transformers_takes_no_file_of_mae(transformers, mae):
     wanted = {f"vit.{name}": value for name, value in hf_vit(transformers).state_dict().items()}
     with pytest.raises(ValueError, match=rf"0 of {len(wanted)} tensors match; {len(wanted)} missing \['vit.emb"):
         read_encoder(mae[1], wanted)
@@ -385,7 +383,7 @@ def test_positions_keep_the_number_of_places_of_the_file(tmp_path, side):
     assert encoder.tensors["pos_embed"].shape == (1, 1 + (side // PATCH) ** 2, WIDTH)
 
 
-def test_positions_of_registers_keep_the_number_of_places_of_the_file_without_the_class(transformers, tmp_path):
+def test_positions_without_the_class_keep_their_number(transformers, tmp_path):
     path = hf_file(hf_registers(transformers), tmp_path, "old")
     encoder = read_encoder(path, timm_dinov2(56, registers=4).state_dict())
     assert encoder.tensors["pos_embed"].shape == (1, (SIDE // PATCH) ** 2, WIDTH)
@@ -400,7 +398,7 @@ def test_positions_of_no_square_or_without_a_class_place_are_refused(tmp_path, s
         read_encoder(path, timm_vit().state_dict())
 
 
-def test_positions_of_a_grid_that_is_not_square_are_taken_by_a_model_of_that_grid(tmp_path):
+def test_positions_of_an_oblong_grid_fit_a_model_of_that_grid(tmp_path):
     weights = timm_vit(OTHER).state_dict()
     tensors = read_encoder(saved(tmp_path / "file.pth", weights), weights).tensors
     assert torch.equal(tensors["pos_embed"], weights["pos_embed"])
@@ -440,7 +438,7 @@ ENCODER = {name: value.to("meta") for name, value in timm_vit().state_dict().ite
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_any_one_tensor_of_a_mae_file_is_an_error_that_names_it(tmp_path, fault):
+def test_a_fault_in_any_tensor_of_a_mae_file_names_the_tensor(tmp_path, fault):
     for name in ENCODER:
         weights = mae_weights()
         fault(weights, name)
@@ -484,13 +482,13 @@ def test_a_file_of_a_decoder_alone_matches_nothing(tmp_path):
         read_encoder(mae_file(tmp_path / "mae.pth", weights), ENCODER)
 
 
-def test_a_huggingface_file_of_another_width_is_an_error_that_shows_both(transformers, tmp_path):
+def test_a_huggingface_file_of_another_width_shows_both_widths(transformers, tmp_path):
     path = hf_file(hf_vit(transformers), tmp_path, "old")
     with pytest.raises(ValueError, match=r"of another shape or kind \['blocks.0.attn.proj.bias \(32,\) for \(64,\)'"):
         read_encoder(path, timm_vit(embed_dim=64).state_dict())
 
 
-def test_a_dinov2_without_registers_does_not_load_into_a_model_with_them(transformers, tmp_path):
+def test_a_dinov2_without_registers_fits_no_model_with_them(transformers, tmp_path):
     with pytest.raises(ValueError, match=r"1 missing \['reg_token'\], 0 left over"):
         read_encoder(hf_file(hf_dinov2(transformers), tmp_path, "old"), timm_dinov2(registers=4).state_dict())
 
@@ -515,7 +513,7 @@ def test_the_model_may_be_on_the_meta_device(mae):
     assert not any(value.is_meta for value in read_encoder(mae[1], ENCODER).tensors.values())
 
 
-def test_reading_an_encoder_emits_no_warning_and_leaves_the_random_state(transformers, tmp_path, mae):
+def test_reading_an_encoder_is_quiet_and_keeps_the_random_state(transformers, tmp_path, mae):
     files = {mae[1]: timm_vit(), hf_file(hf_registers(transformers), tmp_path, "old"): timm_dinov2(registers=4)}
     before = torch.get_rng_state()
     with warnings.catch_warnings(record=True) as warned:
