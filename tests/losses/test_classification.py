@@ -471,7 +471,7 @@ def test_class_weight_is_the_balanced_one_of_scikit_learn():
 
 
 @each_strategy
-def test_class_weight_of_each_strategy_equals_a_slow_loop_and_rows_weigh_1_on_average(strategy):
+def test_class_weights_equal_a_slow_loop_and_average_1(strategy):
     targets = rows_of(400, 3, 30)
     targets[5] = torch.tensor([0.25, 0.5, 0.25])
     targets[7] = targets[420, 1] = nan

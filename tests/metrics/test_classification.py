@@ -243,7 +243,7 @@ def test_an_undefined_threshold_leaves_f1_of_its_label_undefined():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_threshold_reaches_the_highest_f1(seed: int):
+def test_the_best_threshold_reaches_the_highest_f1_score(seed: int):
     logits, labels = examples(seed=seed)
     best = best_thresholds(logits, labels)
     assert best.isnan().tolist() == [False, True, True, True, False, False]
@@ -255,7 +255,7 @@ def test_the_best_threshold_reaches_the_highest_f1(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_threshold_of_soft_labels_reaches_the_highest_f1(seed: int):
+def test_the_best_threshold_of_soft_labels_has_the_best_f1_score(seed: int):
     logits, labels = soft_examples(seed)
     reached = per_label_metrics(logits, labels, threshold=best_thresholds(logits, labels)).f1
     for label in (0, 1, 2, 4, 5):
