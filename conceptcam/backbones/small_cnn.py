@@ -1,5 +1,8 @@
 """A small convolutional backbone of our own, made to train from scratch on images of 112 to 128 pixels."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,19 +14,32 @@ STRIDE = 8
 
 
 class SmallCnn(Backbone):
-    """Features (B, width, H / 8, W / 8) of 0.7 million parameters at a width of 96.
+    """Features (B, width, H / 8, W / 8).
 
-    Three strided convolutions, a learned map of where a cell is (anatomy has places), and residual blocks, the
-    last of them dilated, so that a cell of 8 pixels sees most of a small image.
+    Three strided convolutions, a learned map of where a cell is (anatomy has places), and residual blocks, some of
+    them dilated, so that a cell of 8 pixels sees most of a small image.
+
+    Args:
+        image_size: (H, W) in pixels, multiples of 8.
+        widths: Channels after each of the three strided convolutions; the last is the width of the features.
+        dilations: Of the residual blocks, one number each.
+        convolutions: Of each block.
     """
 
-    def __init__(self, image_size: tuple[int, int], width: int = 96) -> None:
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        widths: tuple[int, int, int] = (24, 48, 96),
+        dilations: Sequence[int] = (1, 1, 2, 4),
+        convolutions: int = 2,
+    ) -> None:
         super().__init__()
         rows, columns = image_size[0] // STRIDE, image_size[1] // STRIDE
+        first, second, width = widths
         self.out_channels = width
-        self.stem = nn.Sequential(_conv(3, 24, 2), _conv(24, 48, 2), _conv(48, width, 2))
+        self.stem = nn.Sequential(_conv(3, first, 2), _conv(first, second, 2), _conv(second, width, 2))
         self.position = nn.Parameter(torch.zeros(1, width, rows, columns))
-        self.blocks = nn.Sequential(*(_Residual(width, dilation) for dilation in (1, 1, 2, 4)))
+        self.blocks = nn.Sequential(*(_Residual(width, dilation, convolutions) for dilation in dilations))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalized -> features (B, width, H / 8, W / 8)."""
@@ -35,10 +51,10 @@ class SmallCnn(Backbone):
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int, dilation: int, convolutions: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _conv(width, width, 1),
+            *(_conv(width, width, 1) for _ in range(convolutions - 1)),
             nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(width),
         )
@@ -55,24 +71,30 @@ def _conv(inside: int, outside: int, stride: int) -> nn.Sequential:
 
 @register_backbone("small_cnn_s8")
 def small_cnn_s8(request: BackboneOptions) -> Backbone:
-    """A `SmallCnn` for images whose sides are multiples of 8; it has no published weights."""
-    return _small_cnn("small_cnn_s8", 96, request)
+    """A `SmallCnn` of 0.7 million parameters for images whose sides are multiples of 8."""
+    return _small_cnn("small_cnn_s8", request)
 
 
 @register_backbone("small_cnn_s8_w64")
 def small_cnn_s8_w64(request: BackboneOptions) -> Backbone:
-    """`small_cnn_s8` with 64 channels in place of 96: half the size."""
-    return _small_cnn("small_cnn_s8_w64", 64, request)
+    """`small_cnn_s8` with 64 channels in place of 96: half the arithmetic."""
+    return _small_cnn("small_cnn_s8_w64", request, widths=(24, 48, 64))
 
 
-def _small_cnn(name: str, width: int, request: BackboneOptions) -> Backbone:
+@register_backbone("tiny_cnn_s8")
+def tiny_cnn_s8(request: BackboneOptions) -> Backbone:
+    """A quarter of the arithmetic of `small_cnn_s8`: fewer channels, and one convolution per block."""
+    return _small_cnn("tiny_cnn_s8", request, widths=(16, 32, 64), dilations=(1, 2, 4, 1), convolutions=1)
+
+
+def _small_cnn(name: str, request: BackboneOptions, **shape: Any) -> Backbone:
     if request.pretrained:
         raise ValueError(f"{name} has no published weights; it is made to train from scratch")
     if request.feature_level not in (-1, 0):
         raise ValueError(f"{name} has one feature level, got {request.feature_level}")
     if any(side % STRIDE for side in request.image_size):
         raise ValueError(f"{name} needs sides that are multiples of {STRIDE}, got {request.image_size}")
-    backbone = SmallCnn(request.image_size, width)
+    backbone = SmallCnn(request.image_size, **shape)
     if request.weights is not None:
         backbone.load_state_dict(read_encoder(request.weights, backbone.state_dict()).tensors)
     return backbone

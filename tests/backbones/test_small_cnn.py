@@ -10,9 +10,10 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("name", ["small_cnn_s8", "small_cnn_s8_w64", "tiny_cnn_s8"])
 @pytest.mark.parametrize("size", [(112, 112), (128, 96), (8, 16)])
-def test_the_grid_has_a_cell_for_each_8_pixels(size):
-    backbone = create_backbone("small_cnn_s8", image_size=size).eval()
+def test_the_grid_has_a_cell_for_each_8_pixels(name, size):
+    backbone = create_backbone(name, image_size=size).eval()
     features = backbone(randn(2, 3, *size))
     assert features.shape == (2, backbone.out_channels, size[0] // 8, size[1] // 8)
 
@@ -22,8 +23,9 @@ def test_it_has_about_half_a_million_parameters():
     assert 0.4e6 < parameters < 0.9e6
 
 
-def test_every_parameter_learns():
-    backbone = create_backbone("small_cnn_s8", image_size=(32, 32))
+@pytest.mark.parametrize("name", ["small_cnn_s8", "tiny_cnn_s8"])
+def test_every_parameter_learns(name):
+    backbone = create_backbone(name, image_size=(32, 32))
     backbone(randn(4, 3, 32, 32)).square().sum().backward()
     assert [name for name, value in backbone.named_parameters() if value.grad is None or not value.grad.any()] == []
 
