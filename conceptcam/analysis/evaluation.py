@@ -33,7 +33,7 @@ class Evaluation:
 
     Attributes:
         images: How many images there were.
-        concepts: Concept names, sided_concepts first.
+        concepts: Concept names, sided concepts first.
         sided_concepts: Concepts that have one place by nature, such as one side: a model whose boxes were mirrored
             or transposed on the way gives itself away on these.
         concept_scores: Scores of each concept, F1 at probability 0.5; each (K,).
@@ -96,7 +96,7 @@ class Evaluation:
         return nan_to_null({"summary": self.summary(), "concepts": rows, "tasks": tasks, "without_auroc": skipped})
 
     def table(self) -> str:
-        """The figures as text; `-` stands for an undefined one, `*` for a canary.
+        """The figures as text; `-` stands for an undefined one, `*` for a sided concept.
 
         `area` is the share of the image in boxes: what energy and IoU are for a map that is the same everywhere.
         """
@@ -163,7 +163,7 @@ def evaluate(
         device: Where to run; None stays where the model is.
 
     Raises:
-        ValueError: If the model was never taught concepts, a canary is no concept, or there are no batches.
+        ValueError: If the model was never taught concepts, a sided concept is no concept of the model, or there are no batches.
     """
     check_taught(model.config, model.record)
     names = model.config.concepts

@@ -48,7 +48,7 @@ def test_trained_maps_point_into_boxes_and_the_controls_do_not(model):
     assert summary["pointing_center_prior"] < 0.3
 
 
-def test_canaries_come_first_and_have_figures_of_their_own(model):
+def test_sided_concepts_come_first_and_have_figures_of_their_own(model):
     result = evaluate(model, TEST, sided_concepts=["striped"])
     assert result.concepts == ("striped", "bright", "dark")
     plain = evaluate(model, TEST)
@@ -173,6 +173,6 @@ def test_area_is_the_energy_and_iou_of_a_constant_map(model):
     torch.testing.assert_close(place.iou, place.chance)
 
 
-def test_a_text_in_place_of_canaries_is_refused(model):
+def test_a_text_in_place_of_sided_concepts_is_refused(model):
     with pytest.raises(ValueError, match="`sided_concepts` must be a list of names, got the text 'square'"):
         evaluate(model, [], sided_concepts="square")
