@@ -1,5 +1,7 @@
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,21 @@ def test_a_name_that_is_not_there_is_an_ordinary_attribute_error():
     with pytest.raises(AttributeError, match="module 'conceptcam' has no attribute 'ConceptModle'"):
         conceptcam.ConceptModle  # noqa: B018
     assert not hasattr(conceptcam, "anything")
+
+
+ROOMS = ("data", "losses", "metrics", "model", "analysis")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_hands_on_names_of_its_own_files(room):
+    module = importlib.import_module(f"conceptcam.{room}")
+    files = {path.stem for path in Path(module.__file__).parent.iterdir()}
+    assert not set(module.__all__) & files
+    for name in module.__all__:
+        assert getattr(module, name) is not None and name in dir(module)
+    with pytest.raises(AttributeError, match=f"module 'conceptcam.{room}' has no attribute 'anything'"):
+        module.anything  # noqa: B018
+
+
+def test_rooms_load_nothing_slow_before_a_name_is_used():
+    assert loaded_after("import conceptcam.data, conceptcam.model, conceptcam.analysis; dir(conceptcam.data)") == set()

@@ -1,1 +1,23 @@
 """What is computed: image -> features -> concepts -> prototypes -> task."""
+
+from typing import TYPE_CHECKING
+
+from conceptcam._lazy import hand_on
+
+if TYPE_CHECKING:
+    from conceptcam.model.concept_model import ConceptModel
+    from conceptcam.model.outputs import ConceptOutput, ConceptPart
+    from conceptcam.model.pooling import create_pooling, list_poolings
+    from conceptcam.model.predictions import Predictions
+
+__all__ = ["ConceptModel", "ConceptOutput", "ConceptPart", "Predictions", "create_pooling", "list_poolings"]
+
+__getattr__, __dir__ = hand_on(
+    __name__,
+    {
+        "concept_model": ["ConceptModel"],
+        "outputs": ["ConceptOutput", "ConceptPart"],
+        "pooling": ["create_pooling", "list_poolings"],
+        "predictions": ["Predictions"],
+    },
+)
