@@ -163,7 +163,7 @@ def evaluate(
         device: Where to run; None stays where the model is.
 
     Raises:
-        ValueError: If the model was never taught concepts, a sided concept is no concept of the model, or there are no batches.
+        ValueError: If the model was never taught concepts, has no concept of a name given, or there are no batches.
     """
     check_taught(model.config, model.record)
     names = model.config.concepts
