@@ -130,7 +130,7 @@ def run_bug(name: str, seed: int, scale: Scale) -> dict[str, Any]:
     if bug.localization is not None:
         stage = with_localization(stage, bug.localization, concept_loss)
     trainer = Trainer(seed=seed, precision=scale.precision)
-    first_loss, _ = trainer.evaluate(model, stage, val)
+    first_loss, _ = trainer.validate(model, stage, val)
     trainer.fit(model, [stage], train if bug.batches is None else bug.dataloader(train), val)
     return {
         "row": name,

@@ -22,8 +22,8 @@ from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
 from conceptcam.runs.options import loader
 from conceptcam.runs.run import RunOptions
+from conceptcam.training.precision import Precision
 from conceptcam.training.stages import PROTOTYPE_FORWARD, prototype_stage
-from conceptcam.training.step import Precision
 
 SEEING = ("backbone", "concept_head", "pool")
 COMPLETENESS = (0.0, 1.0)

@@ -25,7 +25,7 @@ from training_steps import WAYS, Size, Step, Way, compare_alone, library_step, p
 
 from conceptcam import CocoDataset, ConceptDataset, ConceptModel, PhantomDataset
 from conceptcam.data.phantom import PhantomConfig
-from conceptcam.training.batches import Feed
+from conceptcam.training.batches import BatchLoader
 
 Rows = list[dict[str, Any]]
 
@@ -251,7 +251,7 @@ def coco_of(dataset: ConceptDataset, folder: Path, side: int) -> CocoDataset:
 
 def _pass(dataset: ConceptDataset, batch: int, workers: int) -> Step:
     """Load every image once, in an order drawn anew and with workers started anew, as each epoch does."""
-    feed = Feed(dataset.dataloader(batch, shuffle=True, num_workers=workers))
+    feed = BatchLoader(dataset.dataloader(batch, shuffle=True, num_workers=workers))
     return lambda: [len(share.batch.images) for share in feed.load(feed.draw())]
 
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel
 from conceptcam.model.outputs import ConceptPart
 from conceptcam.training import distributed
-from conceptcam.training.batches import Feed
-from conceptcam.training.inputs import Images, Work
+from conceptcam.training.batches import BatchLoader
+from conceptcam.training.inputs import Images, StepInput
+from conceptcam.training.precision import Precision, StageOptimizer, checkpointing
 from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage, compare_vectors
-from conceptcam.training.step import Precision, Stepper, checkpointing
 
 CLIP = 1.0
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def library_step(
         divided: Whether all processes take part.
     """
     model, row = ConceptModel.from_config(size.config), _stage(size, stage)
-    stepper = Stepper(
+    stepper = StageOptimizer(
         model,
         row,
         frozen=(),
@@ -139,10 +139,10 @@ def library_step(
         divided=divided,
         backend=backend,
     )
-    feed = Feed(
+    feed = BatchLoader(
         [random_batch(size) for _ in range(gradient_accumulation_steps)],
         rank=distributed.rank(),
-        world=distributed.world(),
+        world=distributed.world_size(),
     )
     source = Images(feed, row, CPU)
     kept = list(source.load(feed.draw(seed=0)))
@@ -174,7 +174,7 @@ def see_alone(size: Size) -> Step:
 def compare_alone(size: Size) -> Step:
     """A step of stage 2 from vectors that are there, as in every epoch that is read from the cache."""
     model, batch, row = ConceptModel.from_config(size.config), random_batch(size), _stage(size, "prototypes")
-    stepper = Stepper(
+    stepper = StageOptimizer(
         model,
         row,
         frozen=(),
@@ -185,11 +185,11 @@ def compare_alone(size: Size) -> Step:
         backend=None,
         forward=compare_vectors,
     )
-    (work,) = Images(feed := Feed([batch]), row, CPU).load(feed.draw(seed=0))
+    (work,) = Images(feed := BatchLoader([batch]), row, CPU).load(feed.draw(seed=0))
     images, concept_mask = work.inputs
     with torch.no_grad():
         vectors = model.concept_vectors(model.forward_concepts(images))
-    return lambda: stepper.step([Work((vectors, concept_mask), batch, None)])
+    return lambda: stepper.step([StepInput((vectors, concept_mask), batch, None)])
 
 
 def _stage(size: Size, name: str) -> Stage:
@@ -238,8 +238,8 @@ def of_processes(size: Size, repeats: int) -> dict[str, list[float]] | None:
     """
     torch.set_num_threads(1)
     alone = library_step(size)  # made while each process is alone
-    with distributed.joined(CPU):
-        world, first = distributed.world(), distributed.is_first()
+    with distributed.process_group(CPU):
+        world, first = distributed.world_size(), distributed.is_main_process()
         together = library_step(size, divided=True)
 
         def take(step: Step | None, threads: int = 1) -> None:

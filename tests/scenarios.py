@@ -128,5 +128,5 @@ def run(name: str) -> dict[str, Any]:
     return {
         "weights": weights(model),
         "records": [tuple(record[:-2]) for record in records],
-        "evaluated": trainer.evaluate(model, stages[-1], val),
+        "evaluated": trainer.validate(model, stages[-1], val),
     }

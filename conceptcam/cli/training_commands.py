@@ -50,9 +50,9 @@ def train(options: argparse.Namespace, say: Say) -> None:
     from conceptcam.training import distributed
 
     run = run_options(options)
-    with distributed.joined(run.device):  # of `torchrun`'s processes the first one writes and talks
-        first = distributed.is_first()
-        folder = distributed.share(output_folder(options) if first else None)
+    with distributed.process_group(run.device):  # of `torchrun`'s processes the first one writes and talks
+        first = distributed.is_main_process()
+        folder = distributed.broadcast(output_folder(options) if first else None)
         assert folder is not None
         _train_in(folder, options, run, say if first else _say_nothing)
 
@@ -64,7 +64,7 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
     from conceptcam.training import distributed
 
     known = {"data": _told_of_data(options), "model": _told_of_model(options)}
-    if distributed.share(is_finished(folder, run, known, task_kind=options.task_kind)):
+    if distributed.broadcast(is_finished(folder, run, known, task_kind=options.task_kind)):
         return say(_FINISHED.format(folder))
     train = read_data(options, "train", uncertain=options.uncertain, task_kind=options.task_kind)
     val = read_data(options, "val", concepts=train.concepts, tasks=train.tasks)
@@ -81,7 +81,7 @@ def _train_in(folder: Path, options: argparse.Namespace, run: "RunOptions", say:
         augmentation=None if options.no_augment else default_augmentation(config.image_size),
         say=say,
     )  # fmt: skip
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return None
     result = measure(model, val, folder, run)
     where = (

@@ -50,6 +50,46 @@ class ConceptBatch(NamedTuple):
             boxes=self.boxes.to(device, non_blocking=non_blocking) if self.boxes is not None else None,
         )
 
+    def select(self, rows: Sequence[int] | Tensor) -> "ConceptBatch":
+        """Some rows in the order given, each at most once, with their names; boxes come image by image."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.concepts.device)
+        boxes = self.boxes
+        if boxes is not None:
+            place = torch.full((len(self.concepts),), -1, device=boxes.image.device)
+            place[index.to(place.device)] = torch.arange(len(index), device=place.device)
+            image = place[boxes.image]
+            order = torch.argsort(image, stable=True)
+            order = order[image[order] >= 0]
+            boxes = ConceptBoxes(boxes.xyxy[order], boxes.concept[order], image[order])
+        return ConceptBatch(
+            self.images[index.to(self.images.device)],
+            self.concepts[index],
+            self.targets[index],
+            boxes,
+            tuple(self.names[row] for row in index.tolist()) if self.names else (),
+        )
+
+    def split(self) -> "list[ConceptBatch]":
+        """Each image as a batch of one."""
+        return [self.select([row]) for row in range(len(self.concepts))]
+
+    @classmethod
+    def cat(cls, batches: "Sequence[ConceptBatch]") -> "ConceptBatch":
+        """Several batches as one, in their order; boxes are None if they are in all of them."""
+        count, drawn = 0, []
+        for batch in batches:
+            if batch.boxes is not None:
+                drawn.append((batch.boxes.xyxy, batch.boxes.concept, batch.boxes.image + count))
+            count += len(batch.concepts)
+        names = tuple(name for batch in batches for name in batch.names)
+        return cls(
+            torch.cat([batch.images for batch in batches]),
+            torch.cat([batch.concepts for batch in batches]),
+            torch.cat([batch.targets for batch in batches]),
+            ConceptBoxes(*map(torch.cat, zip(*drawn, strict=True))) if drawn else None,
+            names if len(names) == count else (),
+        )
+
 
 Batches = Iterable[ConceptBatch | Mapping[str, Any]]
 """What training and evaluation iterate over: batches of ours, or dicts as `as_batch` reads."""

@@ -15,8 +15,8 @@ from conceptcam.losses.classification import Strategy, class_balanced_loss
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.folder import refuse_other
 from conceptcam.training.feature_cache import Storage
+from conceptcam.training.precision import Precision
 from conceptcam.training.presets import get_preset
-from conceptcam.training.step import Precision
 
 # What may be other than at its beginning when a run is resumed, because what is learned does not follow from it.
 _FREE_OPTIONS = ("device", "gradient_checkpointing", "feature_cache", "tensorboard", "num_workers")

@@ -28,11 +28,10 @@ from conceptcam.runs.options import RunOptions, loader, refuse_changed, run_reci
 from conceptcam.runs.reports import MapHistory, _draw_learning
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
-from conceptcam.training.optimizer import parameter_groups
-from conceptcam.training.precision import faster_precision
+from conceptcam.training.optimizer import checkpointing, parameter_groups
+from conceptcam.training.precision import Precision, faster_precision
 from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage
-from conceptcam.training.step import Precision, checkpointing
 from conceptcam.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -85,9 +84,9 @@ def train_run(
     config = get_preset(options.preset).apply_to(config)
     stages = get_preset(options.preset).stages(config, **run_recipe(options, config, train))
     data = {**(data or {}), **_known_by(train, val), "training_data": training_data}
-    with distributed.joined(options.device):
-        first = distributed.is_first()
-        then = distributed.share(read_run(folder) if first else {})
+    with distributed.process_group(options.device):
+        first = distributed.is_main_process()
+        then = distributed.broadcast(read_run(folder) if first else {})
         if then and not options.resume:
             raise FileExistsError(_holds_a_run(folder, then))
         told = _told(config, options, stages, data)
@@ -172,7 +171,7 @@ def _told(
         "stages": {stage.name: stage.epochs for stage in stages},
         "data": dict(data),
         "model": dataclasses.asdict(config),
-        "processes": distributed.world(),
+        "processes": distributed.world_size(),
         "conceptcam": __version__,
         "torch": str(torch.__version__),
     }
@@ -241,6 +240,6 @@ def _with_precision(
     if then:
         return dataclasses.replace(options, precision=then["precision"])
     batch = next(iter(loader(val, options)))
-    chosen = distributed.share(faster_precision(model, stage, batch, options.device))
+    chosen = distributed.broadcast(faster_precision(model, stage, batch, options.device))
     say(f"Training in {chosen}, in which a trial step was faster (of fp32 and bf16).")
     return dataclasses.replace(options, precision=chosen)

@@ -6,13 +6,11 @@ same with any number of loader workers and processes, and whatever else is rando
 """
 
 import contextlib
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, NamedTuple, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -26,11 +24,11 @@ from torch.utils.data import (
 )
 
 from conceptcam.data.batch import Batches, ConceptBatch, ConceptDataset, as_batch
-from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.training.distributed import share
+from conceptcam.training.distributed import broadcast
+from conceptcam.training.seeding import seeded
 
 
-class Order(NamedTuple):
+class EpochPlan(NamedTuple):
     """What one pass over the data will read, and in which order."""
 
     batches: Sequence[Sequence[Any]] | None
@@ -39,7 +37,7 @@ class Order(NamedTuple):
     """Where the random numbers of the pass's items start."""
 
 
-class Share(NamedTuple):
+class RankBatch(NamedTuple):
     """What one process is given of a batch."""
 
     batch: ConceptBatch
@@ -55,7 +53,7 @@ class Share(NamedTuple):
         return self.size if self.samples is None else len(self.samples)
 
 
-class Feed:
+class BatchLoader:
     """Batches as a user gives them, in an order that can be known.
 
     It can be known of a list of batches, and of a `DataLoader` that draws its batches from a sampler. In several
@@ -109,7 +107,7 @@ class Feed:
         dataset = self._loader and self._loader.dataset
         return (dataset.concept_labels, dataset.task_labels) if isinstance(dataset, ConceptDataset) else None
 
-    def draw(self, seed: int | None = None) -> Order:
+    def draw(self, seed: int | None = None) -> EpochPlan:
         """Draw the order of the next pass; in several processes, the first one's.
 
         Args:
@@ -122,12 +120,12 @@ class Feed:
             for batch in self._list:
                 batches.append(range(start, start + len(batch.concepts)))
                 start += len(batch.concepts)
-            return Order(batches, seed)
+            return EpochPlan(batches, seed)
         if self._loader is not None:
-            return share(Order([tuple(batch) for batch in self._loader.batch_sampler], seed))
-        return Order(None, seed)
+            return broadcast(EpochPlan([tuple(batch) for batch in self._loader.batch_sampler], seed))
+        return EpochPlan(None, seed)
 
-    def load(self, order: Order, start: int = 0) -> Iterator[Share]:
+    def load(self, order: EpochPlan, start: int = 0) -> Iterator[RankBatch]:
         """Load this process's share of each batch of an order.
 
         Args:
@@ -139,20 +137,20 @@ class Feed:
             batches = iter(self._given)
             for _ in islice(batches, start):
                 pass
-            return (Share(batch, None, len(batch.images)) for batch in map(as_batch, batches))
+            return (RankBatch(batch, None, len(batch.images)) for batch in map(as_batch, batches))
         rows = [range(self._rank, len(batch), self._world) for batch in order.batches[start:]]
         owned = [tuple(batch[row] for row in mine) for batch, mine in zip(order.batches[start:], rows, strict=True)]
         loaded: Iterator[ConceptBatch]
         if self._list is not None:
             loaded = (
-                batch if self._world == 1 else take_rows(batch, list(mine) or [0])
+                batch if self._world == 1 else batch.select(list(mine) or [0])
                 for batch, mine in zip(self._list[start:], rows, strict=True)
             )
         else:
             assert self._loader is not None
             loaded = self._loader.load(order, start, [list(mine) or [0] for mine in rows])
         sizes = [len(batch) for batch in order.batches[start:]]
-        return (Share(*one) for one in zip(loaded, owned, sizes, strict=True))
+        return (RankBatch(*one) for one in zip(loaded, owned, sizes, strict=True))
 
     def random_state(self) -> list[Tensor]:
         """States of the generators that the loader was given for itself."""
@@ -183,24 +181,6 @@ class Feed:
             raise ValueError(
                 "the loader has a `DistributedSampler`; leave it out, each batch is divided among the processes here"
             )
-
-
-def take_rows(batch: ConceptBatch, rows: Sequence[int]) -> ConceptBatch:
-    """Some rows of a batch, with their boxes and names."""
-    index = torch.as_tensor(rows, dtype=torch.long, device=batch.concepts.device)
-    boxes = batch.boxes
-    if boxes is not None:
-        place = torch.full((len(batch.concepts),), -1, device=boxes.image.device)
-        place[index.to(place.device)] = torch.arange(len(rows), device=place.device)
-        kept = place[boxes.image] >= 0
-        boxes = ConceptBoxes(boxes.xyxy[kept], boxes.concept[kept], place[boxes.image[kept]])
-    return ConceptBatch(
-        batch.images[index.to(batch.images.device)],
-        batch.concepts[index],
-        batch.targets[index],
-        boxes,
-        tuple(batch.names[row] for row in rows) if batch.names else (),
-    )
 
 
 @contextlib.contextmanager
@@ -244,7 +224,7 @@ class _Items:
             persistent_workers=given.persistent_workers,
         )
 
-    def load(self, order: Order, start: int, rows: Sequence[Sequence[int]]) -> Iterator[ConceptBatch]:
+    def load(self, order: EpochPlan, start: int, rows: Sequence[Sequence[int]]) -> Iterator[ConceptBatch]:
         """Load the given rows of each of the order's batches, from one of them on."""
         assert order.batches is not None
         place = order.seed + sum(len(batch) for batch in order.batches[:start])
@@ -264,7 +244,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[Any, int]) -> Any:
         number, seed = key
-        with _own_random_numbers(seed):
+        with seeded(seed):
             return self.dataset[number]
 
 
@@ -281,21 +261,6 @@ class _StartWorker:
         object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
         if self.then is not None:
             self.then(worker)
-
-
-@contextlib.contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Seed the CPU's three generators, and put their states back afterwards."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would reset a GPU's too
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
 
 
 def _draws_from_sampler(batches: Batches) -> TypeGuard[DataLoader]:

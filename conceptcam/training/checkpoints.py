@@ -1,4 +1,7 @@
-"""Checkpoints: all that a killed run needs to go on as if nothing had happened.
+"""Checkpoints: all that a killed run needs to end with the same weights as a run that was not killed.
+
+The weights are the same to the bit on the same machine, with the same versions and the same number of threads and
+processes.
 
 A checkpoint is one file, complete or not there: it is written beside its place, forced to the disk and renamed. It
 holds tensors and plain values only, so it loads without running code (`weights_only=True`).
@@ -8,14 +11,12 @@ import dataclasses
 import logging
 import os
 import pickle
-import random
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +27,12 @@ log = logging.getLogger(__name__)
 
 _UNFINISHED = ".part"
 
+FORMAT_VERSION = 2
+"""Of what a checkpoint holds; conceptcam 0.1 wrote none."""
+
 
 @dataclass
-class Progress:
+class LoopState:
     """How far a fit has come."""
 
     stage: int = 0
@@ -70,7 +74,7 @@ class Progress:
         return self.loss_total / self.loss_count
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, of which `Progress(**values)` makes the same."""
+        """Plain values and tensors, of which `LoopState(**values)` makes the same."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         return {**values, "records": [tuple(record) for record in self.records]}
 
@@ -108,12 +112,18 @@ class Checkpoints:
                 "`fit(..., resume=True)`, or choose another `checkpoint_dir`"
             )
         try:
-            return torch.load(paths[-1], map_location="cpu", weights_only=True)
+            content = torch.load(paths[-1], map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain "
                 "values; remove it to resume from the one before"
             ) from error
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"the checkpoint {paths[-1]} was written by another version of conceptcam, such as 0.1; finish the run "
+                "with that version, or start a new one in another folder"
+            )
+        return content
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -171,27 +181,6 @@ class Checkpoints:
 
 def _nothing() -> None:
     """For checkpoints that are gone."""
-
-
-def random_states(device: torch.device) -> dict[str, Any]:
-    """States of the global generators of torch, numpy and Python, as plain values and tensors."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), place, has_gauss, float(gauss)),
-        "python": random.getstate(),
-    }
-
-
-def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set what `random_states` gave."""
-    kind, keys, place, has_gauss, gauss = states["numpy"]
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
-    random.setstate(states["python"])
 
 
 def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""The few lines around `torch.distributed` that a loop needs; in one process each of them does nothing.
+"""Work in several processes: join their group, and exchange values with them; in one process nothing is exchanged.
 
-`torchrun` starts the processes, torch's own distributed package carries what they say.
+`torchrun` starts the processes; torch's own distributed package connects them.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def joined(device: torch.device | str) -> Iterator[torch.device]:
-    """Be one of the processes that `torchrun` started, for a while; gives the device that is this process's own.
+def process_group(device: torch.device | str) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started, for the length of a `with` block; gives this process's device.
 
-    A group that was there before is used and left as it is. Without `torchrun` nothing happens.
+    A group that exists already is used and left as it is. Without `torchrun` there is no group.
 
     Args:
         device: Where to compute; `"cuda"` without a number becomes the GPU of this process.
@@ -46,7 +46,7 @@ def joined(device: torch.device | str) -> Iterator[torch.device]:
 
 
 def _join() -> None:
-    """Make the group of all processes, which may have been made and left before."""
+    """Make the group of all processes; a group that was made and left before does not disturb it."""
     store, rank, world, *_ = next(dist.rendezvous("env://"))
     # What the group before left in the store would lead this one to sockets that are closed.
     number = store.add(f"conceptcam/{rank}", 1)
@@ -54,7 +54,7 @@ def _join() -> None:
     dist.init_process_group(store=store, rank=rank, world_size=world)  # of no backend: serves the CPU and GPUs
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes work together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -64,32 +64,32 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def is_first() -> bool:
-    """Whether this is the one process that writes files and talks."""
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and logs."""
     return rank() == 0
 
 
-def share(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, in every process; it must be possible to pickle it."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
 
 
-def share_tensors(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors with those of the first process, in place."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
 def gather(value: T) -> list[T]:
     """Every process's value, in every process, by rank; it must be possible to pickle it."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[T | None] = [None] * world()
+    values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # each place has been filled
 
@@ -99,9 +99,9 @@ def gather_rows(tensor: Tensor, counts: list[int]) -> list[Tensor]:
 
     Args:
         tensor: (n, ...), this process's.
-        counts: How many rows each process has, which all of them know.
+        counts: How many rows each process has, by rank.
     """
-    if world() == 1:
+    if world_size() == 1:
         return [tensor.detach()]
     most = max(counts)
     padded = tensor.new_zeros(most, *tensor.shape[1:])

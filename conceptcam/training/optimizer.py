@@ -1,14 +1,23 @@
-"""How fast each parameter learns: groups for an optimizer, and the rate's course over a stage."""
+"""How weights move: groups of parameters, the learning rate over a stage, and the steps of the optimizer."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.training import distributed
+from conceptcam.training.inputs import Source, StageModule, StepInput, no_sync, wrap_ddp
+from conceptcam.training.options import Settings as TrainerOptions
+from conceptcam.training.passes import compute_loss, finite_loss
 from conceptcam.training.stages import Stage
+
+log = logging.getLogger(__name__)
 
 
 def parameter_groups(model: ConceptModel, stage: Stage, frozen_names: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -70,10 +79,10 @@ def _layer_rates(model: ConceptModel, stage: Stage) -> Mapping[str, float]:
 
 
 def schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int | None) -> torch.optim.lr_scheduler.LRScheduler:
-    """The course of a stage's learning rates, to be stepped after each step of the optimizer.
+    """The schedule of a stage's learning rates, to be stepped after each step of the optimizer.
 
-    Every step learns something: a warm-up begins above 0, and the cosine reaches 0 only after the last step. The
-    state holds plain numbers; loaded into a schedule made with the same arguments, it goes on with the same rates.
+    Every step learns something: a warm-up starts above 0, and the cosine reaches 0 only after the last step. The
+    state holds plain numbers; loaded into a schedule made with the same arguments, it continues with the same rates.
 
     Args:
         stage: Its `schedule` and `warmup`.
@@ -97,3 +106,133 @@ def schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int | None) 
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class StageOptimizer:
+    """Moves the weights of one stage, step by step.
+
+    Args:
+        model: On its device; the stage freezes its other parts.
+        stage: What learns how fast, and from which loss.
+        source: Where its inputs come from.
+        options: Precision, gradient norm, and whether to compile.
+        frozen: Names of parameters that stay as they are whatever the stage says.
+        steps: How many steps there will be; None if that is not known.
+    """
+
+    def __init__(
+        self,
+        model: ConceptModel,
+        stage: Stage,
+        source: Source,
+        options: TrainerOptions,
+        *,
+        frozen: Collection[str] = (),
+        steps: int | None = None,
+    ) -> None:
+        self._model, self._stage, self._divided = model, stage, source.divided
+        self._precision, self._max_grad_norm = options.precision, options.max_grad_norm
+        groups = parameter_groups(model, stage, frozen)
+        self._learning = [parameter for group in groups for parameter in group["params"]]
+        self._factor = distributed.world_size() if source.divided else 1
+        self._module: nn.Module = StageModule(model, source.forward)
+        if options.backend is not None:
+            self._module.compile(backend=options.backend)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self._learning[0].device.type, enabled=self._precision == "fp16")
+        self.scheduler = schedule(stage, self.optimizer, steps)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate now."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def step(self, step_inputs: Sequence[StepInput]) -> tuple[float, int]:
+        """Learn from some batches at once; gives their mean loss, and the number of their samples.
+
+        Each batch's loss counts as often as it has samples.
+
+        Raises:
+            FloatingPointError: If a loss is not finite, before any weight has moved.
+        """
+        if self._divided and isinstance(self._module, StageModule):
+            self._freeze_unused(step_inputs[0])
+            self._module = wrap_ddp(self._module)
+        self.optimizer.zero_grad()
+        samples = sum(len(step_input.batch.concepts) for step_input in step_inputs)
+        total = 0.0
+        for number, step_input in enumerate(step_inputs, start=1):
+            with no_sync(self._module) if number < len(step_inputs) else contextlib.nullcontext():
+                loss, _ = compute_loss(self._module, self._stage, step_input, self._precision)
+                weight = len(step_input.batch.concepts) / samples
+                total += finite_loss(loss, self._stage, step_input.batch) * weight
+                self.scaler.scale(loss * (weight * self._factor)).backward()  # processes' gradients are averaged
+        self.scaler.unscale_(self.optimizer)
+        clip_grad_norm_(self._learning, self._max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return total, samples
+
+    def _freeze_unused(self, step_input: StepInput) -> None:
+        """Freeze parameters that the loss does not depend on: DDP would wait for their gradients forever.
+
+        In one process they stay as they are too, because they have no gradient.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        devices = {parameter.device for parameter in self._learning if parameter.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
+            loss, _ = compute_loss(self._module, self._stage, step_input, self._precision)
+            loss.backward()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        used = distributed.gather([parameter.grad is not None for parameter in self._learning])
+        unused = set()
+        for parameter, anywhere in zip(self._learning, map(any, zip(*used, strict=True)), strict=True):
+            parameter.requires_grad_(anywhere)
+            if not anywhere:
+                unused.add(parameter)
+        if unused and distributed.is_main_process():
+            log.warning(
+                "stage %s: its first batch's loss does not depend on %s, which therefore stay as they are throughout "
+                "the stage; if other batches' losses do, train in one process",
+                self._stage.name,
+                ", ".join(name for name, one in self._model.named_parameters() if one in unused),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep of it."""
+        return {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        for name in ("optimizer", "scheduler", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+
+
+@contextlib.contextmanager
+def checkpointing(backbone: nn.Module, stage: Stage, *, wanted: bool) -> Iterator[None]:
+    """Let a backbone that learns compute its activations again in the backward pass, which saves memory.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not wanted or "backbone" not in stage.parts:
+        yield
+        return
+    modules: list[Any] = list(backbone.modules())
+    switches = [module for module in modules if callable(getattr(module, "set_grad_checkpointing", None))]
+    if not switches:
+        raise ValueError(
+            f"`gradient_checkpointing` is on, but a {type(backbone).__name__} cannot do it: no module in it has "
+            "timm's `set_grad_checkpointing`"
+        )
+    flags = [(module, getattr(module, "grad_checkpointing", None)) for module in modules]
+    switches[0].set_grad_checkpointing(True)
+    try:
+        yield
+    finally:
+        switches[0].set_grad_checkpointing(False)
+        for module, value in flags:
+            if isinstance(value, bool):
+                module.grad_checkpointing = value

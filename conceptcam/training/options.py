@@ -8,9 +8,9 @@ from typing import Any, get_args
 import torch
 
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.training.feature_cache import LIMIT, FrozenOutputs, Storage
+from conceptcam.training.feature_cache import LIMIT, FeatureCache, Storage
 from conceptcam.training.history import EpochResult
-from conceptcam.training.step import Precision
+from conceptcam.training.precision import Precision
 
 # Options that what is learned follows from.
 _FIXED = ("seed", "precision", "max_grad_norm", "gradient_accumulation_steps", "compile", "feature_cache_dtype")
@@ -49,9 +49,9 @@ class Settings:
             raise ValueError("`checkpoint_every` needs a `checkpoint_dir` to write to")
         self.frozen_outputs().close()  # refuses unknown options
 
-    def frozen_outputs(self) -> FrozenOutputs:
+    def frozen_outputs(self) -> FeatureCache:
         """What keeps the outputs of frozen parts, for one fit."""
-        return FrozenOutputs(
+        return FeatureCache(
             self.feature_cache, dtype=self.feature_cache_dtype, limit=round(self.feature_cache_limit * 1e9)
         )
 

@@ -1,40 +1,78 @@
-"""Which precision is faster on this machine?"""
+"""Which precision a stage computes in, and which one is faster on this machine."""
 
 import copy
 import logging
 import math
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training.stages import Stage
-from conceptcam.training.step import Precision
 
 log = logging.getLogger(__name__)
 
+Precision = Literal["fp32", "bf16", "fp16"]
 
-def faster_precision(model: ConceptModel, stage: Stage, batch: ConceptBatch, device: torch.device | str) -> Precision:
+AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Type that each precision runs forward passes in; None: the type of the weights."""
+
+TRIAL_SECONDS = 3.0
+TRIAL_IMAGES = 4
+
+
+def faster_precision(
+    model: ConceptModel,
+    stage: Stage,
+    batch: ConceptBatch,
+    device: torch.device | str,
+    *,
+    echo: Callable[[str], None] = log.info,
+) -> Precision:
     """The precision in which a step is faster, fp32 or bf16; not every machine is fast in bf16.
+
+    A few steps on a few images are timed, until `TRIAL_SECONDS` are over; bf16 is chosen only if it was timed by
+    then. On a CPU without instructions for bf16 nothing is timed: fp32 is faster there.
 
     Args:
         model: Stays as it is; a copy of it takes the steps.
         stage: Whose parts learn.
-        batch: What a step is taken on.
+        batch: Its first images are used.
         device: Where.
+        echo: Called with a line before the trial starts and one after it.
     """
-    device, batch = torch.device(device), batch.to(device)
+    device = torch.device(device)
+    if device.type == "cpu" and not cpu_has_bf16():
+        log.info("this CPU has no instructions for bf16, so the precision is fp32")
+        return "fp32"
+    echo(f"timing a few steps in fp32 and bf16, for at most about {TRIAL_SECONDS:.0f} seconds")
+    began, images = time.perf_counter(), batch.images[:TRIAL_IMAGES].to(device)
     seconds: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
     trial = copy.deepcopy(model).to(device)
     stage.freeze(trial)
-    for _ in range(3):
-        for precision in seconds:
-            start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = trial.forward_concepts(batch.images)
-            output.concept_logits.float().mean().backward()
-            output.concept_logits.detach().sum().item()  # waits for a GPU
-            seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    log.info("a step takes %.3f s in fp32 and %.3f s in bf16", seconds["fp32"], seconds["bf16"])
+    for precision in ("fp32", "bf16") * 3:
+        start = time.perf_counter()
+        if start - began > TRIAL_SECONDS:
+            break
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = trial.forward_concepts(images)
+        output.concept_logits.float().mean().backward()
+        output.concept_logits.detach().sum().item()  # waits for a GPU
+        seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+    echo(f"a step on {len(images)} images takes {seconds['fp32']:.3f} s in fp32 and {seconds['bf16']:.3f} s in bf16")
     return min(seconds, key=lambda precision: seconds[precision])
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has instructions for bf16; without them bf16 is several times slower than fp32."""
+    if cpuinfo.is_file():
+        flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+        return bool(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # torch was built without it
+        return False

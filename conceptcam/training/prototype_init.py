@@ -52,7 +52,7 @@ def init_prototypes(
         centres = enforce_min_angle(spherical_kmeans(own, count, generator=generator), limit=limit)
         # As long as random ones are, so that a step of the optimizer turns them as far.
         prototypes[k] = centres.to(prototypes) * size**0.5
-    if kept and distributed.is_first():
+    if kept and distributed.is_main_process():
         log.warning("too few vectors to place %d prototypes each, so these keep theirs: %s", count, ", ".join(kept))
 
 
@@ -92,7 +92,7 @@ def enforce_min_angle(centres: Tensor, *, limit: float) -> Tensor:
         turned = math.cos(half) * middle + math.sin(half) * torch.stack([aside, -aside])
         different[pair] = F.normalize(turned, dim=-1)  # nearly equal ones have a rough difference
     else:
-        if distributed.is_first():
+        if distributed.is_main_process():
             log.warning("%d prototypes have no room to be apart in %d dimensions", *different.shape)
     return different[which]
 

@@ -189,6 +189,12 @@ class Stage:
         """(B, K) bool, true for the concepts whose vectors stage 2 compares; false for unknown labels."""
         return batch.concepts > 0 if self.compared == "present" else ~batch.concepts.isnan()
 
+    def any_label_known(self, batch: ConceptBatch) -> bool:
+        """Whether a batch has any label that this stage learns from."""
+        if self.forward is PROTOTYPE_FORWARD:
+            return bool(self.concept_mask(batch).any())
+        return any(bool((~getattr(batch, name).isnan()).any()) for name in self.labels)
+
     def freeze(self, model: ConceptModel) -> list[dict[str, Any]]:
         """Freeze every part but this stage's, and return parameter groups for an optimizer.
 

@@ -1,24 +1,19 @@
-"""A training loop short enough to read, and to replace."""
+"""The public face of training: options, `fit` and `validate`. The loop itself is in `loop.py`."""
 
-import contextlib
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 from conceptcam.data.batch import Batches
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
-from conceptcam.training.batches import Feed, worker_deaths_told
-from conceptcam.training.checkpoints import random_states, set_random_states
+from conceptcam.training.batches import BatchLoader, worker_deaths_told
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
-from conceptcam.training.loop import Fit
+from conceptcam.training.loop import TrainingLoop
 from conceptcam.training.options import Settings
+from conceptcam.training.passes import no_batches, validate
+from conceptcam.training.seeding import seeded
 from conceptcam.training.stages import Stage
-from conceptcam.training.step import evaluate, no_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,48 +89,33 @@ class Trainer(Settings):
         """
         if resume and self.checkpoint_dir is None:
             raise ValueError("`fit(resume=True)` needs a `checkpoint_dir` to resume from")
-        with distributed.joined(self.device) as device, worker_deaths_told():
+        with distributed.process_group(self.device) as device, worker_deaths_told():
             model.to(device)
-            distributed.share_tensors(model.state_dict().values())
-            train, val = _feed(train_batches, "train_batches"), _feed(val_batches, "val_batches")
-            with _seeded(None if self.seed is None else self.seed + distributed.rank(), device):
-                return Fit(self, model, tuple(stages), train, val, device).run(resume=resume)
+            distributed.broadcast_tensors(model.state_dict().values())
+            train, val = _loader(train_batches, "train_batches"), _loader(val_batches, "val_batches")
+            with seeded(None if self.seed is None else self.seed + distributed.rank(), device):
+                return TrainingLoop(self, model, tuple(stages), train, val, device).run(resume=resume)
 
-    def evaluate(self, model: ConceptModel, stage: Stage, batches: Batches) -> tuple[float, float]:
+    def validate(self, model: ConceptModel, stage: Stage, batches: Batches) -> tuple[float, float]:
         """The stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
 
         Raises:
             ValueError: If there are no batches.
             FloatingPointError: If a batch's loss is not finite; the message names the samples.
         """
-        with distributed.joined(self.device) as device:
-            feed = _feed(batches, "batches")
-            source = Images(feed, stage, device)
-            return evaluate(model, stage, source, feed.draw(seed=0), device=device, precision=self.precision)
+        with distributed.process_group(self.device) as device:
+            model.to(device)
+            loader = _loader(batches, "batches")
+            source = Images(loader, stage, device)
+            return validate(model, stage, source, loader.draw(seed=0), precision=self.precision)
 
 
-def _feed(batches: Batches, name: str) -> Feed:
+def _loader(batches: Batches, name: str) -> BatchLoader:
     if batches is None:
         raise ValueError(
             f"`{name}` is None; a stage needs validation data to tell which of its epochs is best. Set some aside"
         )
-    feed = Feed(batches, rank=distributed.rank(), world=distributed.world())
-    if feed.length == 0:
+    loader = BatchLoader(batches, rank=distributed.rank(), world=distributed.world_size())
+    if loader.length == 0:
         raise no_batches(name)
-    return feed
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch, numpy and random, and put their states back afterwards."""
-    if seed is None:
-        yield
-        return
-    before = random_states(device)
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        set_random_states(before, device)
+    return loader

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, IterableDataset, Subset, get_worker_info
 
 from conceptcam.data.batch import collate
-from conceptcam.training.batches import Feed, Order, take_rows
+from conceptcam.training.batches import BatchLoader, EpochPlan
 from tests.worlds import Squares, batches
 
 
@@ -36,7 +36,7 @@ def same(first, second):
 
 def test_loader_gives_its_own_batches_in_the_order_drawn():
     data = Squares(10)
-    feed = Feed(data.dataloader(4, shuffle=True))
+    feed = BatchLoader(data.dataloader(4, shuffle=True))
     order = feed.draw()
     assert sorted(i for batch in order.batches for i in batch) == list(range(10))
     for share, numbers in zip(read(feed, order), order.batches, strict=True):
@@ -49,42 +49,42 @@ def test_order_is_the_one_the_loader_would_have_drawn():
     loader = DataLoader(Squares(10), 4, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(5))
     expected = [list(batch) for batch in loader.batch_sampler]
     loader.generator.manual_seed(5)
-    assert [list(batch) for batch in Feed(loader).draw().batches] == expected
+    assert [list(batch) for batch in BatchLoader(loader).draw().batches] == expected
 
 
 def test_each_pass_has_an_order_and_an_augmentation_of_its_own():
-    feed = Feed(augmented().dataloader(10))
+    feed = BatchLoader(augmented().dataloader(10))
     first, second = read(feed), read(feed)
     assert not torch.equal(first[0].batch.images, second[0].batch.images)
-    shuffled = Feed(Squares(10).dataloader(4, shuffle=True))
+    shuffled = BatchLoader(Squares(10).dataloader(4, shuffle=True))
     assert shuffled.draw().batches != shuffled.draw().batches
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_augmentation_depends_on_the_order_alone(workers):
-    order = Feed(augmented().dataloader(4, shuffle=True)).draw()
-    expected = read(Feed(augmented().dataloader(4)), order)
+    order = BatchLoader(augmented().dataloader(4, shuffle=True)).draw()
+    expected = read(BatchLoader(augmented().dataloader(4)), order)
     torch.rand(7), random.random(), np.random.rand()
-    assert same(read(Feed(augmented().dataloader(4, num_workers=workers)), order), expected)
+    assert same(read(BatchLoader(augmented().dataloader(4, num_workers=workers)), order), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_pass_may_begin_in_its_middle(workers):
-    feed = Feed(augmented().dataloader(3, shuffle=True, num_workers=workers))
+    feed = BatchLoader(augmented().dataloader(3, shuffle=True, num_workers=workers))
     order = feed.draw()
     assert same(read(feed, order, start=2), read(feed, order)[2:])
 
 
 def test_workers_that_persist_read_the_new_order():
     loader = DataLoader(augmented(), 4, shuffle=True, collate_fn=collate, num_workers=1, persistent_workers=True)
-    feed, plain = Feed(loader), Feed(augmented().dataloader(4))
+    feed, plain = BatchLoader(loader), BatchLoader(augmented().dataloader(4))
     for _ in range(2):
         order = feed.draw()
         assert same(read(feed, order), read(plain, order))
 
 
 def test_loading_leaves_the_global_random_states_alone():
-    feed = Feed(augmented().dataloader(4))
+    feed = BatchLoader(augmented().dataloader(4))
     order = feed.draw()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     read(feed, order)
@@ -99,9 +99,9 @@ def test_loading_leaves_the_global_random_states_alone():
 def test_processes_divide_each_batch_and_lose_no_sample(world, given):
     data = augmented(9)
     one = batches(Squares(9), 4) if given == "list" else data.dataloader(4)
-    order = Feed(one).draw()
-    whole = read(Feed(one), order)
-    shares = [read(Feed(one, rank=rank, world=world), order) for rank in range(world)]
+    order = BatchLoader(one).draw()
+    whole = read(BatchLoader(one), order)
+    shares = [read(BatchLoader(one, rank=rank, world=world), order) for rank in range(world)]
     for number, all_of_it in enumerate(whole):
         parts = [shares[rank][number] for rank in range(world)]
         assert sorted(i for part in parts for i in part.samples) == sorted(all_of_it.samples)
@@ -116,12 +116,12 @@ def test_processes_divide_each_batch_and_lose_no_sample(world, given):
 def test_rows_are_taken_with_their_boxes():
     data = Squares(6)
     (whole,) = batches(data, 6)
-    taken, expected = take_rows(whole, [4, 1]), collate([data[4], data[1]])
+    taken, expected = whole.select([4, 1]), collate([data[4], data[1]])
     assert taken.names == expected.names
     for part in ("xyxy", "concept", "image"):
         order = [torch.argsort(one.boxes.image, stable=True) for one in (taken, expected)]
         assert torch.equal(getattr(taken.boxes, part)[order[0]], getattr(expected.boxes, part)[order[1]])
-    assert take_rows(whole._replace(boxes=None), [0]).boxes is None
+    assert whole._replace(boxes=None).select([0]).boxes is None
 
 
 def test_loader_of_a_data_set_without_a_length_has_none_either():
@@ -129,14 +129,14 @@ def test_loader_of_a_data_set_without_a_length_has_none_either():
         def __iter__(self):
             return iter(batches(Squares(4), 2))
 
-    feed = Feed(DataLoader(Stream(), batch_size=None))
+    feed = BatchLoader(DataLoader(Stream(), batch_size=None))
     assert feed.length is None
     assert [len(share.batch.concepts) for share in feed.load(feed.draw())] == [2, 2]
 
 
 def test_any_iterable_is_read_as_it_comes():
     given = batches(Squares(10), 4)
-    feed = Feed(iter(given))
+    feed = BatchLoader(iter(given))
     assert (feed.length, feed.samples, feed.repeatable, feed.labels) == (None, None, None, None)
     order = feed.draw()
     assert order.batches is None
@@ -155,13 +155,13 @@ class Stream(IterableDataset):
 )
 def test_what_has_no_numbers_cannot_be_divided_among_processes(given, name):
     with pytest.raises(ValueError, match=f"a {name} cannot be divided among 2 processes; give a list of batches"):
-        Feed(given, rank=0, world=2)
+        BatchLoader(given, rank=0, world=2)
 
 
 def test_a_sampler_that_divides_the_data_itself_is_refused():
     sampler = DistributedSampler(Squares(4), num_replicas=2, rank=0)
     with pytest.raises(ValueError, match="`DistributedSampler`; leave it out"):
-        Feed(DataLoader(Squares(4), sampler=sampler, collate_fn=collate), rank=0, world=2)
+        BatchLoader(DataLoader(Squares(4), sampler=sampler, collate_fn=collate), rank=0, world=2)
 
 
 def test_a_loader_with_an_order_of_its_own_is_read_as_it_comes():
@@ -169,7 +169,7 @@ def test_a_loader_with_an_order_of_its_own_is_read_as_it_comes():
         def __iter__(self):
             return reversed(list(super().__iter__()))
 
-    feed = Feed(Backwards(Squares(4), 1, collate_fn=collate))
+    feed = BatchLoader(Backwards(Squares(4), 1, collate_fn=collate))
     assert [share.batch.names for share in read(feed)] == [(f"square-{i}",) for i in (3, 2, 1, 0)]
 
 
@@ -182,13 +182,13 @@ def test_what_is_the_same_each_time_is_known_where_it_can_be():
     }
     for answer, datasets in loaders.items():
         for dataset in datasets:
-            assert Feed(DataLoader(dataset, 2, collate_fn=collate)).repeatable is answer
-    assert Feed(batches(plain)).repeatable is True
+            assert BatchLoader(DataLoader(dataset, 2, collate_fn=collate)).repeatable is answer
+    assert BatchLoader(batches(plain)).repeatable is True
 
 
 def test_labels_and_samples_are_known_without_loading():
     data = Squares(10)
-    for feed in (Feed(data.dataloader(4)), Feed(batches(data, 4))):
+    for feed in (BatchLoader(data.dataloader(4)), BatchLoader(batches(data, 4))):
         assert torch.equal(feed.labels[0], data.concept_labels)
         assert torch.equal(feed.labels[1], data.task_labels)
         assert feed.samples == range(10)
@@ -196,14 +196,14 @@ def test_labels_and_samples_are_known_without_loading():
 
 
 def test_any_order_of_its_samples_can_be_read():
-    feed = Feed(Squares(10).dataloader(4, shuffle=True))
-    shares = read(feed, Order([[3, 1], [7]], 0))
+    feed = BatchLoader(Squares(10).dataloader(4, shuffle=True))
+    shares = read(feed, EpochPlan([[3, 1], [7]], 0))
     assert [share.batch.names for share in shares] == [("square-3", "square-1"), ("square-7",)]
 
 
 def test_generators_of_the_loader_can_be_put_back():
     loader = DataLoader(Squares(9), 4, shuffle=True, collate_fn=collate, generator=torch.Generator())
-    feed = Feed(loader)
+    feed = BatchLoader(loader)
     state = feed.random_state()
     first = feed.draw(0)
     feed.set_random_state(state)
@@ -226,13 +226,13 @@ def open_in_worker(worker):
 
 def test_a_workers_start_function_finds_the_data_set_as_it_was_given():
     loader = DataLoader(Opens(4), 4, collate_fn=collate, num_workers=1, worker_init_fn=open_in_worker)
-    assert len(read(Feed(loader))) == 1
+    assert len(read(BatchLoader(loader))) == 1
 
 
 def test_sample_numbers_may_be_of_any_kind():
     data = Squares(3)
     items = {f"key-{i}": data[i] for i in range(3)}
     loader = DataLoader(items, batch_sampler=[["key-2", "key-0"]], collate_fn=collate)
-    (share,) = read(Feed(loader))
+    (share,) = read(BatchLoader(loader))
     assert share.samples == ("key-2", "key-0")
     assert share.batch.names == ("square-2", "square-0")

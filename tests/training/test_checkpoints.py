@@ -16,9 +16,8 @@ from conceptcam.training.checkpoints import (
     Checkpoints,
     check_fingerprint,
     fingerprint,
-    random_states,
-    set_random_states,
 )
+from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.trainer import Trainer
 from tests.scenarios import augmented, squares, stages_of
 from tests.worlds import batches, tiny_config, tiny_model, weights
@@ -427,7 +426,7 @@ def test_fingerprint_tells_stages_apart_by_all_but_their_functions():
 def test_a_checkpoint_keeps_best_weights_of_what_its_stage_changes(tmp_path):
     model = tiny_model()
     stopped(tmp_path, stages=stages_of(model, 4)[1:])  # in the second epoch of two with projector and prototypes
-    kept = torch.load(Checkpoints(tmp_path, 2).paths()[-1], weights_only=True)["progress"]["best_weights"]
+    kept = torch.load(Checkpoints(tmp_path, 2).paths()[-1], weights_only=True)["state"]["best_weights"]
     learning = {name for name, _ in model.named_parameters() if name.startswith(("projector.", "prototypes."))}
     buffers = {name for name, _ in model.named_buffers()}
     assert learning
@@ -461,3 +460,9 @@ os.kill(os.getpid(), 9)
     checkpoints = Checkpoints(tmp_path, 2)
     assert checkpoints.open(resume=True) is None
     checkpoints.close()
+
+
+def test_checkpoint_of_another_format_is_refused_with_what_to_do(tmp_path):
+    torch.save({"progress": {}, "model": {}}, tmp_path / "checkpoint-000000001.pt")  # as conceptcam 0.1 wrote them
+    with pytest.raises(ValueError, match=r"such as 0\.1; finish the run with that version, or start a new one in an"):
+        trained(tmp_path, resume=True)

@@ -17,7 +17,7 @@ from conceptcam.training import distributed
 from tests.scenarios import SCENARIOS, run
 results = {name: run(name) for name in SCENARIOS}
 rank = int(os.environ["RANK"])
-assert distributed.world() == 1, "each fit leaves the group that it joined"
+assert distributed.world_size() == 1, "each fit leaves the group that it joined"
 torch.save(results, f"{sys.argv[1]}/{rank}.pt")
 
 # One more: stopped in the middle of an epoch, and resumed; only the first process writes and calls the hook.
@@ -44,7 +44,7 @@ def train(where, resume=False):
     return weights(model)
 whole = train(folder / "whole")
 tellings = len(told)
-with distributed.joined("cpu"):
+with distributed.process_group("cpu"):
     Checkpoints.save = save_and_stop
     stopped = None
     gather = distributed.gather

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from conceptcam.data.batch import ConceptBatch, collate
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.outputs import PrototypePart
-from conceptcam.training.batches import Feed
-from conceptcam.training.feature_cache import FrozenOutputs, FrozenSource
+from conceptcam.training.batches import BatchLoader
+from conceptcam.training.feature_cache import CachedInputs, FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
 from conceptcam.training.presets import get_preset
@@ -60,12 +60,12 @@ def of_stage(records, name):
 
 @pytest.fixture
 def source():
-    """Makes sources of untaught models' work."""
+    """Makes sources of inputs for untaught models."""
     held = []
 
-    def make(model, stage, feed, storage="memory", *, later=(), **options):
-        held.append(FrozenOutputs(storage, **options))
-        return held[-1].source(model, stage, feed, later=later)
+    def make(model, stage, loader, storage="memory", *, later=(), **options):
+        held.append(FeatureCache(storage, **options))
+        return held[-1].source(model, stage, loader, later=later)
 
     yield make
     for one in held:
@@ -211,13 +211,13 @@ def test_what_was_kept_is_not_used_after_its_parts_have_learned():
 def test_stage_whose_backbone_learns_reads_images(source):
     model = tiny_model()
     row, *_, task = stages_of(model)
-    feed = Feed(batches(Squares(4)))
+    loader = BatchLoader(batches(Squares(4)))
     for stage in (row, task):
         for part in ("backbone", "concept_head"):
             learning = dataclasses.replace(stage, lr={**stage.lr, part: 1e-3})
-            assert isinstance(source(model, learning, feed), Images)
-        assert isinstance(source(model, stage, feed), FrozenSource)
-    assert isinstance(source(model, dataclasses.replace(task, lr={"projector": 1e-3}), feed), Images)
+            assert isinstance(source(model, learning, loader), Images)
+        assert isinstance(source(model, stage, loader), CachedInputs)
+    assert isinstance(source(model, dataclasses.replace(task, lr={"projector": 1e-3}), loader), Images)
 
 
 @pytest.mark.parametrize("storage", ["off", "memory"])
@@ -225,9 +225,9 @@ def test_stage_whose_backbone_learns_reads_images(source):
 def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
     model = tiny_model().eval()
     stage = stages_of(model)[row]
-    feed = Feed(batches(Squares(11), 4))
-    cached = source(model, stage, feed, storage)
-    works = list(cached.load(feed.draw()))
+    loader = BatchLoader(batches(Squares(11), 4))
+    cached = source(model, stage, loader, storage)
+    works = list(cached.load(loader.draw()))
     assert len(works) == 3
     for work, batch in zip(works, batches(Squares(11), 4), strict=True):
         said = cached.forward(model, *work.inputs)
@@ -239,10 +239,10 @@ def test_work_leads_to_what_the_model_says_of_the_images(source, storage, row):
 
 def test_batches_keep_all_but_the_images(source):
     model = tiny_model()
-    feed = Feed(Squares(11).dataloader(4, shuffle=True))
-    order = feed.draw()
-    works = list(source(model, stages_of(model)[0], feed).load(order))
-    for work, share in zip(works, feed.load(order), strict=True):
+    loader = BatchLoader(Squares(11).dataloader(4, shuffle=True))
+    order = loader.draw()
+    works = list(source(model, stages_of(model)[0], loader).load(order))
+    for work, share in zip(works, loader.load(order), strict=True):
         got, batch = work.batch, share.batch
         assert got.images.shape == (len(batch.images), 0)
         assert torch.equal(got.concepts, batch.concepts) and torch.equal(got.targets, batch.targets)
@@ -253,8 +253,8 @@ def test_batches_keep_all_but_the_images(source):
 
 def test_batches_without_names_and_boxes_have_none_later(source):
     model = tiny_model()
-    feed = Feed([batch._replace(boxes=None, names=()) for batch in batches(Squares(11), 4)])
-    for work in source(model, stages_of(model)[0], feed).load(feed.draw()):
+    loader = BatchLoader([batch._replace(boxes=None, names=()) for batch in batches(Squares(11), 4)])
+    for work in source(model, stages_of(model)[0], loader).load(loader.draw()):
         assert work.batch.boxes is None and work.batch.names == ()
 
 
@@ -262,9 +262,9 @@ def test_unknown_and_absent_concepts_are_masked_out(source):
     model = tiny_model()
     concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan], [0.5, 1.0, 0.0]])
     images = torch.randn(3, 3, 48, 64)
-    feed = Feed([ConceptBatch(images, concepts, torch.zeros(3, 2), ConceptBoxes.empty())])
+    loader = BatchLoader([ConceptBatch(images, concepts, torch.zeros(3, 2), ConceptBoxes.empty())])
     stage = dataclasses.replace(stages_of(model)[0], compared="present")
-    (work,) = source(model, stage, feed).load(feed.draw())
+    (work,) = source(model, stage, loader).load(loader.draw())
     vectors, asked = work.inputs
     assert asked.tolist() == [[True, False, False], [False, False, False], [True, True, False]]
     assert vectors.shape == (3, 3, model.backbone.out_channels)
@@ -273,9 +273,9 @@ def test_unknown_and_absent_concepts_are_masked_out(source):
 def test_stage_that_compares_the_known_sees_absent_concepts(source):
     model = tiny_model()
     concepts = torch.tensor([[1.0, torch.nan, 0.0], [0.0, 0.0, torch.nan]])
-    feed = Feed([ConceptBatch(torch.randn(2, 3, 48, 64), concepts, torch.zeros(2, 2))])
+    loader = BatchLoader([ConceptBatch(torch.randn(2, 3, 48, 64), concepts, torch.zeros(2, 2))])
     stage = dataclasses.replace(stages_of(model)[0], compared="known")
-    (work,) = source(model, stage, feed).load(feed.draw())
+    (work,) = source(model, stage, loader).load(loader.draw())
     assert work.inputs[1].tolist() == [[True, False, True], [True, True, False]]
 
 
@@ -305,9 +305,9 @@ def test_a_pass_leaves_random_states_and_the_model_as_they_were(source):
     model.projector.eval()
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     modes, values = [module.training for module in model.modules()], weights(model)
-    feed = Feed(Squares(11).dataloader(4))
-    order = feed.draw(seed=0)
-    list(source(model, stages_of(model)[0], feed).load(order))
+    loader = BatchLoader(Squares(11).dataloader(4))
+    order = loader.draw(seed=0)
+    list(source(model, stages_of(model)[0], loader).load(order))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
     assert [module.training for module in model.modules()] == modes
@@ -319,19 +319,19 @@ def test_sampler_that_leaves_out_and_repeats_samples_shows_each_once(source):
     counts = shown(model)
     data = Squares(30)
     sampler = WeightedRandomSampler([1.0] * 6 + [0.0] * 24, 12)
-    feed = Feed(DataLoader(data, 4, sampler=sampler, collate_fn=collate))
-    rows = source(model, stages_of(model)[0], feed)
+    loader = BatchLoader(DataLoader(data, 4, sampler=sampler, collate_fn=collate))
+    rows = source(model, stages_of(model)[0], loader)
     for _ in range(20):
-        assert sum(len(work.batch.concepts) for work in rows.load(feed.draw())) == 12
+        assert sum(len(work.batch.concepts) for work in rows.load(loader.draw())) == 12
     assert sum(counts) <= 6 * 4  # at most six samples, each perhaps in a batch of its own
 
 
 def test_epoch_can_begin_in_its_middle(source):
     model = tiny_model()
-    feed = Feed(Squares(11).dataloader(4, shuffle=True))
-    order = feed.draw()
+    loader = BatchLoader(Squares(11).dataloader(4, shuffle=True))
+    order = loader.draw()
     for storage in ("off", "memory"):
-        rows = source(model, stages_of(model)[0], feed, storage)
+        rows = source(model, stages_of(model)[0], loader, storage)
         late = [work.inputs[0] for work in rows.load(order, 1)]
         assert len(late) == 2
         for one, other in zip(late, [work.inputs[0] for work in rows.load(order)][1:], strict=True):
@@ -341,8 +341,8 @@ def test_epoch_can_begin_in_its_middle(source):
 def test_sampler_that_names_samples_by_tensors_is_read_anew(source, caplog):
     model = tiny_model()
     sampler = [[torch.tensor(0), torch.tensor(1)]]
-    feed = Feed(DataLoader(Plain(list(Squares(4))), batch_sampler=sampler, collate_fn=collate))
-    (work,) = source(model, stages_of(model)[0], feed).load(feed.draw())
+    loader = BatchLoader(DataLoader(Plain(list(Squares(4))), batch_sampler=sampler, collate_fn=collate))
+    (work,) = source(model, stages_of(model)[0], loader).load(loader.draw())
     assert len(work.batch.concepts) == 2
     assert "names samples by a Tensor" in caplog.text
 
@@ -350,9 +350,9 @@ def test_sampler_that_names_samples_by_tensors_is_read_anew(source, caplog):
 def test_rounded_storage_is_rounded_and_said(caplog, source):
     caplog.set_level(logging.INFO)
     model = tiny_model()
-    feed = Feed(batches(Squares(11), 4))
-    exact = list(source(model, stages_of(model)[0], feed).load(feed.draw()))
-    rounded = list(source(model, stages_of(model)[0], feed, dtype=torch.bfloat16).load(feed.draw()))
+    loader = BatchLoader(batches(Squares(11), 4))
+    exact = list(source(model, stages_of(model)[0], loader).load(loader.draw()))
+    rounded = list(source(model, stages_of(model)[0], loader, dtype=torch.bfloat16).load(loader.draw()))
     for one, other in zip(exact, rounded, strict=True):
         assert other.inputs[0].dtype == torch.float32
         assert torch.equal(one.inputs[0].bfloat16().float(), other.inputs[0])
@@ -397,18 +397,18 @@ def test_unknown_options_are_refused_when_the_trainer_is_made(options, sentence)
 
 def test_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
-        FrozenOutputs("disk", folder=tmp_path / "none")
+        FeatureCache("disk", folder=tmp_path / "none")
 
 
 def test_everything_is_freed_also_after_an_error():
-    kept = FrozenOutputs("disk")
+    kept = FeatureCache("disk")
     model = tiny_model()
-    feed = Feed(batches(Squares(11), 4))
+    loader = BatchLoader(batches(Squares(11), 4))
     with pytest.raises(KeyboardInterrupt), kept:
-        list(kept.source(model, stages_of(model)[0], feed, later=stages_of(model)[1:]).load(feed.draw()))
-        assert kept._budget.used > 0
+        list(kept.source(model, stages_of(model)[0], loader, later=stages_of(model)[1:]).load(loader.draw()))
+        assert kept.budget.used > 0
         raise KeyboardInterrupt
-    assert kept._budget.used == 0
+    assert kept.budget.used == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -65,7 +65,7 @@ def test_each_stage_ends_with_its_own_best_epoch():
     for stage in stages_of(model, epochs=3):
         records = trainer.fit(model, [stage], TRAIN, VAL)
         best = max(record.score for record in records)
-        _, score = trainer.evaluate(model, stage, VAL)
+        _, score = trainer.validate(model, stage, VAL)
         assert score == pytest.approx(best)
         assert [record.best for record in records][0]
 
@@ -190,7 +190,7 @@ def test_with_an_undefined_score_the_lowest_loss_is_kept(caplog):
         records = trainer.fit(model, [stage], TRAIN, [full])
     assert all(np.isnan(record.score) for record in records)
     lowest = min(record.val_loss for record in records)
-    assert trainer.evaluate(model, stage, [full])[0] == pytest.approx(lowest)
+    assert trainer.validate(model, stage, [full])[0] == pytest.approx(lowest)
     assert records[0].val_loss > lowest
     assert "its score is undefined on the validation data" in caplog.text
 
@@ -236,7 +236,7 @@ def test_tied_scores_leave_the_choice_to_the_validation_loss():
     records = trainer.fit(model, [stage], TRAIN, VAL)
     lowest = min(record.val_loss for record in records)
     assert records[0].val_loss > lowest
-    assert trainer.evaluate(model, stage, VAL)[0] == pytest.approx(lowest)
+    assert trainer.validate(model, stage, VAL)[0] == pytest.approx(lowest)
 
 
 def test_unknown_labels_train_as_if_left_out():

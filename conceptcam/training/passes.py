@@ -1,0 +1,175 @@
+"""Passes over batches: the loss of one, the validation of a stage, and what a stage needs of all training data."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conceptcam.data.batch import ConceptBatch
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.heads import TaskHead
+from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.model.outputs import TaskPart
+from conceptcam.training import distributed
+from conceptcam.training.batches import BatchLoader, EpochPlan
+from conceptcam.training.inputs import Source, StageModule, StepInput, whole_output
+from conceptcam.training.precision import AUTOCAST, Precision
+from conceptcam.training.stages import PROTOTYPE_FORWARD, Stage, embed_vectors
+
+
+def compute_loss(module: nn.Module, stage: Stage, step_input: StepInput, precision: Precision) -> tuple[Tensor, Any]:
+    """A stage's loss of a whole batch, a scalar, and the output that it was computed from."""
+    dtype = AUTOCAST[precision]
+    with torch.autocast(step_input.batch.concepts.device.type, dtype, enabled=dtype is not None):
+        output: Any = module(*step_input.inputs)
+    if dtype is not None:  # losses and metrics need full precision, features are in neither
+        fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
+        output = output._replace(**fields)
+    output = whole_output(output, step_input)
+    return stage.loss_fn(output, step_input.batch), output
+
+
+def finite_loss(loss: Tensor, stage: Stage, batch: ConceptBatch) -> float:
+    """The loss as a number.
+
+    Raises:
+        FloatingPointError: If it is not finite; the message names the samples.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        names = ", ".join(batch.names[:8]) or "not named"
+        raise FloatingPointError(
+            f"the loss of stage {stage.name!r} is {value}; its batch of {len(batch.concepts)} samples: {names}. "
+            "Check these samples, or lower the learning rate."
+        )
+    return value
+
+
+@torch.inference_mode()
+def validate(
+    model: ConceptModel, stage: Stage, source: Source, plan: EpochPlan, *, precision: Precision
+) -> tuple[float, float]:
+    """A stage's loss and score on batches, in eval mode; a higher score is better, and each is NaN if undefined.
+
+    Raises:
+        ValueError: If there are no batches.
+        FloatingPointError: If a batch's loss is not finite.
+    """
+    from torchmetrics import Metric  # slow to import, and loaded by what makes a metric anyway
+
+    model.eval()
+    metric = stage.metric().to(model.task_head.weight.device)
+    for part in metric.modules():
+        if isinstance(part, Metric):
+            part.distributed_available_fn = lambda: False  # every process is given the whole batches
+    total, count, known, module = 0.0, 0, False, StageModule(model, source.forward)
+    for step_input in source.load(plan):
+        batch = step_input.batch
+        loss, output = compute_loss(module, stage, step_input, precision)
+        total, count = total + finite_loss(loss, stage, batch) * len(batch.concepts), count + len(batch.concepts)
+        known = known or stage.any_label_known(batch)
+        metric.update(*stage.metric_inputs(output, batch))
+    if not count:
+        raise no_batches("val_batches")
+    score = float(metric.compute())
+    # Losses are 0 where no label is known; that tells nothing about the model.
+    return total / count if known or total else math.nan, score if metric.higher_is_better else -score
+
+
+def no_batches(name: str) -> ValueError:
+    """The error for data without batches."""
+    return ValueError(
+        f"there are no batches in `{name}`; is the data set smaller than one batch of a `drop_last` loader, or an "
+        "iterator used up?"
+    )
+
+
+@torch.no_grad()
+def collect_vectors(
+    model: ConceptModel, loader: BatchLoader, source: Source, *, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Projected vectors (N, D) of all present concepts in the training data, and the index (N,) of their concepts.
+
+    Args:
+        model: On its device.
+        loader: The training data.
+        source: Inputs of a stage whose forward pass is `PROTOTYPE_FORWARD`.
+        precision: Of the forward pass.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    model.eval()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    dtype, first = AUTOCAST[precision], 0
+    embed: Callable[..., Tensor] = embed_vectors
+    if source.forward is PROTOTYPE_FORWARD:
+        embed = dataclasses.replace(PROTOTYPE_FORWARD, learning_half=embed_vectors)
+    for step_input in source.load(_plan_without_drawing(loader)):
+        rows = torch.arange(len(step_input.batch.concepts))
+        if step_input.own is not None:
+            rows = rows[distributed.rank() :: distributed.world_size()]
+        labels = step_input.batch.concepts[rows]
+        mask = step_input.inputs[1][: len(labels)]
+        with torch.autocast(labels.device.type, dtype, enabled=dtype is not None):
+            vectors = embed(model, *step_input.inputs)[: mask.sum()]
+        present = labels[mask] > 0.5
+        row, concept = mask.nonzero()[present].cpu().T
+        found.append((vectors[present].float().cpu(), concept, first + rows[row]))
+        first += len(step_input.batch.concepts)
+    if not first:
+        raise no_batches("train_batches")
+    mine = tuple(torch.cat([one[part] for one in found]) for part in (0, 1, 2))
+    parts = distributed.gather(mine) if source.divided else [mine]
+    vectors, concept, sample = (torch.cat([part[i] for part in parts]) for i in (0, 1, 2))
+    order = torch.argsort(sample, stable=True)  # as one process would have found them
+    return vectors[order], concept[order]
+
+
+@torch.no_grad()
+def solve_task_head(
+    model: ConceptModel,
+    stage: Stage,
+    solver: LinearSolver,
+    loader: BatchLoader,
+    source: Source,
+    *,
+    frozen: Collection[str],
+) -> float:
+    """Give the task head its best weights; returns their loss on the training data.
+
+    Raises:
+        ValueError: If there are no batches, or the task head is not linear or is frozen.
+    """
+    head = model.task_head
+    if not isinstance(head, TaskHead) or {"task_head.weight", "task_head.bias"} & set(frozen):
+        raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead` that is not frozen")
+    step_inputs = list(source.load(_plan_without_drawing(loader)))
+    if not step_inputs:
+        raise no_batches("train_batches")
+    evidence = torch.cat([step_input.inputs[0] for step_input in step_inputs]).float()
+    concepts = torch.cat([step_input.batch.concepts for step_input in step_inputs])
+    targets = torch.cat([step_input.batch.targets for step_input in step_inputs])
+
+    def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
+        copies = len(truth) // len(targets)
+        everything = ConceptBatch(evidence.new_empty(len(truth), 0), concepts.repeat(copies, 1), truth)
+        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+
+    weight, bias = solver.solve(evidence, targets, loss)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    distributed.broadcast_tensors(model.parameters())
+    return loss(head(evidence), targets).item()
+
+
+def _plan_without_drawing(loader: BatchLoader) -> EpochPlan:
+    """A plan of the training data that uses up no random number: the first epoch's plan is yet to be drawn."""
+    drawn = loader.random_state()
+    with torch.random.fork_rng(devices=[]):
+        plan = loader.draw(seed=0)
+    loader.set_random_state(drawn)
+    return plan
