@@ -21,10 +21,13 @@ from conceptcam import ConceptBatch, ConceptBoxes, ConceptConfig, ConceptModel
 from conceptcam.model.outputs import ConceptPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
-from conceptcam.training.inputs import Images, StepInput
-from conceptcam.training.precision import Precision, StageOptimizer, checkpointing
+from conceptcam.training.feature_cache import FeatureCache
+from conceptcam.training.inputs import Images
+from conceptcam.training.optimizer import StageOptimizer, checkpointing
+from conceptcam.training.options import TrainerOptions
+from conceptcam.training.precision import Precision
 from conceptcam.training.presets import get_preset
-from conceptcam.training.stages import Stage, compare_vectors
+from conceptcam.training.stages import Stage
 
 CLIP = 1.0
 CPU = torch.device("cpu")
@@ -128,29 +131,20 @@ def library_step(
         divided: Whether all processes take part.
     """
     model, row = ConceptModel.from_config(size.config), _stage(size, stage)
-    stepper = StageOptimizer(
-        model,
-        row,
-        frozen=(),
-        steps=STEPS,
-        precision=precision,
-        max_grad_norm=CLIP,
-        forward=row.forward,
-        divided=divided,
-        backend=backend,
-    )
     feed = BatchLoader(
         [random_batch(size) for _ in range(gradient_accumulation_steps)],
         rank=distributed.rank(),
         world=distributed.world_size(),
     )
     source = Images(feed, row, CPU)
+    options = TrainerOptions(precision=precision, max_grad_norm=CLIP, compile=backend or False)
+    optimizer = StageOptimizer(model, row, source, options, steps=STEPS)
     kept = list(source.load(feed.draw(seed=0)))
 
     def step() -> None:
         with checkpointing(model.backbone, row, wanted=saves_memory):
             # What is true of the whole batch is gathered from all processes each time.
-            stepper.step(list(source.load(feed.draw(seed=0))) if divided else kept)
+            optimizer.step(list(source.load(feed.draw(seed=0))) if divided else kept)
 
     return step
 
@@ -174,22 +168,11 @@ def see_alone(size: Size) -> Step:
 def compare_alone(size: Size) -> Step:
     """A step of stage 2 from vectors that are there, as in every epoch that is read from the cache."""
     model, batch, row = ConceptModel.from_config(size.config), random_batch(size), _stage(size, "prototypes")
-    stepper = StageOptimizer(
-        model,
-        row,
-        frozen=(),
-        steps=STEPS,
-        precision="fp32",
-        max_grad_norm=CLIP,
-        divided=False,
-        backend=None,
-        forward=compare_vectors,
-    )
-    (work,) = Images(feed := BatchLoader([batch]), row, CPU).load(feed.draw(seed=0))
-    images, concept_mask = work.inputs
-    with torch.no_grad():
-        vectors = model.concept_vectors(model.forward_concepts(images))
-    return lambda: stepper.step([StepInput((vectors, concept_mask), batch, None)])
+    loader = BatchLoader([batch])
+    source = FeatureCache("memory").source(model, row, loader)
+    optimizer = StageOptimizer(model, row, source, TrainerOptions(max_grad_norm=CLIP), steps=STEPS)
+    step_inputs = list(source.load(loader.draw(seed=0)))
+    return lambda: optimizer.step(step_inputs)
 
 
 def _stage(size: Size, name: str) -> Stage:

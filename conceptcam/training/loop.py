@@ -21,7 +21,7 @@ from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source
 from conceptcam.training.optimizer import StageOptimizer, checkpointing
-from conceptcam.training.options import Settings as TrainerOptions
+from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import collect_vectors, no_batches, solve_task_head, validate
 from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states

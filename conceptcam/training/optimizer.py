@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.inputs import Source, StageModule, StepInput, no_sync, wrap_ddp
-from conceptcam.training.options import Settings as TrainerOptions
+from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import compute_loss, finite_loss
 from conceptcam.training.stages import Stage
 

@@ -17,8 +17,8 @@ _FIXED = ("seed", "precision", "max_grad_norm", "gradient_accumulation_steps", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train; `Trainer`, which adds what to do with it, says what each field means."""
+class TrainerOptions:
+    """How to train; the docstring of `Trainer` explains each option."""
 
     device: torch.device | str = "cpu"
     precision: Precision = "fp32"

@@ -10,14 +10,14 @@ from conceptcam.training.batches import BatchLoader, worker_deaths_told
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
 from conceptcam.training.loop import TrainingLoop
-from conceptcam.training.options import Settings
+from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import no_batches, validate
 from conceptcam.training.seeding import seeded
 from conceptcam.training.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer(Settings):
+class Trainer(TrainerOptions):
     """Trains a model through its stages, in one process or in those that `torchrun` starts.
 
     Several processes divide each batch among them and give the weights that one process gives, save that batch norm
