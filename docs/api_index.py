@@ -92,7 +92,10 @@ def _section(page: str) -> str:
         f"| [`{name}`][{item.__module__}.{item.__name__}] | {_first_sentence(item)} |"
         for name, item in public_names(page).items()
     )
-    return f"\n## {room_name(page)}\n\n| name | what it gives |\n|---|---|\n{rows}\n"
+    room = importlib.import_module(f"conceptcam.{room_name(page)}")
+    constants = [name for name in getattr(room, "__all__", ()) if not callable(getattr(room, name))]
+    more = f"\nConstants: {', '.join(f'`{room_name(page)}.{name}`' for name in constants)}.\n" if constants else ""
+    return f"\n## {room_name(page)}\n\n| name | what it gives |\n|---|---|\n{rows}\n{more}"
 
 
 def _first_sentence(item: Any) -> str:
