@@ -1,16 +1,18 @@
 """Whether to believe a model: every metric beside its controls, as a table, a dict and a file."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
+from conceptcam._text import text_table
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.classification import (
     LabelScores,
@@ -39,7 +41,7 @@ class Evaluation:
         concept_scores: Scores of each concept, F1 at probability 0.5; each (K,).
         chosen_f1: (K,) F1 at the thresholds in the model's record; NaN where there is none.
         mean_probability: (K,) mean predicted probability over the images with a known label. Far above the
-            share of positives, it shows that positives were weighted; far below, that weights are wrong.
+            fraction of positives, it shows that positives were weighted; far below, that weights are wrong.
         localization: Scores of each concept's map against its boxes; NaN for concepts without boxes.
         tasks: Task names; empty if no task was taught or labelled.
         task_scores: Scores of each task; each (T,).
@@ -59,89 +61,72 @@ class Evaluation:
 
     def summary(self) -> dict[str, float]:
         """Headline figures: macro averages over what is defined, and their controls."""
-        place = self.localization
-        return {
-            "images": self.images,
-            "concept_auroc": _mean(self.concept_scores.auroc),
-            "concept_ap": _mean(self.concept_scores.average_precision),
-            "concept_f1": _mean(self.concept_scores.f1),
-            "concept_f1_chosen": _mean(self.chosen_f1),
-            "pointing": _mean(place.pointing),
-            "pointing_random_map": _mean(place.random_pointing),
-            "pointing_center_prior": _mean(place.center_pointing),
-            "pointing_chance": _mean(place.chance),
-            "mirror_gap": _mean(place.mirror_gap),
-            "sided_pointing": _mean(place.pointing[: len(self.sided_concepts)]),
-            "sided_mirror_gap": _mean(place.mirror_gap[: len(self.sided_concepts)]),
-            "sided_transpose_gap": _mean(place.transpose_gap[: len(self.sided_concepts)]),
-            "energy_in_box": _mean(place.energy),
-            "box_area": _mean(place.chance),
-            "iou": _mean(place.iou),
-            **{f"pointing_{size}": _mean(place.pointing_by_size[:, i]) for i, size in enumerate(_SIZES)},
-            "task_auroc": _mean(self.task_scores.auroc),
-            "task_ap": _mean(self.task_scores.average_precision),
-            "task_f1": _mean(self.task_scores.f1),
-            "task_accuracy": self.task_accuracy,
-        }
+        concepts = self._concept_columns()
+        sided = {title: values[: len(self.sided_concepts)] for title, values in concepts.items()}
+        by_size = {f"pointing_{size}": values for size, values in zip(_SIZES, self._by_size()["point"], strict=True)}
+        columns = [(concepts, _HEADLINES), (sided, _SIDED_HEADLINES), (self._task_columns(), _TASK_HEADLINES)]
+        means = {name: macro_average(of[title]) for of, names in columns for name, title in names.items()}
+        figures = {name: float(mean) for name, mean in (means | by_size).items()}
+        return {"images": self.images, **figures, "task_accuracy": self.task_accuracy}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
-        rows = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in self._concept_rows()}
-        tasks = {name: dict(zip(_TASK_COLUMNS, row, strict=True)) for name, row in self._task_rows()}
-        skipped = [
-            name
-            for name, value in zip(self.concepts, self.concept_scores.auroc.tolist(), strict=True)
-            if math.isnan(value)
-        ]
-        return nan_to_null({"summary": self.summary(), "concepts": rows, "tasks": tasks, "without_auroc": skipped})
+        undefined = self.concept_scores.auroc.isnan().tolist()
+        content = {
+            "summary": self.summary(),
+            "concepts": _by_name(self.concepts, self._concept_columns()),
+            "tasks": _by_name(self.tasks, self._task_columns()),
+            "without_auroc": list(itertools.compress(self.concepts, undefined)),
+        }
+        return nan_to_null(content)
 
     def table(self) -> str:
         """The figures as text; `-` stands for an undefined one, `*` for a sided concept.
 
-        `area` is the share of the image in boxes: what energy and IoU are for a map that is the same everywhere.
+        `area` is the part of the image that is in boxes: what energy and IoU are for a map that is the same everywhere.
         """
-        star = {name: f"{name} *" if name in self.sided_concepts else name for name in self.concepts}
-        rows = [(star[name], row) for name, row in self._concept_rows()]
-        text = [_table("concept", _COLUMNS, rows, mean="macro mean")]
-        place = self.localization
-        sizes = [
-            (
-                size,
-                [
-                    int(place.support_by_size[:, i].sum()),
-                    _mean(place.pointing_by_size[:, i]),
-                    _mean(place.random_by_size[:, i]),
-                ],
-            )
-            for i, size in enumerate(_SIZES)
+        names = [f"{name} *" if name in self.sided_concepts else name for name in self.concepts]
+        lines = [
+            *_table("concept", names, self._concept_columns(), macro_mean=True),
+            "",
+            *_table("box size", _SIZES, self._by_size(), macro_mean=False),
         ]
-        text.append(_table("box size", ("boxes", "point", "random"), sizes))
         if self.tasks:
-            text.append(_table("task", _TASK_COLUMNS, self._task_rows(), mean="macro mean"))
-        return "\n\n".join(text) + "\n"
+            lines += ["", *_table("task", self.tasks, self._task_columns(), macro_mean=True)]
+        return "\n".join(lines) + "\n"
 
-    def _concept_rows(self) -> list[tuple[str, list[float]]]:
-        scores, place = self.concept_scores, self.localization
-        columns = [
-            scores.positives, scores.negatives, scores.auroc, scores.average_precision, scores.f1, self.chosen_f1,
-            self.mean_probability, place.support, place.pointing, place.random_pointing, place.center_pointing,
-            place.mirror_gap, place.transpose_gap, place.energy, place.iou, place.chance,
-        ]  # fmt: skip
-        return _rows(self.concepts, columns)
+    def _concept_columns(self) -> dict[str, Tensor]:
+        """(K,) figures of the concepts by the title of their column."""
+        probabilities = {"F1": self.chosen_f1, "mean p": self.mean_probability}
+        return _columns(self.concept_scores, _SCORES) | probabilities | _columns(self.localization, _PLACES)
 
-    def _task_rows(self) -> list[tuple[str, list[float]]]:
-        scores = self.task_scores
-        return _rows(
-            self.tasks, [scores.positives, scores.negatives, scores.auroc, scores.average_precision, scores.f1]
-        )
+    def _task_columns(self) -> dict[str, Tensor]:
+        """(T,) figures of the tasks by the title of their column."""
+        return _columns(self.task_scores, _SCORES)
+
+    def _by_size(self) -> dict[str, Tensor]:
+        """(3,) figures of small, medium and large boxes by the title of their column."""
+        place = self.localization
+        means = {"point": place.pointing_by_size.nanmean(dim=0), "random": place.random_by_size.nanmean(dim=0)}
+        return {"boxes": place.support_by_size.sum(dim=0), **means}
 
 
 _SIZES = ("small", "medium", "large")
-_COLUMNS = (
-    "pos", "neg", "AUROC", "AP", "F1@.5", "F1", "mean p",
-    "boxes", "point", "random", "centre", "mirror", "transp", "energy", "IoU", "area",
-)  # fmt: skip
-_TASK_COLUMNS = ("pos", "neg", "AUROC", "AP", "F1@.5")
+_COUNTS = ("pos", "neg", "boxes")
+# Title of a column -> the field it shows.
+_SCORES = {"pos": "positives", "neg": "negatives", "AUROC": "auroc", "AP": "average_precision", "F1@.5": "f1"}
+_PLACES = {
+    "boxes": "support", "point": "pointing", "random": "random_pointing", "centre": "center_pointing",
+    "mirror": "mirror_gap", "transp": "transpose_gap", "energy": "energy", "IoU": "iou", "area": "chance",
+}  # fmt: skip
+# Headline figure -> the column whose macro mean it is.
+_HEADLINES = {
+    "concept_auroc": "AUROC", "concept_ap": "AP", "concept_f1": "F1@.5", "concept_f1_chosen": "F1",
+    "pointing": "point", "pointing_random_map": "random", "pointing_center_prior": "centre", "pointing_chance": "area",
+    "mirror_gap": "mirror", "energy_in_box": "energy", "box_area": "area", "iou": "IoU",
+}  # fmt: skip
+_SIDED_HEADLINES = {"sided_pointing": "point", "sided_mirror_gap": "mirror", "sided_transpose_gap": "transp"}
+_TASK_HEADLINES = {"task_auroc": "AUROC", "task_ap": "AP", "task_f1": "F1@.5"}
 
 
 @torch.inference_mode()
@@ -166,37 +151,32 @@ def evaluate(
         ValueError: If the model was never taught concepts, has no concept of a name given, or there are no batches.
     """
     check_taught(model.config, model.record)
-    names = model.config.concepts
+    config = model.config
     check_not_str("sided_concepts", sided_concepts)
     for name in sided_concepts:
-        check_known("concept", name, names)
+        check_known("concept", name, config.concepts)
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
     answers = _ask(model, batches, device)
-    order = [names.index(name) for name in sided_concepts] + [
-        k for k, name in enumerate(names) if name not in sided_concepts
-    ]
+    labelled = answers.targets.shape[1]
+    if config.tasks and labelled not in (0, len(config.tasks)):
+        raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
+    tasks = config.tasks if tasks_taught(config, model.record) and labelled else ()
+    task_logits, targets = answers.task_logits[:, : len(tasks)], answers.targets[:, : len(tasks)]
+    concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
+    order = [config.concepts.index(name) for name in concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
-    thresholds = torch.tensor([model.record.thresholds.get(names[k], math.nan) for k in order], dtype=torch.float64)
-    known = ~labels.isnan()
-    if model.config.tasks and answers.targets.shape[1] not in (0, len(model.config.tasks)):
-        raise ValueError(
-            f"the data has {answers.targets.shape[1]} task labels, the model {len(model.config.tasks)} tasks"
-        )
-    with_tasks = tasks_taught(model.config, model.record) and answers.targets.shape[1] > 0
-    kind = model.config.task_kind
-    task_logits = answers.task_logits if with_tasks else answers.task_logits[:, :0]
-    targets = answers.targets if with_tasks else answers.targets[:, :0]
+    thresholds = torch.tensor([model.record.thresholds.get(name, math.nan) for name in concepts], dtype=torch.float64)
     return Evaluation(
         images=len(logits),
-        concepts=tuple(names[k] for k in order),
+        concepts=concepts,
         sided_concepts=tuple(sided_concepts),
         concept_scores=per_label_metrics(logits, labels),
         chosen_f1=per_label_metrics(logits, labels, threshold=thresholds).f1,
-        mean_probability=torch.where(known, logits.double().sigmoid(), torch.nan).nanmean(dim=0),
-        localization=type(answers.localization)(*(part[order] for part in answers.localization)),
-        tasks=model.config.tasks if with_tasks else (),
-        task_scores=task_scores(task_logits, targets, kind),
-        task_accuracy=float(top_accuracy(task_logits, targets)) if with_tasks and kind == "multiclass" else math.nan,
+        mean_probability=logits.double().sigmoid().masked_fill(labels.isnan(), torch.nan).nanmean(dim=0),
+        localization=LocalizationScores(*(part[order] for part in answers.localization)),
+        tasks=tasks,
+        task_scores=task_scores(task_logits, targets, config.task_kind),
+        task_accuracy=float(top_accuracy(task_logits, targets)) if config.task_kind == "multiclass" else math.nan,
     )
 
 
@@ -229,8 +209,7 @@ def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: 
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
+class _Answers(NamedTuple):
     """What a model said of all images, and what is true."""
 
     concept_logits: Tensor
@@ -251,48 +230,32 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
             output = model(batch.images)
             drawn = None if batch.boxes is None else batch.boxes.to("cpu")
             localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
-            said = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
-            rows.append(tuple(part.cpu() for part in said))
+            parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
+            rows.append(tuple(part.cpu() for part in parts))
     if not rows:
         raise ValueError("there are no batches to evaluate on")
-    concept_logits, concepts, task_logits, targets = (torch.cat(part) for part in zip(*rows, strict=True))
-    return _Answers(concept_logits, concepts, task_logits, targets, localization.compute())
+    return _Answers(*(torch.cat(part) for part in zip(*rows, strict=True)), localization=localization.compute())
 
 
-def _mean(values: Tensor) -> float:
-    return float(macro_average(values)) if len(values) else math.nan
+def _columns(scores: LabelScores | LocalizationScores, titles: Mapping[str, str]) -> dict[str, Tensor]:
+    return {title: getattr(scores, name) for title, name in titles.items()}
 
 
-def _rows(names: Sequence[str], columns: Sequence[Tensor]) -> list[tuple[str, list[float]]]:
-    return [(name, [column[i].item() for column in columns]) for i, name in enumerate(names)]
+def _by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    return {name: {title: values[i].item() for title, values in columns.items()} for i, name in enumerate(names)}
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], mean: str = "") -> str:
-    if mean:
-        means = [
-            _mean(torch.tensor(column, dtype=torch.float64)) for column in zip(*(row for _, row in rows), strict=True)
-        ]
-        rows = [
-            *rows,
-            (
-                mean,
-                [value if column not in _COUNTS else math.nan for column, value in zip(columns, means, strict=True)],
-            ),
-        ]
-    width = max(len(name) for name, _ in [(title, ()), *rows])
-    lines = [f"{title:<{width}}" + "".join(f"{column:>8}" for column in columns)]
-    lines += [
-        f"{name:<{width}}"
-        + "".join(f"{_number(value, count=column in _COUNTS):>8}" for column, value in zip(columns, row, strict=True))
-        for name, row in rows
-    ]
-    return "\n".join(lines)
+def _table(title: str, names: Sequence[str], columns: Mapping[str, Tensor], *, macro_mean: bool) -> list[str]:
+    rows = [[title, *columns]]
+    for name, figures in _by_name(names, columns).items():
+        rows.append([name, *(_cell(value, count=column in _COUNTS) for column, value in figures.items())])
+    if macro_mean:
+        means = (math.nan if column in _COUNTS else float(macro_average(values)) for column, values in columns.items())
+        rows.append(["macro mean", *(_cell(mean) for mean in means)])
+    return text_table(rows, numbers=True)
 
 
-_COUNTS = ("pos", "neg", "boxes")
-
-
-def _number(value: float, *, count: bool) -> str:
+def _cell(value: float, *, count: bool = False) -> str:
     if math.isnan(value):
         return "-"
     # Soft labels are counted in part, and counts of them have a fraction.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from conceptcam._checks import check_choice, did_you_mean
+from conceptcam._text import text_table
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json
 from conceptcam.hub.architectures import ARCHITECTURES, Architecture
 from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info, forbids_commercial_use
@@ -135,11 +136,9 @@ def models_table(names: Iterable[str] | None = None) -> str:
         names: As `list_zoo` gives them; None is all.
     """
     rows = [_COLUMNS, *(_row(name) for name in (list_zoo() if names is None else names))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |\n" for row in rows
-    )
+    head, *body = text_table(rows, between=" | ")
+    rule = " | ".join("-" * len(cell) for cell in head.split(" | "))
+    return "".join(f"| {line} |\n" for line in (head, rule, *body))
 
 
 def _row(name: str) -> tuple[str, ...]:
