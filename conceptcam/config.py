@@ -123,6 +123,19 @@ class ConceptConfig:
             if type(values[name]) is not kind:
                 raise ValueError(f"`{name}` must be a {kind.__name__}, got {values[name]!r}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types, as `config.json` and `run.json` hold them; `from_dict` reads them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ConceptConfig":
+        """The config with these fields; those that have a default may be missing.
+
+        Raises:
+            ValueError: If a field is unknown, is missing without a default, or has an impossible value.
+        """
+        return _build(cls, dict(fields))
+
     def __repr__(self) -> str:
         return _short(self)
 
@@ -142,7 +155,7 @@ class TrainingRecord:
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
         measured_on: Which images `metrics` were measured on, in words.
-        license: Licence of these weights, an identifier as in SPDX; empty if nobody stated one.
+        license: License of these weights, an identifier as in SPDX; empty if nobody stated one.
         weights_sha256: SHA-256 of the weights file, in hexadecimal.
     """
 
@@ -171,7 +184,7 @@ class TrainingRecord:
         return _short(self)
 
     def after(self, stage: str, parts: Collection[str]) -> "TrainingRecord":
-        """The record once a stage has taught some parts: what rested on them is no longer true.
+        """The record after a stage has trained some parts: figures and thresholds that depend on these parts are gone.
 
         Call it at the end of a stage in a loop of your own:
         `model.record = model.record.after("concepts", ["backbone", "concept_head"])`.
@@ -184,9 +197,9 @@ class TrainingRecord:
         return dataclasses.replace(record, stages=(*(name for name in record.stages if name != stage), stage))
 
     def without(self, parts: Collection[str]) -> "TrainingRecord":
-        """What stays true once some parts have changed: no figures, and no stage that taught or used those parts.
+        """The record after some parts have changed: without figures, and without the stages that used those parts.
 
-        Nor does a licence: that of the weights before says nothing of what was learned since, from other data perhaps.
+        The license does not stay either: what was learned since may come from data under other terms.
         """
         sees = bool({"backbone", "concept_head", "pool"} & set(parts))
         compares = sees or bool({"projector", "prototypes"} & set(parts))
@@ -221,7 +234,7 @@ def to_json(config: ConceptConfig, record: TrainingRecord) -> str:
     content = {
         "format_version": FORMAT_VERSION,
         "conceptcam": __version__,
-        "config": dataclasses.asdict(config),
+        "config": config.to_dict(),
         "record": dataclasses.asdict(record),
     }
     return json.dumps(nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

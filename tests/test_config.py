@@ -200,3 +200,61 @@ def test_a_record_drops_what_described_replaced_weights():
     after = RECORD.after("task", ["task_head"])
     assert (after.metrics, after.measured_on, after.license, after.weights_sha256) == ({}, "", "", "")
     assert after.training_data == "phantom"
+
+
+def test_a_config_comes_back_from_a_dict_of_json_types():
+    fields = FULL.to_dict()
+    assert json.loads(json.dumps(fields)) == fields
+    assert ConceptConfig.from_dict(fields) == FULL
+
+
+def test_an_unknown_or_missing_field_of_a_dict_is_refused():
+    with pytest.raises(ValueError, match=r"unknown fields \['colour'\] of ConceptConfig"):
+        ConceptConfig.from_dict(FULL.to_dict() | {"colour": "red"})
+    with pytest.raises(ValueError, match=r"lacks the fields \['backbone'\]"):
+        ConceptConfig.from_dict({"concepts": ["a"]})
+
+
+VERSION_1 = """{
+  "format_version": 1,
+  "conceptcam": "0.1.0",
+  "config": {
+    "concepts": ["Nodule", "Émphysème"], "backbone": "small_cnn_s8", "tasks": ["other"], "task_kind": "multilabel",
+    "feature_level": 0, "image_size": [16, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "pooling": "lse",
+    "pooling_value": 2.5, "head_bias": false, "map_temperature": 2.0, "projector": "mlp",
+    "pooling_order": "project_then_pool", "embed_dim": 8, "prototypes_per_concept": 3, "bottleneck": "prototypes"
+  },
+  "record": {
+    "stages": ["concepts", "my own"], "thresholds": {"Nodule": 0.5, "Émphysème": null}, "typical_present": {},
+    "typical_absent": {}, "provenance": "validation split", "training_data": "phantom", "metrics": {"ap": null},
+    "measured_on": "test split", "license": "MIT", "weights_sha256": ""
+  }
+}"""
+
+
+def test_a_config_of_version_1_is_read_with_all_its_fields():
+    config, record = from_json(VERSION_1)
+    assert (config.pooling_param, config.attention_temperature) == (2.5, 2.0)
+    assert record.thresholds_source == "validation split" and math.isnan(record.thresholds["Émphysème"])
+    old = json.loads(VERSION_1)
+    again = json.loads(to_json(config, record))
+    assert again["format_version"] == 2
+    renamed = {"pooling_value", "map_temperature", "provenance"}
+    for part in ("config", "record"):
+        kept = {key: value for key, value in old[part].items() if key not in renamed}
+        assert all(again[part][key] == value for key, value in kept.items())
+        assert not renamed & again[part].keys()
+
+
+@pytest.mark.parametrize("name", ["pooling_param", "attention_temperature"])
+def test_a_new_name_is_unknown_to_version_1(name):
+    old = json.loads(VERSION_1)
+    old["config"][name] = 1.0
+    with pytest.raises(ValueError, match=rf"unknown fields \['{name}'\] of format_version 1"):
+        from_json(json.dumps(old))
+
+
+def test_an_old_name_is_unknown_to_version_2():
+    old = json.loads(VERSION_1) | {"format_version": 2}
+    with pytest.raises(ValueError, match=r"unknown fields \['map_temperature', 'pooling_value'\] of ConceptConfig"):
+        from_json(json.dumps(old))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.hub.checkpoints import read_encoder
-from conceptcam.hub.errors import told_of
+from conceptcam.hub.errors import plain_errors
 
 Channels = tuple[float, float, float]
 
@@ -97,7 +97,7 @@ class TimmBackbone(Backbone):
 def _created(name: str, *, pretrained: bool) -> Any:
     """The timm model; with its published weights, all of them, if asked."""
     try:
-        with told_of(f"timm:{name}"):
+        with plain_errors(f"timm:{name}"):
             return timm.create_model(name, pretrained=pretrained)
     except (RuntimeError, SafetensorError) as error:
         if not pretrained:

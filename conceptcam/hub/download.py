@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conceptcam._checks import did_you_mean
 from conceptcam.hub.address import Address, parse_source
-from conceptcam.hub.errors import _status, told_of
+from conceptcam.hub.errors import _status, plain_errors
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written
 from conceptcam.hub.zoo import bundled_models
 
@@ -18,7 +18,7 @@ _SURELY_HUB = ("hf-hub:", "http://", "https://")
 _FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".ckpt")
 
 
-def find_model(
+def resolve_model(
     source: str | os.PathLike[str],
     *,
     revision: str | None = None,
@@ -39,7 +39,7 @@ def find_model(
             f"{source!r} is not here, and on the Hub it would be a file; a model is a whole folder, or a whole "
             f"repository: {place.repository!r}"
         )
-    return fetch(
+    return download(
         place,
         (CONFIG_FILE, WEIGHTS_FILE),
         token=token,
@@ -73,7 +73,7 @@ def _bundled(name: str, revision: str | None) -> Path:
     return models[name]
 
 
-def fetch(
+def download(
     address: Address,
     files: Sequence[str],
     *,
@@ -101,7 +101,7 @@ def fetch(
 
     from conceptcam._version import __version__
 
-    with told_of(str(address)):
+    with plain_errors(str(address)):
         asks = not local_files_only and not _has_commit(address, files, cache_dir)
         unreachable = _unreachable(address, token) if asks else None
         try:
@@ -180,7 +180,7 @@ def upload(
     from conceptcam._version import __version__
 
     api = HfApi(token=token, library_name="conceptcam", library_version=__version__)
-    with told_of(repository):
+    with plain_errors(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def told_of(source: str) -> Iterator[None]:
+def plain_errors(source: str) -> Iterator[None]:
     """Give what goes wrong with the Hub as one sentence about a source, in Python's own error types.
 
     Those of the client have several lines, and which they are depends on its version.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def build_filled(build: Callable[[], _Module], path: Path) -> _Module:
+def load_into(build: Callable[[], _Module], path: Path) -> _Module:
     """A module with the tensors of a file, built without first drawing the random weights they replace.
 
     The module is built on the meta device, where it takes neither time nor memory, and given the file's

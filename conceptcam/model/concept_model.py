@@ -15,9 +15,9 @@ from conceptcam.backbones import Backbone, create_backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
 from conceptcam.hub.architectures import architecture_config
-from conceptcam.hub.download import find_model, upload
+from conceptcam.hub.download import resolve_model, upload
 from conceptcam.hub.model_folder import read_folder, save_folder
-from conceptcam.hub.weights import build_filled, sha256
+from conceptcam.hub.weights import load_into, sha256
 from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
 from conceptcam.model.outputs import ConceptOutput, ConceptPart
@@ -148,7 +148,7 @@ class ConceptModel(nn.Module):
         where = resolve_device(device)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype!r}")
-        folder = find_model(
+        folder = resolve_model(
             source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config, record, weights = read_folder(folder)
@@ -159,7 +159,7 @@ class ConceptModel(nn.Module):
                 f"{weights} is not the file that its config was saved with: the SHA-256 differs; if it was downloaded, "
                 f"remove {weights.resolve()} and load again"
             )
-        model = build_filled(lambda: cls.from_config(config), weights)
+        model = load_into(lambda: cls.from_config(config), weights)
         model.record = record
         return model.to(device=where, dtype=dtype).eval()
 

@@ -74,7 +74,7 @@ def test_the_last_level_is_what_timms_classifier_gets(name, tmp_path):
     image = randn(2, 3, 160, 160)
     backbone = build(name, weights=tmp_path / "w.safetensors")
     (expected,) = model.forward_intermediates(image, indices=1, norm=True, intermediates_only=True, output_fmt="NCHW")
-    assert torch.equal(backbone(image), expected)
+    torch.testing.assert_close(backbone(image), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conceptcam.backbones import create_backbone
 from conceptcam.config import ConceptConfig
-from conceptcam.hub.weights import build_filled, save_tensors
+from conceptcam.hub.weights import load_into, save_tensors
 from conceptcam.model.concept_model import ConceptModel
 
 # One of each way to know where a patch is, since that is what lies in buffers that no file holds.
@@ -59,11 +59,15 @@ def test_a_backbone_built_without_initializing_is_the_same(name, size, tmp_path)
 
     original = shaken(build())
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
-    loaded = build_filled(build, tmp_path / "w.safetensors").eval()
+    loaded = load_into(build, tmp_path / "w.safetensors").eval()
     images = torch.randn(1, 3, size, size)
     with torch.inference_mode():
         features = original(images)
-        assert features.isfinite().all() and torch.equal(loaded(images), features)
+        assert features.isfinite().all()
+        # The same numbers elsewhere in memory may be summed in another order, by another kernel: not to the bit.
+        torch.testing.assert_close(loaded(images), features, rtol=1e-4, atol=1e-4 * features.abs().max().item())
+    tensors = original.state_dict()
+    assert all(torch.equal(value, tensors[key]) for key, value in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("backbone", ["small_cnn_s8", "timm:test_vit", "timm:test_resnet"])
@@ -72,7 +76,7 @@ def test_our_models_are_never_initialized_in_vain(backbone, pooling, tmp_path):
     config = ConceptConfig(concepts=("a",), tasks=("t",), backbone=backbone, image_size=(32, 32), pooling=pooling)
     save_tensors(ConceptModel.from_config(config).state_dict(), tmp_path / "w.safetensors")
     build, calls = counted(lambda: ConceptModel.from_config(config))
-    build_filled(build, tmp_path / "w.safetensors")
+    load_into(build, tmp_path / "w.safetensors")
     assert len(calls) == 1
 
 
@@ -101,7 +105,7 @@ def test_a_module_that_needs_values_is_built_with_them(kind, tmp_path):
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
     build, calls = counted(kind)
     before = torch.get_rng_state()
-    loaded = build_filled(build, tmp_path / "w.safetensors")
+    loaded = load_into(build, tmp_path / "w.safetensors")
     assert torch.equal(torch.get_rng_state(), before) and len(calls) == 2
     assert torch.equal(loaded.layer.weight, original.layer.weight)
     everything = [*loaded.parameters(), *loaded.buffers(), *vars(loaded).values()]
@@ -129,14 +133,14 @@ class PeekingListing(Listing):
 def test_a_weight_used_through_a_list_or_view_is_the_files_too(kind, tmp_path):
     original = kind()
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
-    loaded = build_filled(kind, tmp_path / "w.safetensors")
+    loaded = load_into(kind, tmp_path / "w.safetensors")
     assert loaded.in_list[0] is loaded.layer.weight and torch.equal(loaded.layer.weight, original.layer.weight)
     assert torch.equal(loaded.part, original.layer.bias[:1])
 
 
 def test_a_module_keeps_the_half_precision_of_its_file(tmp_path):
     save_tensors(Listing().bfloat16().state_dict(), tmp_path / "w.safetensors")
-    loaded = build_filled(Listing, tmp_path / "w.safetensors")
+    loaded = load_into(Listing, tmp_path / "w.safetensors")
     assert {value.dtype for value in loaded.parameters()} == {torch.bfloat16}
     assert loaded.in_list[0] is loaded.layer.weight
 
@@ -154,7 +158,7 @@ def test_parameters_that_no_file_can_hold_are_refused(tmp_path):
     save_tensors(Hiding().state_dict(), tmp_path / "w.safetensors")
     message = r"Hiding keeps 2 parameters in plain lists or dictionaries, .* use nn.ModuleList"
     with pytest.raises(ValueError, match=message):
-        build_filled(Hiding, tmp_path / "w.safetensors")
+        load_into(Hiding, tmp_path / "w.safetensors")
 
 
 def test_a_tensor_kept_from_one_build_to_the_next_is_refused(tmp_path):
@@ -167,7 +171,7 @@ def test_a_tensor_kept_from_one_build_to_the_next_is_refused(tmp_path):
 
     save_tensors(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="Linear takes tensors from one build to the next, .* make them anew"):
-        build_filled(build, tmp_path / "w.safetensors")
+        load_into(build, tmp_path / "w.safetensors")
 
 
 def test_a_module_that_reads_a_file_itself_gets_saved_weights(tmp_path):
@@ -180,7 +184,7 @@ def test_a_module_that_reads_a_file_itself_gets_saved_weights(tmp_path):
 
     original = shaken(build())
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
-    assert torch.equal(build_filled(build, tmp_path / "w.safetensors").weight, original.weight)
+    assert torch.equal(load_into(build, tmp_path / "w.safetensors").weight, original.weight)
 
 
 class Tied(nn.Module):
@@ -193,7 +197,7 @@ class Tied(nn.Module):
 def test_what_was_one_parameter_under_two_names_stays_one(tmp_path):
     original = Tied()
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
-    loaded = build_filled(Tied, tmp_path / "w.safetensors")
+    loaded = load_into(Tied, tmp_path / "w.safetensors")
     assert loaded.first.weight is loaded.second.weight
     assert torch.equal(loaded.first.weight, original.first.weight)
     assert len(list(loaded.parameters())) == 3
@@ -212,7 +216,7 @@ def test_two_values_for_one_parameter_are_refused_with_both_names(kind, tmp_path
     weights = kind().state_dict()
     save_tensors({**weights, "second.weight": weights["second.weight"] + 1}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="different values for 'first.weight' and 'second.weight', which are one para"):
-        build_filled(kind, tmp_path / "w.safetensors")
+        load_into(kind, tmp_path / "w.safetensors")
 
 
 def test_half_precision_is_kept_and_what_no_file_holds_follows_it(tmp_path):
@@ -221,7 +225,7 @@ def test_half_precision_is_kept_and_what_no_file_holds_follows_it(tmp_path):
 
     original = build().bfloat16().eval()
     save_tensors(original.state_dict(), tmp_path / "w.safetensors")
-    loaded = build_filled(build, tmp_path / "w.safetensors").eval()
+    loaded = load_into(build, tmp_path / "w.safetensors").eval()
     types = [{value.dtype for value in module.buffers()} for module in (loaded, original)]
     assert {value.dtype for value in loaded.parameters()} == {torch.bfloat16} and types[0] == types[1]
 
@@ -241,7 +245,7 @@ def test_whole_numbers_in_place_of_real_ones_are_refused(tmp_path):
         ValueError,
         match=r"1 of 2 tensors match; .* 1 of another shape or kind \['weight \(2, 2\) int64 for \(2, 2\)'\]",
     ):
-        build_filled(lambda: nn.Linear(2, 2), tmp_path / "w.safetensors")
+        load_into(lambda: nn.Linear(2, 2), tmp_path / "w.safetensors")
 
 
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
@@ -252,11 +256,11 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
 import resource, torch
 from pathlib import Path
 from torch import nn
-from conceptcam.hub.weights import build_filled
+from conceptcam.hub.weights import load_into
 build = lambda: nn.Sequential(*(nn.Linear(2000, 2000) for _ in range(10)))
-build_filled(lambda: nn.Linear(1, 1), Path({str(tmp_path / "small")!r}))
+load_into(lambda: nn.Linear(1, 1), Path({str(tmp_path / "small")!r}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-loaded = build_filled(build, Path({str(tmp_path / "w.safetensors")!r}))
+loaded = load_into(build, Path({str(tmp_path / "w.safetensors")!r}))
 sum(float(value.sum()) for value in loaded.parameters())
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
