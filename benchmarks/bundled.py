@@ -1,7 +1,7 @@
 """Train the models that come with the package, measure them, and write them where `from_pretrained` finds them.
 
     python benchmarks/bundled.py
-    python benchmarks/bundled.py --cards   # write the cards of the models that are there anew, and train nothing
+    python benchmarks/bundled.py --cards   # write configs and cards of present models anew, train nothing
 
 Both are the demonstration's model (`conceptcam demo`), one for each bottleneck, the classic one with a narrower
 backbone. Their cards hold the figures on test images that neither has seen. On 2 cores it takes about ten minutes.
@@ -12,9 +12,9 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord
-from conceptcam.hub.model_card import model_card
-from conceptcam.hub.model_folder import CARD_FILE, read_folder
+from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
+from conceptcam.hub.card import model_card
+from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, read_folder
 from conceptcam.hub.zoo import MODELS
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.demo import phantom_data, run_demo
@@ -50,8 +50,9 @@ def card_of(name: str, config: ConceptConfig, record: TrainingRecord) -> str:
 
 
 def write_card(name: str, folder: Path) -> None:
-    """Write the card of a model that is there anew."""
+    """Write the config and the card of a model that is there anew, in today's formats; its weights stay."""
     config, record, _ = read_folder(folder)
+    (folder / CONFIG_FILE).write_text(to_json(config, record), encoding="utf-8")
     (folder / CARD_FILE).write_text(card_of(name, config, record), encoding="utf-8")
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=tuple(MODELS_TO_TRAIN), default=list(MODELS_TO_TRAIN))
     parser.add_argument("--out", type=Path, default=MODELS, help="folder that gets a folder per model")
     parser.add_argument(
-        "--cards", action="store_true", help="write the cards of models that are there anew, and train nothing"
+        "--cards", action="store_true", help="write configs and cards of models that are there anew, and train nothing"
     )
     options = parser.parse_args()
     for name in options.names:

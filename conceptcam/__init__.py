@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conceptcam.data.coco import CocoDataset
     from conceptcam.data.labels import resolve_uncertain
     from conceptcam.data.phantom.dataset import PhantomDataset
-    from conceptcam.hub.model_card import model_card
+    from conceptcam.hub.card import model_card
     from conceptcam.hub.zoo import list_architectures, list_models, model_info
     from conceptcam.losses import (
         BBoxGuidedConceptLoss,
@@ -82,7 +82,7 @@ _PUBLIC: dict[str, str] = {
     "list_models": "conceptcam.hub.zoo",
     "list_poolings": "conceptcam.model.pooling",
     "list_presets": "conceptcam.training.presets",
-    "model_card": "conceptcam.hub.model_card",
+    "model_card": "conceptcam.hub.card",
     "model_info": "conceptcam.hub.zoo",
     "compute_pos_weight": "conceptcam.losses",
     "get_preset": "conceptcam.training.presets",

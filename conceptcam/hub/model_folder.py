@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
-from conceptcam.hub.model_card import is_generated, model_card
+from conceptcam.hub.card import is_generated, model_card
 from conceptcam.hub.weights import save_tensors, sha256
 
 CONFIG_FILE = "config.json"

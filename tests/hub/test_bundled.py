@@ -5,7 +5,7 @@ import torch
 
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.data.phantom.dataset import PhantomDataset
-from conceptcam.hub.model_card import is_generated
+from conceptcam.hub.card import is_generated
 from conceptcam.hub.zoo import bundled_models
 from conceptcam.model.concept_model import ConceptModel
 

@@ -13,7 +13,7 @@ from PIL import Image
 from conceptcam import evaluate
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.hub.architectures import architecture_config
-from conceptcam.hub.model_card import GENERATED_MARK, is_generated, model_card
+from conceptcam.hub.card import GENERATED_MARK, is_generated, model_card
 from conceptcam.hub.published_backbones import BACKBONES
 from tests.worlds import CONCEPTS, Squares, batches, tiny_config, tiny_model
 
@@ -82,19 +82,19 @@ def test_front_matter_has_what_people_filter_by():
     }
 
 
-def test_licence_is_stated_only_if_it_was_given():
+def test_license_is_stated_only_if_it_was_given():
     card = model_card(tiny_config(), TrainingRecord(), title="Squares")
     assert "license" not in front_matter(card)
-    assert "Of these weights: not stated." in section(card, "Licence")
+    assert "Of these weights: not stated." in section(card, "License")
     assert "Of these weights: MIT." in section(
-        model_card(tiny_config(), TrainingRecord(), title="", license="MIT"), "Licence"
+        model_card(tiny_config(), TrainingRecord(), title="", license="MIT"), "License"
     )
 
 
-def test_licence_of_the_record_is_stated_unless_another_is_given():
+def test_a_given_license_wins_over_the_records():
     record = dataclasses.replace(TAUGHT, license="MIT")
     card = model_card(tiny_config(), record, title="")
-    assert front_matter(card)["license"] == "mit" and "Of these weights: MIT." in section(card, "Licence")
+    assert front_matter(card)["license"] == "mit" and "Of these weights: MIT." in section(card, "License")
     assert front_matter(model_card(tiny_config(), record, title="", license="CC0-1.0"))["license"] == "cc0-1.0"
 
 
@@ -125,7 +125,7 @@ def test_no_text_from_outside_acts_as_markdown_or_html():
     )
     card = model_card(config, record, title=everything, license=everything, description="\n\n".join(HOSTILE))
     plain = model_card(tiny_config(), TAUGHT, title="Squares", license="MIT", description="words")
-    _, body = card.split(GENERATED_MARK)
+    _, body = card.split(f"\n{GENERATED_MARK}\n")
     assert not re.search(r"[<>]", body.replace(code(card), ""))
     ours = {
         mark: plain.split(GENERATED_MARK)[1].count(mark) for mark in ("```", "\n## ", "\n---", "**", "\\", "$", "](")
@@ -166,7 +166,7 @@ def test_figures_stand_beside_their_controls_and_none_is_left_out():
     ]
 
 
-def test_undefined_figures_are_named_below_the_table_and_have_no_row():
+def test_undefined_figures_are_named_below_the_table():
     record = dataclasses.replace(TAUGHT, metrics={"iou": 0.5, "task_auroc": math.nan, "my_own": math.inf})
     said = section(model_card(tiny_config(), record, title=""), "Measured")
     assert [row[0] for row in table(said)[2:]] == ["IoU of maps and boxes"]
@@ -206,13 +206,29 @@ def test_every_figure_of_an_evaluation_is_in_the_card_in_words():
     ]
 
 
+def test_front_matter_holds_the_figures_for_the_hubs_page():
+    record = dataclasses.replace(TAUGHT, measured_on="300 test images")
+    (model,) = front_matter(model_card(tiny_config(), record, title="Squares"))["model-index"]
+    (results,) = model["results"]
+    assert model["name"] == "Squares" and results["dataset"]["name"] == "300 test images"
+    values = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert values == {"images": 300, "pointing game": 0.4375, "IoU of maps and boxes": 0.21875}
+
+
+def test_hostile_names_of_figures_stay_texts_in_the_front_matter():
+    record = TrainingRecord(metrics=dict.fromkeys(HOSTILE, 0.25))
+    card = model_card(tiny_config(), record, title="\n".join(HOSTILE))
+    (model,) = front_matter(card)["model-index"]
+    assert len(model["results"][0]["metrics"]) == len(HOSTILE) and is_generated(card)
+
+
 def numbers(text: str) -> set[str]:
     return set(re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", html.unescape(text)))
 
 
 @pytest.mark.parametrize("backbone", ["medmae_vit_b16", "small_cnn_s8"])
 @pytest.mark.parametrize("record", [TrainingRecord(), TAUGHT], ids=["untaught", "taught"])
-def test_no_number_is_in_the_card_that_is_not_in_config_or_records(backbone, record):
+def test_every_number_comes_from_config_or_record(backbone, record):
     config = tiny_config(backbone=backbone)
     card = model_card(config, record, title="Squares")
     floats = [
@@ -235,16 +251,16 @@ def test_untaught_model_says_that_nothing_is_known_of_it():
     assert "explain" not in code(card)
 
 
-def test_licence_of_a_known_backbone_and_its_warning_are_in_the_card():
+def test_license_of_a_known_backbone_is_in_the_card():
     config = architecture_config("csr_medmae_vit_b16", concepts=["a"])
-    said = section(model_card(config, TrainingRecord(), title="", license="MIT"), "Licence")
+    said = section(model_card(config, TrainingRecord(), title="", license="MIT"), "License")
     record = BACKBONES["medmae_vit_b16"]
     assert "CC-BY-NC-4.0, which **forbids** commercial use" in said
     assert record.citation in said and record.note[1:] in said
 
 
-def test_licence_of_an_unknown_backbone_is_said_to_be_unknown():
-    said = section(model_card(tiny_config(), TrainingRecord(), title=""), "Licence")
+def test_license_of_an_unknown_backbone_is_unknown():
+    said = section(model_card(tiny_config(), TrainingRecord(), title=""), "License")
     assert "knows no published weights of the backbone small_cnn_s8. If this model started from some, their" in said
 
 
@@ -282,7 +298,7 @@ def test_a_generated_card_is_known_by_its_first_line():
 @pytest.mark.parametrize(
     "text", ["", "# My model\n", f"I removed `{GENERATED_MARK}` from this card.\n"], ids=["empty", "own", "quoting"]
 )
-def test_card_of_somebodys_own_is_not_taken_for_a_generated_one(text):
+def test_a_users_own_card_is_not_taken_for_a_generated_one(text):
     assert not is_generated(text)
 
 
