@@ -162,6 +162,7 @@ def evaluate(
         raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
     tasks = config.tasks if tasks_taught(config, model.record) and labelled else ()
     task_logits, targets = answers.task_logits[:, : len(tasks)], answers.targets[:, : len(tasks)]
+    exclusive = bool(tasks) and config.task_kind == "multiclass"
     concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
     order = [config.concepts.index(name) for name in concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
@@ -176,7 +177,7 @@ def evaluate(
         localization=LocalizationScores(*(part[order] for part in answers.localization)),
         tasks=tasks,
         task_scores=task_scores(task_logits, targets, config.task_kind),
-        task_accuracy=float(top_accuracy(task_logits, targets)) if config.task_kind == "multiclass" else math.nan,
+        task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
     )
 
 

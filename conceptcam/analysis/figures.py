@@ -4,6 +4,7 @@ All heatmaps share one fixed scale from 0 to 1, so that a colour means the same 
 Stretching each map to its own range would make a map of noise look like a finding.
 """
 
+import functools
 import math
 import os
 import tempfile
@@ -14,17 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
-
-from conceptcam.analysis.figure_layout import GAP, INK, NOTE_SIZE, PAPER, font, label_width, page, strip
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and blue against yellow is told apart
 # with every common colour blindness.
 _STOPS = ((30, 30, 140), (120, 30, 160), (205, 50, 110), (250, 130, 50), (255, 240, 100))
 _BOX, _HALO = (0, 235, 235), (0, 0, 0)
-_MID_GREY = 110
+_PAPER, _INK, _FAINT, _MID_GREY = (255, 255, 255), (25, 25, 30), (105, 105, 115), 110
+_TITLE_SIZE, _NOTE_SIZE = 15, 13
+_MARGIN, _GAP = 14, 12
 _BAR_WIDTH, _BAR_HEIGHT = 14, 110
 _NARROWEST = 110  # columns of thinner pictures are this wide, for the sake of their titles
+_LABEL_WIDTH = 130  # names of rows are wrapped there
 
 
 class Tile(NamedTuple):
@@ -122,8 +124,7 @@ def contact_sheet(
         raise ValueError(f"`columns` must be at least 1, got {columns}")
     rows = [[Tile(*tile) for tile in tiles[start : start + columns]] for start in range(0, len(tiles), columns)]
     width = max(_NARROWEST, *(tile.image.width for row in rows for tile in row))
-    strips = [strip(row, width) for row in rows]
-    return page(strips, GAP + 4, heading=heading, key=None if legend is None else _key(legend))
+    return _page([_row(row, width, _GAP) for row in rows], _GAP + 4, heading, legend)
 
 
 def concept_panel(
@@ -201,15 +202,16 @@ def learning_figure(
             f"each; got maps of shapes {[np.shape(of_epoch) for of_epoch in maps]} and boxes of {len(boxes)}"
         )
     titles = ["Image", *(f"Epoch {epoch}" if isinstance(epoch, int) else epoch for epoch in epochs)]
-    strips, names_width = [], label_width(names)
+    width = max(blend(image, side=side).width, _widest(titles))
+    rows = []
     for row, (name, drawn) in enumerate(zip(names, boxes, strict=True)):
         pictures = [blend(image, boxes=drawn, side=side)]
         pictures += [blend(image, np.asarray(of_epoch)[row], boxes=drawn, alpha=alpha, side=side) for of_epoch in maps]
         heads = titles if row == 0 else [""] * len(titles)
         tiles = [Tile(head, picture) for head, picture in zip(heads, pictures, strict=True)]
-        width = max(pictures[0].width, label_width(titles))
-        strips.append(strip(tiles, width, label=name, label_width=names_width, gap=4))
-    return page(strips, 4, heading=heading, key=_key(Legend(alpha, _has_boxes(boxes))))
+        label = _text(name, _TITLE_SIZE, _widest(names) + _GAP)
+        rows.append(_row(tiles, width, 4, label=label))
+    return _page(rows, 4, heading, Legend(alpha, _has_boxes(boxes)))
 
 
 def save_png(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -281,18 +283,96 @@ def _draw_boxes(picture: Image.Image, boxes: NDArray[np.float64]) -> None:
 
 def _key(legend: Legend) -> Image.Image:
     """The colours of heat from 0, below, to 1, over middle grey, with numbers; and a box."""
-    pad, below = NOTE_SIZE // 2 + 1, 24 if legend.boxes else 0
+    pad, below = _NOTE_SIZE // 2 + 1, 24 if legend.boxes else 0
     heat = np.repeat(np.linspace(1, 0, _BAR_HEIGHT, dtype=np.float32)[:, None, None], _BAR_WIDTH, axis=1)
-    key = Image.new("RGB", (_BAR_WIDTH + 32, _BAR_HEIGHT + 2 * pad + below), PAPER)
+    key = Image.new("RGB", (_BAR_WIDTH + 32, _BAR_HEIGHT + 2 * pad + below), _PAPER)
     key.paste(Image.fromarray(_mix(np.full_like(heat, _MID_GREY), heat, legend.alpha)), (0, pad))
     pen = ImageDraw.Draw(key)
     for value, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
         level = pad + round((1 - value) * (_BAR_HEIGHT - 1))
-        pen.line((_BAR_WIDTH, level, _BAR_WIDTH + 3, level), fill=INK)
-        pen.text((_BAR_WIDTH + 6, level), text, fill=INK, font=font(NOTE_SIZE), anchor="lm")
+        pen.line((_BAR_WIDTH, level, _BAR_WIDTH + 3, level), fill=_INK)
+        pen.text((_BAR_WIDTH + 6, level), text, fill=_INK, font=_font(_NOTE_SIZE), anchor="lm")
     if legend.boxes:
         middle = key.height - 8
         for color, grow in ((_HALO, 6), (_BOX, 5), (_BOX, 4)):
             pen.rectangle((6 - grow, middle - grow, 6 + grow, middle + grow), outline=color)
-        pen.text((_BAR_WIDTH + 6, middle), "box", fill=INK, font=font(NOTE_SIZE), anchor="lm")
+        pen.text((_BAR_WIDTH + 6, middle), "box", fill=_INK, font=_font(_NOTE_SIZE), anchor="lm")
     return key
+
+
+def _page(rows: Sequence[Image.Image], gap: int, heading: str, legend: Legend | None) -> Image.Image:
+    """Rows below each other, with margins; the legend is beside the first row, level with its lower edge."""
+    page = _join(rows, gap)
+    if legend is not None:
+        key = _key(legend)
+        page = _join([page, _extend(key, top=max(0, rows[0].height - key.height))], _GAP, across=True)
+    if heading:
+        page = _join([_text(heading, _TITLE_SIZE, page.width), page], 8)
+    return ImageOps.expand(page, _MARGIN, _PAPER)
+
+
+def _row(tiles: Sequence[Tile], width: int, gap: int, label: Image.Image | None = None) -> Image.Image:
+    """Pictures side by side, each in a column of `width` pixels below its title and note, after a label."""
+    heads = [
+        _join([_text(tile.title, _TITLE_SIZE, width), _text(tile.note, _NOTE_SIZE, width, _FAINT)]) for tile in tiles
+    ]
+    height = max(head.height for head in heads)
+    columns = [
+        _join([_extend(head, bottom=height - head.height), tile.image]) for head, tile in zip(heads, tiles, strict=True)
+    ]
+    if label is not None:
+        columns.insert(0, _extend(label, top=height + max(0, tiles[0].image.height - label.height) // 2))
+    return _join(columns, gap, across=True)
+
+
+def _join(pictures: Sequence[Image.Image], gap: int = 0, *, across: bool = False) -> Image.Image:
+    """Pictures below each other, or side by side, `gap` pixels apart."""
+    widths, heights = zip(*(picture.size for picture in pictures), strict=True)
+    gaps = gap * (len(pictures) - 1)
+    size = (sum(widths) + gaps, max(heights)) if across else (max(widths), sum(heights) + gaps)
+    whole = Image.new("RGB", size, _PAPER)
+    at = 0
+    for picture in pictures:
+        whole.paste(picture, (at, 0) if across else (0, at))
+        at += gap + (picture.width if across else picture.height)
+    return whole
+
+
+def _extend(picture: Image.Image, *, top: int = 0, bottom: int = 0) -> Image.Image:
+    return ImageOps.expand(picture, (0, top, 0, bottom), _PAPER)
+
+
+def _text(text: str, size: int, width: int, color: tuple[int, int, int] = _INK) -> Image.Image:
+    """A text, wrapped to `width` pixels, as a picture that is as tall as its lines."""
+    lines = _wrapped(text, size, width - 1)  # ink may reach a pixel beyond a letter's width
+    picture = Image.new("RGB", (width, len(lines) * (size + 4) + (4 if lines else 0)), _PAPER)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((0, number * (size + 4)), line, fill=color, font=_font(size))
+    return picture
+
+
+def _wrapped(text: str, size: int, width: int) -> list[str]:
+    """Lines of `text` that each fit in `width` pixels; a word too long for a line is broken."""
+    face, lines = _font(size), [""]
+    for word in text.split():
+        if lines[-1] and face.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += " "
+        elif lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and face.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+def _widest(labels: Sequence[str]) -> int:
+    """Pixels of the longest line of some labels, which are wrapped at `_LABEL_WIDTH`."""
+    lines = [line for label in labels for line in _wrapped(label, _TITLE_SIZE, _LABEL_WIDTH)]
+    return math.ceil(max((_font(_TITLE_SIZE).getlength(line) for line in lines), default=0)) + 1
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The one font, in pixels."""
+    return ImageFont.load_default(size)
