@@ -23,6 +23,11 @@ def test_importing_the_package_imports_nothing_slow():
     assert loaded_after("import conceptcam; conceptcam.__version__; dir(conceptcam)") == set()
 
 
+@pytest.mark.parametrize("room", ["analysis", "cli", "data", "hub", "model", "runs", "training"])
+def test_importing_a_room_imports_nothing_slow(room):
+    assert loaded_after(f"import conceptcam.{room}; dir(conceptcam.{room})") == set()
+
+
 def test_the_config_needs_no_torch():
     assert (
         loaded_after("from conceptcam import ConceptConfig; ConceptConfig(concepts=('a',), backbone='small_cnn_s8')")
