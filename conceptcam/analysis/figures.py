@@ -48,13 +48,7 @@ class Legend(NamedTuple):
 
 
 def overlay(
-    image: ArrayLike,
-    heatmap: ArrayLike,
-    *,
-    boxes: ArrayLike = (),
-    title: str = "",
-    alpha: float = 0.7,
-    side: int = 320,
+    image: ArrayLike, heatmap: ArrayLike, *, boxes: ArrayLike = (), title: str = "", alpha: float = 0.7, side: int = 320
 ) -> Image.Image:
     """A heatmap over an image, with a title, boxes, and a bar that says what the colours mean.
 
@@ -75,12 +69,7 @@ def overlay(
 
 
 def blend(
-    image: ArrayLike,
-    heatmap: ArrayLike | None = None,
-    *,
-    boxes: ArrayLike = (),
-    alpha: float = 0.7,
-    side: int = 256,
+    image: ArrayLike, heatmap: ArrayLike | None = None, *, boxes: ArrayLike = (), alpha: float = 0.7, side: int = 256
 ) -> Image.Image:
     """The bare picture of `overlay`, without title and bar; without a heatmap, the image in its colours.
 

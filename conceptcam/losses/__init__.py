@@ -11,11 +11,7 @@ from conceptcam.losses.classification import (
     multiclass_loss,
     multilabel_loss,
 )
-from conceptcam.losses.prototypes import (
-    PrototypeContrastiveLoss,
-    prototype_contrastive_loss,
-    prototype_presence_loss,
-)
+from conceptcam.losses.prototypes import PrototypeContrastiveLoss, prototype_contrastive_loss, prototype_presence_loss
 
 __all__ = [
     "AsymmetricLoss",

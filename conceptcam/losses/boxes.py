@@ -1,7 +1,8 @@
 """Concept losses: is the concept in the image, and is it where somebody drew it?"""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,13 +88,9 @@ def box_localization_loss(
 
 
 def _check_options(penalty: str, normalize: str, mask: str, margin: float) -> None:
-    for name, value, known in (
-        ("penalty", penalty, Penalty),
-        ("normalize", normalize, Normalize),
-        ("mask", mask, MaskRule),
-    ):
-        if value not in get_args(known):
-            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+    check_choice("penalty", penalty, Penalty)
+    check_choice("normalize", normalize, Normalize)
+    check_choice("mask", mask, MaskRule)
     if margin and penalty != "hinge":
         raise ValueError(f"`margin` belongs to the hinge penalty, got {margin} with {penalty!r}")
 
@@ -113,14 +110,6 @@ def _mean_over(values: Tensor, weights: Tensor) -> Tensor:
     """(P,) mean over places of (P, h, w) values by weights; 0 where all weigh 0, as outside a full-image box."""
     total = weights.sum(dim=(-2, -1))
     return (values * weights).sum(dim=(-2, -1)) / torch.where(total > 0, total, 1)
-
-
-# None is binary cross-entropy, to which alone `pos_weight` belongs.
-_NAMED: dict[Classification, Callable[[], nn.Module | None]] = {
-    "bce": lambda: None,
-    "focal": FocalLoss,
-    "asymmetric": AsymmetricLoss,
-}
 
 
 class BBoxGuidedConceptLoss(nn.Module):
@@ -174,11 +163,12 @@ class BBoxGuidedConceptLoss(nn.Module):
         _check_options(penalty, normalize, mask, margin)
         self.alpha = alpha
         self.beta = beta
-        self.classification = _NAMED[classification]() if isinstance(classification, str) else classification
-        self.penalty: Penalty = penalty
-        self.normalize: Normalize = normalize
-        self.mask: MaskRule = mask
-        self.margin = margin
+        # None is binary cross-entropy, to which alone `pos_weight` belongs.
+        named = {"bce": None, "focal": FocalLoss(), "asymmetric": AsymmetricLoss()}
+        self.classification = named[classification] if isinstance(classification, str) else classification
+        self.localization = functools.partial(
+            box_localization_loss, penalty=penalty, normalize=normalize, mask=mask, margin=margin
+        )
         self.register_buffer("pos_weight", pos_weight)
 
     def forward(
@@ -212,12 +202,4 @@ class BBoxGuidedConceptLoss(nn.Module):
             loss = self.alpha * multilabel_loss(logits, labels, self.pos_weight)
         if boxes is None or self.beta == 0:
             return loss
-        return loss + self.beta * box_localization_loss(
-            concept_maps,
-            boxes,
-            labels,
-            penalty=self.penalty,
-            normalize=self.normalize,
-            mask=self.mask,
-            margin=self.margin,
-        )
+        return loss + self.beta * self.localization(concept_maps, boxes, labels)

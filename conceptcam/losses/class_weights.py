@@ -46,12 +46,9 @@ def compute_pos_weight(
     _check_weighting(strategy, max_weight, beta)
     labels = at_least_float32(labels)
     known, target = split_known(labels, labels)
-    positives = torch.where(known, target, 0).sum(dim=0)
-    negatives = torch.where(known, 1 - target, 0).sum(dim=0)
-    ratio = _per(_size(negatives, strategy, beta), _size(positives, strategy, beta)).clamp(
-        min=1 / max_weight, max=max_weight
-    )
-    return torch.where(positives + negatives > 0, ratio, 1.0)
+    positives, negatives = target.sum(dim=0), ((1 - target) * known).sum(dim=0)
+    ratio = _per(_size(negatives, strategy, beta), _size(positives, strategy, beta))
+    return torch.where(positives + negatives > 0, ratio.clamp(1 / max_weight, max_weight), 1.0)
 
 
 def compute_class_weight(

@@ -9,9 +9,8 @@ def known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     known, target = split_known(logits, targets)
     rows = known.all(dim=-1)
     sums = target.sum(dim=-1)[rows]
-    if ((sums - 1).abs() > 1e-2).any():
-        strange = sums[(sums - 1).abs().argmax()].item()
-        raise ValueError(f"multi-class targets must be rows that sum to 1, or hold NaN; one sums to {strange:g}")
+    if len(strange := sums[(sums - 1).abs() > 1e-2]):
+        raise ValueError(f"multi-class targets must be rows that sum to 1, or hold NaN; one sums to {strange[0]:g}")
     return rows, target
 
 
@@ -25,10 +24,9 @@ def split_known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, but predictions {tuple(logits.shape)}")
     known = ~labels.isnan()
     target = torch.where(known, labels, 0).to(logits.dtype)
-    if ((target < 0) | (target > 1)).any():
-        strange = target[(target < 0) | (target > 1)][0].item()
+    if len(strange := target[(target < 0) | (target > 1)]):
         raise ValueError(
-            f"labels must be in [0, 1], or NaN where unknown; got {strange:g}. If that is a code for uncertain, "
+            f"labels must be in [0, 1], or NaN where unknown; got {strange[0]:g}. If that is a code for uncertain, "
             "`conceptcam.data.labels.resolve_uncertain` says what it should count as."
         )
     return known, target

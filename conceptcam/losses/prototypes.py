@@ -1,11 +1,13 @@
 """Prototype losses: is each concept's vector nearest to that concept's prototypes?"""
 
-from typing import Literal, get_args
+import functools
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from conceptcam._checks import check_choice
 from conceptcam.losses.classification import multilabel_loss
 from conceptcam.losses.masking import at_least_float32, masked_mean, split_known
 
@@ -88,9 +90,8 @@ def prototype_presence_loss(
 
 
 def _check_options(variant: str, margin_sign: str) -> None:
-    for name, value, known in (("variant", variant, Form), ("margin_sign", margin_sign, MarginSign)):
-        if value not in get_args(known):
-            raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+    check_choice("variant", variant, Form)
+    check_choice("margin_sign", margin_sign, MarginSign)
 
 
 def _own(logits: Tensor) -> Tensor:
@@ -148,20 +149,15 @@ class PrototypeContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(variant, margin_sign)
-        self.variant: Form = variant
-        self.temperature = temperature
-        self.gamma = gamma
-        self.margin = margin
-        self.margin_sign: MarginSign = margin_sign
+        self.loss = functools.partial(
+            prototype_contrastive_loss,
+            variant=variant,
+            temperature=temperature,
+            gamma=gamma,
+            margin=margin,
+            margin_sign=margin_sign,
+        )
 
     def forward(self, vector_similarity: Tensor, labels: Tensor) -> Tensor:
         """Similarities (B, K, K, M) and labels (B, K) -> scalar."""
-        return prototype_contrastive_loss(
-            vector_similarity,
-            labels,
-            variant=self.variant,
-            temperature=self.temperature,
-            gamma=self.gamma,
-            margin=self.margin,
-            margin_sign=self.margin_sign,
-        )
+        return self.loss(vector_similarity, labels)

@@ -87,7 +87,7 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
     if kind == "multilabel":
         return per_label_metrics(logits, targets, threshold=threshold)
     logits, targets = _known_rows(*_checked(logits, targets))
-    called = _one_hot(logits) > 0
+    called = _called(logits)
     others = torch.eye(logits.shape[1], dtype=torch.bool)
     rest = logits[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=-1)  # (N, T), over the others
     return _scores(logits - rest, targets, called)
@@ -151,7 +151,25 @@ def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return _medians(logits.sigmoid(), present), _medians(logits.sigmoid(), absent)
 
 
-class MacroAUROC(RowMetric):
+class _LabelRows(RowMetric):
+    """Base of metrics of logits and labels that are known only once all rows are."""
+
+    def __init__(self, kind: TaskKind) -> None:
+        super().__init__()
+        self.kind: TaskKind = kind
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add logits (N, L) and labels (N, L) in [0, 1], NaN where unknown."""
+        _check_shapes(logits, labels)
+        at_least = torch.promote_types(logits.dtype, torch.float32)
+        # (N, L, 2) of both, so that one gather moves them.
+        self.keep(torch.stack([logits.to(at_least), labels.to(at_least)], dim=-1))
+
+    def _scores(self, threshold: float | Tensor = 0.5) -> LabelScores:
+        return task_scores(*self.kept(0, 2).unbind(-1), self.kind, threshold=threshold)
+
+
+class MacroAUROC(_LabelRows):
     """Mean AUROC over the labels whose rows differ; NaN if there is none.
 
     torchmetrics' own macro average counts an absent label as 0, which drags the mean down whenever the
@@ -166,23 +184,17 @@ class MacroAUROC(RowMetric):
     higher_is_better = True
 
     def __init__(self, kind: TaskKind = "multilabel", *, min_support: int = 1) -> None:
-        super().__init__()
-        self.kind = kind
+        super().__init__(kind)
         self.min_support = min_support
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add logits (N, L) and labels (N, L) in [0, 1], NaN where unknown."""
-        self.keep(_rows(logits, labels))
 
     def compute(self) -> Tensor:
         """The mean, a float64 scalar."""
-        logits, labels = self.kept(0, 2).unbind(-1)
-        scores = task_scores(logits, labels, self.kind)
+        scores = self._scores()
         enough = torch.minimum(scores.positives, scores.negatives) >= self.min_support
         return macro_average(scores.auroc.masked_fill(~enough, torch.nan) if enough.any() else scores.auroc)
 
 
-class LabelMetrics(RowMetric):
+class LabelMetrics(_LabelRows):
     """`LabelScores` over all batches.
 
     Args:
@@ -191,18 +203,12 @@ class LabelMetrics(RowMetric):
     """
 
     def __init__(self, kind: TaskKind = "multilabel", *, threshold: float | Tensor = 0.5) -> None:
-        super().__init__()
-        self.kind = kind
+        super().__init__(kind)
         self.threshold = threshold
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add logits (N, L) and labels (N, L) in [0, 1], NaN where unknown."""
-        self.keep(_rows(logits, labels))
 
     def compute(self) -> LabelScores:
         """The scores of each label; of no labels, if there was no batch."""
-        logits, labels = self.kept(0, 2).unbind(-1)
-        return task_scores(logits, labels, self.kind, threshold=self.threshold)
+        return self._scores(self.threshold)
 
 
 class Top1Accuracy(ShareMetric):
@@ -214,19 +220,19 @@ class Top1Accuracy(ShareMetric):
         self.count(hits, torch.ones_like(hits))
 
 
-def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 on the CPU."""
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or logits.shape != labels.shape:
         raise ValueError(f"logits and labels must both be (N, L), got {tuple(logits.shape)} and {tuple(labels.shape)}")
+
+
+def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the CPU."""
+    _check_shapes(logits, labels)
     logits, labels = logits.detach().double().cpu(), labels.detach().double().cpu()
-    if ((labels < 0) | (labels > 1)).any():
-        raise ValueError(
-            f"labels must lie in [0, 1], with NaN for unknown; got {labels.nan_to_num().min():g} "
-            f"to {labels.nan_to_num().max():g}"
-        )
-    if logits.isnan().any():
-        strange = logits.isnan().any(dim=0).nonzero()[:, 0].tolist()
-        raise ValueError(f"logits of labels {strange} hold NaN: the model or its input is broken")
+    if len(strange := labels[(labels < 0) | (labels > 1)]):
+        raise ValueError(f"labels must lie in [0, 1], with NaN for unknown; got {strange[0]:g}")
+    if broken := logits.isnan().any(dim=0).nonzero()[:, 0].tolist():
+        raise ValueError(f"logits of labels {broken} hold NaN: the model or its input is broken")
     return logits, labels
 
 
@@ -302,21 +308,11 @@ def _known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logits, targets
 
 
-def _one_hot(scores: Tensor) -> Tensor:
-    """1 at the highest of each row, the first of equals, and 0 elsewhere."""
-    if scores.shape[1] == 0:
-        return scores
-    return torch.zeros_like(scores).scatter(1, scores.argmax(dim=1, keepdim=True), 1.0)
+def _called(logits: Tensor) -> Tensor:
+    """(N, T) bool, the class of the highest logit of each row, the first of equals."""
+    return torch.arange(logits.shape[1]) == (logits.argmax(dim=1, keepdim=True) if logits.shape[1] else logits)
 
 
 def _top_hits(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = _known_rows(*_checked(logits, targets))
-    return (_one_hot(logits) * targets).sum(dim=1)
-
-
-def _rows(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, L, 2) of both, so that one gather moves them."""
-    if logits.shape != labels.shape:
-        raise ValueError(f"logits and labels must have one shape, got {tuple(logits.shape)} and {tuple(labels.shape)}")
-    at_least = torch.promote_types(logits.dtype, torch.float32)
-    return torch.stack([logits.to(at_least), labels.to(at_least)], dim=-1)
+    return (_called(logits) * targets).sum(dim=1)

@@ -1,9 +1,10 @@
 """Where concept maps look, per concept, with the controls that keep the figures honest.
 
-What a pair, a map and a pixel inside are is said in `pairs`. Values belong to pairs first, are then averaged
-over the pairs of a concept, and over concepts by `classification.macro`.
+`map_scores` defines a pair, its map, and which pixels are inside. Each pair has its own values. They are averaged over
+the pairs of a concept, and then over concepts by `macro_average`.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,13 +34,13 @@ class PairScores(NamedTuple):
     concept: Tensor
     """Index of the concept."""
     area: Tensor
-    """Share of the image that is inside; also what `energy` would be for a constant map."""
+    """Fraction of the image that is inside; also what `energy` would be for a constant map."""
     pointing: Tensor
     """1 if the map peaks inside, else 0."""
     pointing_grid: Tensor
     """The same on the model's own grid, which is coarser and so not comparable between grids."""
     energy: Tensor
-    """Share of the map's mass that is inside."""
+    """Fraction of the map's mass that is inside."""
     iou: Tensor
     """Intersection over union of the inside and of where the map exceeds its threshold."""
     mirrored_pointing: Tensor
@@ -54,6 +55,10 @@ class PairScores(NamedTuple):
     """`pointing` of a map that peaks in the middle of the image."""
     iou_curve: Tensor
     """(P, J) `iou` at each of `IOU_THRESHOLDS`."""
+
+
+_SINGLE = len(PairScores._fields) - 1  # all but the curve
+_ROW_SIZE = _SINGLE + len(IOU_THRESHOLDS)
 
 
 class LocalizationScores(NamedTuple):
@@ -140,35 +145,23 @@ def summarize(
     Args:
         scores: Values of all pairs.
         num_concepts: K.
-        size_limits: Shares of the image from which on a pair is medium and large. The default parts, at
+        size_limits: Fractions of the image from which on a pair is medium and large. The default parts, at
             224 pixels, at squares of 22 and 50 pixels: a nodule, an aortic enlargement, a large heart.
     """
     pairs = PairScores(*(part.cpu() for part in scores))
     size = torch.bucketize(pairs.area.contiguous(), torch.tensor(size_limits), right=True)
 
-    def by_concept(values: Tensor) -> Tensor:
-        return _group_means(values, pairs.concept, num_concepts)[0]
-
-    def by_size(values: Tensor) -> tuple[Tensor, Tensor]:
-        means, counts = _group_means(values, pairs.concept * 3 + size, num_concepts * 3)
-        return means.view(-1, 3), counts.view(-1, 3)
-
-    pointing_by_size, support_by_size = by_size(pairs.pointing)
+    group = pairs.concept * 3 + size
+    names = set(LocalizationScores._fields) & set(PairScores._fields)
+    means = {name: _group_means(getattr(pairs, name), pairs.concept, num_concepts) for name in names}
+    pointing = torch.stack([pairs.pointing, pairs.random_pointing], dim=1)
+    by_size = _group_means(pointing, group, num_concepts * 3).view(-1, 3, 2)
     return LocalizationScores(
-        pointing=by_concept(pairs.pointing),
-        pointing_grid=by_concept(pairs.pointing_grid),
-        energy=by_concept(pairs.energy),
-        iou=by_concept(pairs.iou),
-        mirrored_pointing=by_concept(pairs.mirrored_pointing),
-        transposed_pointing=by_concept(pairs.transposed_pointing),
-        chance=by_concept(pairs.chance),
-        random_pointing=by_concept(pairs.random_pointing),
-        center_pointing=by_concept(pairs.center_pointing),
+        **means,
         support=torch.bincount(pairs.concept, minlength=num_concepts),
-        iou_curve=torch.stack([by_concept(values) for values in pairs.iou_curve.unbind(1)], dim=1),
-        pointing_by_size=pointing_by_size,
-        random_by_size=by_size(pairs.random_pointing)[0],
-        support_by_size=support_by_size,
+        pointing_by_size=by_size[..., 0],
+        random_by_size=by_size[..., 1],
+        support_by_size=torch.bincount(group, minlength=num_concepts * 3).view(-1, 3),
     )
 
 
@@ -203,12 +196,11 @@ class LocalizationMetrics(RowMetric):
     ) -> None:
         super().__init__()
         self.num_concepts = num_concepts
-        self.tolerance = tolerance
-        self.iou_threshold = iou_threshold
-        self.energy = energy
         self.size_limits = size_limits
         self.seed = seed
-        self._controls: dict[tuple[int, ...], Tensor] = {}
+        self._pair_scores = functools.partial(
+            pair_scores, tolerance=tolerance, iou_threshold=iou_threshold, energy=energy
+        )
 
     def update(self, concept_maps: Tensor, boxes: ConceptBoxes | None, image_size: Sequence[int]) -> None:
         """Add the pairs of a batch.
@@ -223,41 +215,28 @@ class LocalizationMetrics(RowMetric):
         """
         if concept_maps.ndim != 4 or concept_maps.shape[1] != self.num_concepts:
             raise ValueError(f"concept maps must be (B, {self.num_concepts}, h, w), got {tuple(concept_maps.shape)}")
-        self.keep(concept_maps.new_zeros(0, self._row_size, dtype=torch.float32))
-        control = self._control(concept_maps.shape[2:], image_size)
+        self.keep(concept_maps.new_zeros(0, _ROW_SIZE, dtype=torch.float32))
+        control = _control(tuple(concept_maps.shape[2:]), tuple(image_size), self.seed)
         for pairs in drawn_pairs(concept_maps, boxes or ConceptBoxes.empty(), image_size):
-            scores = pair_scores(
-                pairs,
-                control,
-                tolerance=self.tolerance,
-                iou_threshold=self.iou_threshold,
-                energy=self.energy,
-            )
+            scores = self._pair_scores(pairs, control)
             self.keep(torch.cat([part.float().view(len(part), -1) for part in scores], dim=1))
 
     def compute(self) -> LocalizationScores:
         """The scores of each concept."""
-        rows = self.kept(self._row_size)
-        single = len(PairScores._fields) - 1  # all but the curve
-        concept, *values = rows[:, :single].unbind(1)
-        scores = PairScores._make((concept.long(), *values, rows[:, single:]))
+        rows = self.kept(_ROW_SIZE)
+        concept, *values = rows[:, :_SINGLE].unbind(1)
+        scores = PairScores._make((concept.long(), *values, rows[:, _SINGLE:]))
         return summarize(scores, self.num_concepts, self.size_limits)
 
-    @property
-    def _row_size(self) -> int:
-        return len(PairScores._fields) - 1 + len(IOU_THRESHOLDS)
 
-    def _control(self, grid: Sequence[int], image_size: Sequence[int]) -> Tensor:
-        key = (*grid, *image_size)
-        if key not in self._controls:
-            generator = torch.Generator().manual_seed(self.seed)
-            self._controls[key] = random_peaks(grid, image_size, generator=generator)
-        return self._controls[key]
+@functools.lru_cache(maxsize=8)
+def _control(grid: tuple[int, ...], image_size: tuple[int, ...], seed: int) -> Tensor:
+    return random_peaks(grid, image_size, generator=torch.Generator().manual_seed(seed))
 
 
-def _group_means(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """(G,) mean of the defined values of each group, and how many there are."""
+def _group_means(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(G, ...) mean of the defined values (P, ...) of each group, float64."""
     defined = ~values.isnan()
-    counts = torch.bincount(group[defined], minlength=groups)
-    sums = torch.bincount(group[defined], weights=values[defined].double(), minlength=groups)
-    return sums / counts, counts
+    nothing = torch.zeros(groups, *values.shape[1:], dtype=torch.float64)
+    sums = nothing.index_add(0, group, torch.where(defined, values, 0).double())
+    return sums / nothing.index_add(0, group, defined.double())

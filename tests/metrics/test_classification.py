@@ -441,7 +441,7 @@ def test_bad_input_is_named():
     logits = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"both be \(N, L\), got \(3, 2\) and \(3, 1\)"):
         per_label_metrics(logits, torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="with NaN for unknown; got -1 to 0"):
+    with pytest.raises(ValueError, match="with NaN for unknown; got -1"):
         per_label_metrics(logits, torch.tensor([[0.0, -1]] * 3))
     with pytest.raises(ValueError, match=r"logits of labels \[1\] hold NaN"):
         per_label_metrics(torch.tensor([[0.0, nan]] * 3), torch.zeros(3, 2))
@@ -451,7 +451,7 @@ def test_bad_input_is_named():
         per_label_metrics(logits, logits, threshold=torch.full((3,), 0.5))
     with pytest.raises(ValueError, match=r"sum to 1 in each row, or be NaN; got \[0.0, 0.0\]"):
         task_scores(logits, torch.zeros(3, 2), "multiclass")
-    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\) and \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"must both be \(N, L\), got \(3, 2\) and \(2, 2\)"):
         MacroAUROC().update(logits, torch.zeros(2, 2))
 
 
