@@ -1,154 +1,108 @@
 """Concept-bottleneck models for (medical) images: named findings, their places, and what they counted for."""
 
-import importlib
 from typing import TYPE_CHECKING
 
-from conceptcam._version import __version__
+from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
-    from conceptcam.analysis.evaluation import Evaluation, evaluate, fit_thresholds
-    from conceptcam.analysis.explanation import Explanation, explain
-    from conceptcam.backbones import Backbone, BackboneOptions, create_backbone, list_backbones, register_backbone
-    from conceptcam.config import ConceptConfig, TrainingRecord
-    from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
-    from conceptcam.data.boxes import ConceptBoxes
-    from conceptcam.data.coco import CocoDataset
-    from conceptcam.data.labels import resolve_uncertain
-    from conceptcam.data.phantom.dataset import PhantomDataset
-    from conceptcam.hub.card import model_card
-    from conceptcam.hub.zoo import list_architectures, list_models, model_info
+    from conceptcam._version import __version__ as __version__
+    from conceptcam.analysis.evaluation import (
+        Evaluation as Evaluation,
+        evaluate as evaluate,
+        fit_thresholds as fit_thresholds,
+    )
+    from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
+    from conceptcam.backbones import (
+        Backbone as Backbone,
+        BackboneOptions as BackboneOptions,
+        create_backbone as create_backbone,
+        list_backbones as list_backbones,
+        register_backbone as register_backbone,
+    )
+    from conceptcam.config import ConceptConfig as ConceptConfig, TrainingRecord as TrainingRecord
+    from conceptcam.data.batch import (
+        ConceptBatch as ConceptBatch,
+        ConceptDataset as ConceptDataset,
+        ConceptItem as ConceptItem,
+        collate as collate,
+    )
+    from conceptcam.data.boxes import ConceptBoxes as ConceptBoxes
+    from conceptcam.data.coco import CocoDataset as CocoDataset
+    from conceptcam.data.images import load_image as load_image
+    from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
+    from conceptcam.data.phantom.dataset import PhantomDataset as PhantomDataset
+    from conceptcam.data.transforms import (
+        BoxAwareTransform as BoxAwareTransform,
+        default_augmentation as default_augmentation,
+    )
+    from conceptcam.hub.card import model_card as model_card
+    from conceptcam.hub.zoo import (
+        list_architectures as list_architectures,
+        list_models as list_models,
+        model_info as model_info,
+    )
     from conceptcam.losses import (
-        BBoxGuidedConceptLoss,
-        PrototypeContrastiveLoss,
-        box_localization_loss,
-        class_balanced_loss,
-        compute_pos_weight,
-        prototype_contrastive_loss,
+        BBoxGuidedConceptLoss as BBoxGuidedConceptLoss,
+        PrototypeContrastiveLoss as PrototypeContrastiveLoss,
+        box_localization_loss as box_localization_loss,
+        class_balanced_loss as class_balanced_loss,
+        compute_pos_weight as compute_pos_weight,
+        prototype_contrastive_loss as prototype_contrastive_loss,
     )
-    from conceptcam.model.concept_model import ConceptModel, create_model
-    from conceptcam.model.outputs import ConceptOutput, ConceptPart
-    from conceptcam.model.pooling import create_pooling, list_poolings
-    from conceptcam.model.predictions import Predictions
+    from conceptcam.model.concept_model import ConceptModel as ConceptModel, create_model as create_model
+    from conceptcam.model.outputs import ConceptOutput as ConceptOutput, ConceptPart as ConceptPart
+    from conceptcam.model.pooling import create_pooling as create_pooling, list_poolings as list_poolings
+    from conceptcam.model.predictions import Predictions as Predictions
     from conceptcam.training.history import (
-        CSVLogger,
-        EpochResult,
-        TensorBoardLogger,
-        plot_learning_curves,
-        read_history,
+        CSVLogger as CSVLogger,
+        EpochResult as EpochResult,
+        TensorBoardLogger as TensorBoardLogger,
+        plot_learning_curves as plot_learning_curves,
+        read_history as read_history,
     )
-    from conceptcam.training.presets import Preset, get_preset, list_presets
-    from conceptcam.training.stages import Stage
-    from conceptcam.training.trainer import Trainer
-
-# Public name -> module that defines it. Resolved on first use (PEP 562), so that importing the package is
-# instant and whoever only wants a loss does not wait for timm.
-_PUBLIC: dict[str, str] = {
-    "BBoxGuidedConceptLoss": "conceptcam.losses",
-    "Backbone": "conceptcam.backbones",
-    "BackboneOptions": "conceptcam.backbones",
-    "CocoDataset": "conceptcam.data.coco",
-    "ConceptBatch": "conceptcam.data.batch",
-    "ConceptBoxes": "conceptcam.data.boxes",
-    "ConceptConfig": "conceptcam.config",
-    "ConceptDataset": "conceptcam.data.batch",
-    "ConceptItem": "conceptcam.data.batch",
-    "ConceptModel": "conceptcam.model.concept_model",
-    "ConceptOutput": "conceptcam.model.outputs",
-    "EpochResult": "conceptcam.training.history",
-    "Evaluation": "conceptcam.analysis.evaluation",
-    "Explanation": "conceptcam.analysis.explanation",
-    "CSVLogger": "conceptcam.training.history",
-    "TrainingRecord": "conceptcam.config",
-    "PhantomDataset": "conceptcam.data.phantom.dataset",
-    "Predictions": "conceptcam.model.predictions",
-    "Preset": "conceptcam.training.presets",
-    "PrototypeContrastiveLoss": "conceptcam.losses",
-    "ConceptPart": "conceptcam.model.outputs",
-    "Stage": "conceptcam.training.stages",
-    "TensorBoardLogger": "conceptcam.training.history",
-    "Trainer": "conceptcam.training.trainer",
-    "box_localization_loss": "conceptcam.losses",
-    "fit_thresholds": "conceptcam.analysis.evaluation",
-    "class_balanced_loss": "conceptcam.losses",
-    "collate": "conceptcam.data.batch",
-    "create_backbone": "conceptcam.backbones",
-    "create_model": "conceptcam.model.concept_model",
-    "create_pooling": "conceptcam.model.pooling",
-    "evaluate": "conceptcam.analysis.evaluation",
-    "explain": "conceptcam.analysis.explanation",
-    "plot_learning_curves": "conceptcam.training.history",
-    "list_architectures": "conceptcam.hub.zoo",
-    "list_backbones": "conceptcam.backbones",
-    "list_models": "conceptcam.hub.zoo",
-    "list_poolings": "conceptcam.model.pooling",
-    "list_presets": "conceptcam.training.presets",
-    "model_card": "conceptcam.hub.card",
-    "model_info": "conceptcam.hub.zoo",
-    "compute_pos_weight": "conceptcam.losses",
-    "get_preset": "conceptcam.training.presets",
-    "prototype_contrastive_loss": "conceptcam.losses",
-    "read_history": "conceptcam.training.history",
-    "register_backbone": "conceptcam.backbones",
-    "resolve_uncertain": "conceptcam.data.labels",
-}
-
-__all__ = [
-    "BBoxGuidedConceptLoss",
-    "Backbone",
-    "BackboneOptions",
-    "CocoDataset",
-    "ConceptBatch",
-    "ConceptBoxes",
-    "ConceptConfig",
-    "ConceptDataset",
-    "ConceptItem",
-    "ConceptModel",
-    "ConceptOutput",
-    "EpochResult",
-    "Evaluation",
-    "Explanation",
-    "CSVLogger",
-    "TrainingRecord",
-    "PhantomDataset",
-    "Predictions",
-    "Preset",
-    "PrototypeContrastiveLoss",
-    "ConceptPart",
-    "Stage",
-    "TensorBoardLogger",
-    "Trainer",
-    "box_localization_loss",
-    "fit_thresholds",
-    "class_balanced_loss",
-    "collate",
-    "create_backbone",
-    "create_model",
-    "create_pooling",
-    "evaluate",
-    "explain",
-    "plot_learning_curves",
-    "list_architectures",
-    "list_backbones",
-    "list_models",
-    "list_poolings",
-    "list_presets",
-    "model_card",
-    "model_info",
-    "compute_pos_weight",
-    "get_preset",
-    "prototype_contrastive_loss",
-    "read_history",
-    "register_backbone",
-    "resolve_uncertain",
-    "__version__",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'conceptcam' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    from conceptcam.training.presets import Preset as Preset, get_preset as get_preset, list_presets as list_presets
+    from conceptcam.training.stages import Stage as Stage
+    from conceptcam.training.trainer import Trainer as Trainer
+else:
+    # Loaded on first use, so that importing the package is instant and who wants only a loss does not wait for timm.
+    __all__, __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "_version": ["__version__"],
+            "analysis.evaluation": ["Evaluation", "evaluate", "fit_thresholds"],
+            "analysis.explanation": ["Explanation", "explain"],
+            "backbones": ["Backbone", "BackboneOptions", "create_backbone", "list_backbones", "register_backbone"],
+            "config": ["ConceptConfig", "TrainingRecord"],
+            "data.batch": ["ConceptBatch", "ConceptDataset", "ConceptItem", "collate"],
+            "data.boxes": ["ConceptBoxes"],
+            "data.coco": ["CocoDataset"],
+            "data.images": ["load_image"],
+            "data.labels": ["resolve_uncertain"],
+            "data.phantom.dataset": ["PhantomDataset"],
+            "data.transforms": ["BoxAwareTransform", "default_augmentation"],
+            "hub.card": ["model_card"],
+            "hub.zoo": ["list_architectures", "list_models", "model_info"],
+            "losses": [
+                "BBoxGuidedConceptLoss",
+                "PrototypeContrastiveLoss",
+                "box_localization_loss",
+                "class_balanced_loss",
+                "compute_pos_weight",
+                "prototype_contrastive_loss",
+            ],
+            "model.concept_model": ["ConceptModel", "create_model"],
+            "model.outputs": ["ConceptOutput", "ConceptPart"],
+            "model.pooling": ["create_pooling", "list_poolings"],
+            "model.predictions": ["Predictions"],
+            "training.history": [
+                "CSVLogger",
+                "EpochResult",
+                "TensorBoardLogger",
+                "plot_learning_curves",
+                "read_history",
+            ],
+            "training.presets": ["Preset", "get_preset", "list_presets"],
+            "training.stages": ["Stage"],
+            "training.trainer": ["Trainer"],
+        },
+    )

@@ -4,8 +4,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 
 
-def hand_on(room: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a room.
+def hand_on(
+    room: str, names: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
+    """`__all__`, `__getattr__` and `__dir__` of a room.
+
+    Type checkers cannot follow this, so a room imports the same names for them, each as itself, under `TYPE_CHECKING`.
 
     Args:
         room: Its module's name.
@@ -18,4 +22,4 @@ def hand_on(room: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
             return getattr(importlib.import_module(homes[name]), name)
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
-    return load, lambda: sorted(homes)
+    return sorted(homes), load, lambda: sorted(homes)

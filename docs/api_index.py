@@ -68,7 +68,7 @@ def public_names(page: str) -> dict[str, Any]:
 
 
 def shortest_name(item: Any) -> str:
-    """`ConceptConfig`, `losses.focal_loss` or `data.images.read_image`: what follows `conceptcam.` in an import."""
+    """`ConceptConfig`, `losses.focal_loss` or `data.images.load_image`: what follows `conceptcam.` in an import."""
     name, module = item.__name__, item.__module__.removeprefix("conceptcam.")
     if name in conceptcam.__all__:
         return name

@@ -1,3 +1,4 @@
+import ast
 import importlib
 import subprocess
 import sys
@@ -67,8 +68,16 @@ def test_every_public_name_comes_from_the_module_that_defines_it():
     assert names and set(dir(conceptcam)) == set(conceptcam.__all__)
     for name in names:
         thing = getattr(conceptcam, name)
-        assert thing is getattr(sys.modules[conceptcam._PUBLIC[name]], name)
-        assert getattr(thing, "__module__", conceptcam._PUBLIC[name]).startswith("conceptcam.")
+        assert thing.__module__.startswith("conceptcam.") and thing is getattr(sys.modules[thing.__module__], name)
+
+
+@pytest.mark.parametrize("room", ("", ".data", ".model", ".analysis"))
+def test_type_checkers_see_the_names_that_are_handed_on(room):
+    module = importlib.import_module(f"conceptcam{room}")
+    checked = ast.parse(Path(module.__file__).read_text("utf-8")).body[-1]
+    imports = [alias for statement in checked.body for alias in statement.names]
+    assert all(alias.name == alias.asname for alias in imports)  # so written, a strict checker lets users import it
+    assert sorted(alias.name for alias in imports) == module.__all__
 
 
 def test_a_name_that_is_not_there_is_an_ordinary_attribute_error():

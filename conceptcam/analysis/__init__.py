@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
-    from conceptcam.analysis.evaluation import Evaluation, evaluate, fit_thresholds
-    from conceptcam.analysis.explanation import Explanation, explain
-    from conceptcam.analysis.figures import overlay, save_png
-
-__all__ = ["Evaluation", "Explanation", "evaluate", "explain", "fit_thresholds", "overlay", "save_png"]
-
-__getattr__, __dir__ = hand_on(
-    __name__,
-    {
-        "evaluation": ["Evaluation", "evaluate", "fit_thresholds"],
-        "explanation": ["Explanation", "explain"],
-        "figures": ["overlay", "save_png"],
-    },
-)
+    from conceptcam.analysis.evaluation import (
+        Evaluation as Evaluation,
+        evaluate as evaluate,
+        fit_thresholds as fit_thresholds,
+    )
+    from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
+    from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
+else:
+    __all__, __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "evaluation": ["Evaluation", "evaluate", "fit_thresholds"],
+            "explanation": ["Explanation", "explain"],
+            "figures": ["overlay", "save_png"],
+        },
+    )

@@ -5,29 +5,32 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
-    from conceptcam.data.batch import ConceptBatch, ConceptDataset, ConceptItem, collate
-    from conceptcam.data.boxes import ConceptBoxes
-    from conceptcam.data.coco import CocoDataset
-    from conceptcam.data.images import load_image
-    from conceptcam.data.labels import resolve_uncertain
-    from conceptcam.data.transforms import BoxAwareTransform, Preprocess, default_augmentation
-    from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
-
-__all__ = [
-    "BoxAwareTransform", "CocoDataset", "ConceptBatch", "ConceptBoxes", "ConceptDataset",
-    "ConceptItem", "Preprocess", "VINDR_CONCEPTS", "VINDR_TASKS", "collate",
-    "default_augmentation", "load_image", "resolve_uncertain",
-]  # fmt: skip
-
-__getattr__, __dir__ = hand_on(
-    __name__,
-    {
-        "batch": ["ConceptBatch", "ConceptDataset", "ConceptItem", "collate"],
-        "boxes": ["ConceptBoxes"],
-        "coco": ["CocoDataset"],
-        "images": ["load_image"],
-        "labels": ["resolve_uncertain"],
-        "transforms": ["BoxAwareTransform", "Preprocess", "default_augmentation"],
-        "vindr": ["VINDR_CONCEPTS", "VINDR_TASKS"],
-    },
-)
+    from conceptcam.data.batch import (
+        ConceptBatch as ConceptBatch,
+        ConceptDataset as ConceptDataset,
+        ConceptItem as ConceptItem,
+        collate as collate,
+    )
+    from conceptcam.data.boxes import ConceptBoxes as ConceptBoxes
+    from conceptcam.data.coco import CocoDataset as CocoDataset
+    from conceptcam.data.images import load_image as load_image
+    from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
+    from conceptcam.data.transforms import (
+        BoxAwareTransform as BoxAwareTransform,
+        Preprocess as Preprocess,
+        default_augmentation as default_augmentation,
+    )
+    from conceptcam.data.vindr import VINDR_CONCEPTS as VINDR_CONCEPTS, VINDR_TASKS as VINDR_TASKS
+else:
+    __all__, __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "batch": ["ConceptBatch", "ConceptDataset", "ConceptItem", "collate"],
+            "boxes": ["ConceptBoxes"],
+            "coco": ["CocoDataset"],
+            "images": ["load_image"],
+            "labels": ["resolve_uncertain"],
+            "transforms": ["BoxAwareTransform", "Preprocess", "default_augmentation"],
+            "vindr": ["VINDR_CONCEPTS", "VINDR_TASKS"],
+        },
+    )

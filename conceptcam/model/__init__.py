@@ -5,22 +5,17 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
-    from conceptcam.model.concept_model import ConceptModel, create_model
-    from conceptcam.model.outputs import ConceptOutput, ConceptPart
-    from conceptcam.model.pooling import create_pooling, list_poolings
-    from conceptcam.model.predictions import Predictions
-
-__all__ = [
-    "ConceptModel", "ConceptOutput", "ConceptPart", "Predictions", "create_model", "create_pooling",
-    "list_poolings",
-]  # fmt: skip
-
-__getattr__, __dir__ = hand_on(
-    __name__,
-    {
-        "concept_model": ["ConceptModel", "create_model"],
-        "outputs": ["ConceptOutput", "ConceptPart"],
-        "pooling": ["create_pooling", "list_poolings"],
-        "predictions": ["Predictions"],
-    },
-)
+    from conceptcam.model.concept_model import ConceptModel as ConceptModel, create_model as create_model
+    from conceptcam.model.outputs import ConceptOutput as ConceptOutput, ConceptPart as ConceptPart
+    from conceptcam.model.pooling import create_pooling as create_pooling, list_poolings as list_poolings
+    from conceptcam.model.predictions import Predictions as Predictions
+else:
+    __all__, __getattr__, __dir__ = hand_on(
+        __name__,
+        {
+            "concept_model": ["ConceptModel", "create_model"],
+            "outputs": ["ConceptOutput", "ConceptPart"],
+            "pooling": ["create_pooling", "list_poolings"],
+            "predictions": ["Predictions"],
+        },
+    )

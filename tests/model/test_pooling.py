@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from conceptcam.model.pooling import AttentionPool, LsePool, TopkPool, create_pooling, list_poolings
