@@ -49,9 +49,9 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)}; known: {names}")
 
 
-def shorten(names: Iterable[object]) -> str:
-    """Names as Python writes them, `'a', 'b'`; of more than eight, the first three and how many more there are."""
-    shown = [repr(name) for name in names]
+def shorten(texts: Iterable[str]) -> str:
+    """Texts joined by commas; of more than eight, the first three and how many more there are."""
+    shown = list(texts)
     return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
 
 

@@ -220,7 +220,7 @@ def _short(record: "ConceptConfig | TrainingRecord") -> str:
 
 def _few(value: object) -> str:
     if isinstance(value, tuple) and len(value) > _MANY:
-        return f"({shorten(value)})"
+        return f"({shorten(map(repr, value))})"
     if isinstance(value, Mapping) and len(value) > _MANY:
         first = ", ".join(f"{key!r}: {inner!r}" for key, inner in list(value.items())[:3])
         return f"{{{first} and {len(value) - 3} more}}"

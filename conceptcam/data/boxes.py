@@ -1,13 +1,16 @@
 """Bounding boxes of concepts, for a whole batch at once."""
 
+import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import einsum
 from torch import Tensor
+
+from conceptcam._checks import check_choice
 
 MaskRule = Literal["coverage", "center"]
 
@@ -29,8 +32,8 @@ class PairMasks(NamedTuple):
 class ConceptBoxes:
     """N boxes drawn in a batch of images, stored flat.
 
-    An image without boxes may stand for two things: somebody looked and drew none (give it an empty
-    `ConceptBoxes`), or nobody looked (give it None where boxes are per image).
+    An image without boxes can mean two things. If somebody looked and found nothing to draw, its boxes are an
+    empty `ConceptBoxes`. If nobody looked, they are None, wherever boxes are given per image.
 
     Attributes:
         xyxy: (N, 4) left, top, right, bottom, as fractions of the image width and height in [0, 1].
@@ -90,9 +93,7 @@ class ConceptBoxes:
 
         None, an image in which nobody drew, gives no boxes but keeps its number.
         """
-        drawn = [(index, boxes) for index, boxes in enumerate(per_image) if boxes is not None]
-        if not drawn:
-            return cls.empty()
+        drawn = [(index, boxes) for index, boxes in enumerate(per_image) if boxes is not None] or [(0, cls.empty())]
         return cls(
             torch.cat([boxes.xyxy for _, boxes in drawn]),
             torch.cat([boxes.concept for _, boxes in drawn]),
@@ -112,24 +113,19 @@ class ConceptBoxes:
         Raises:
             ValueError: If a box has neither form, or is invalid.
         """
-        rows = [(box, image) for image, boxes in enumerate(per_image) for box in boxes or ()]
+        rows = [(*_parse(box), image) for image, boxes in enumerate(per_image) for box in boxes or ()]
         if not rows:
             return cls.empty()
-        corners = [_corners(box) for box, _ in rows]
-        concepts = [_index(box) for box, _ in rows]
-        return cls(
-            torch.tensor(corners, dtype=torch.float32),
-            torch.tensor(concepts),
-            torch.tensor([image for _, image in rows]),
-        )
+        corners, concepts, images = zip(*rows, strict=True)
+        return cls(torch.tensor(corners, dtype=torch.float32), torch.tensor(concepts), torch.tensor(images))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBoxes":
         """The same boxes on another device."""
-        return self._like(*(part.to(device, non_blocking=non_blocking) for part in self._tensors()))
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "ConceptBoxes":
         """The same boxes in pinned memory; `DataLoader(pin_memory=True)` calls it."""
-        return self._like(*(part.pin_memory() for part in self._tensors()))
+        return self._map(Tensor.pin_memory)
 
     def check_fits(self, num_images: int, num_concepts: int) -> None:
         """Refuse boxes of an image or a concept that is not there.
@@ -158,8 +154,7 @@ class ConceptBoxes:
         Raises:
             ValueError: If a box has an image or concept index outside the shape, or the rule is unknown.
         """
-        if rule not in get_args(MaskRule):
-            raise ValueError(f"unknown mask `rule` {rule!r}; known: {list(get_args(MaskRule))}")
+        check_choice("rule", rule, MaskRule)
         images, concepts, height, width = shape
         self.check_fits(images, concepts)
         left, top, right, bottom = self.xyxy.unbind(1)
@@ -184,23 +179,16 @@ class ConceptBoxes:
         dense[pairs.image, pairs.concept] = pairs.inside
         return dense
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.xyxy, self.concept, self.image
-
-    def _like(self, xyxy: Tensor, concept: Tensor, image: Tensor) -> "ConceptBoxes":
-        """Copy without checking again what was checked when these boxes were made."""
-        copy = object.__new__(ConceptBoxes)
-        for name, value in (
-            ("xyxy", xyxy),
-            ("concept", concept),
-            ("image", image),
-            ("_highest", self._highest),
-        ):
-            object.__setattr__(copy, name, value)
-        return copy
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ConceptBoxes":
+        """Change each tensor without checking again what was checked when these boxes were made."""
+        changed = copy.copy(self)
+        for name in ("xyxy", "concept", "image"):
+            object.__setattr__(changed, name, change(getattr(self, name)))
+        return changed
 
 
-def _corners(box: Mapping[str, Any]) -> list[float]:
+def _parse(box: Mapping[str, Any]) -> tuple[list[float], int]:
+    """Corners and concept of a box given as a dict."""
     if not isinstance(box, Mapping):
         raise ValueError(
             f"boxes are a list of dicts per image, such as [[{{'concept_idx': 4, 'bbox': [x0, y0, x1, y1]}}], None]; "
@@ -215,12 +203,8 @@ def _corners(box: Mapping[str, Any]) -> list[float]:
         raise ValueError(
             f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}"
         ) from error
-    return [left, top, right, bottom]
-
-
-def _index(box: Mapping[str, Any]) -> int:
     try:
-        return operator.index(box["concept_idx"])
+        return [left, top, right, bottom], operator.index(box["concept_idx"])
     except TypeError as error:
         raise ValueError(f"'concept_idx' must be an integer, got {box['concept_idx']!r} in {dict(box)}") from error
 

@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_names
+from conceptcam._checks import check_choice, check_names, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, is_annotated, read_coco, some
-from conceptcam.data.images import read_image
+from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, is_annotated, read_coco
+from conceptcam.data.images import load_image
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 
 _UNCERTAIN = -1.0
@@ -49,8 +49,8 @@ class CocoDataset(ConceptDataset):
         uncertain: What a label of -1 counts as; see `resolve_uncertain`. By default it is unknown, which is best for
             data that figures are reported on. The box of an uncertain concept is drawn whatever it counts as, and
             the loss weighs it by its label.
-        task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, of which an uncertain one
-            has no share that could be named: it can only be ignored.
+        task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, and nobody can say which part of
+            it an uncertain one has: it can only be ignored.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -75,10 +75,8 @@ class CocoDataset(ConceptDataset):
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if invalid_boxes not in ("error", "skip"):
-            raise ValueError(f"unknown `invalid_boxes` {invalid_boxes!r}; known: ['error', 'skip']")
-        if task_kind not in get_args(TaskKind):
-            raise ValueError(f"unknown `task_kind` {task_kind!r}; known: {list(get_args(TaskKind))}")
+        check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
+        check_choice("task_kind", task_kind, TaskKind)
         self.augmentation, self.preprocess = augmentation, preprocess
         self.folder = Path(images)
         content = read_coco(Path(annotations))
@@ -121,7 +119,7 @@ class CocoDataset(ConceptDataset):
         """
         index = range(len(self))[index]  # -1 is the last, whose boxes are not those before the first
         entry = self._images[index]
-        image = read_image(self.folder / entry["file_name"])
+        image = load_image(self.folder / entry["file_name"])
         height, width = image.shape[1:]
         if (width, height) != (entry["width"], entry["height"]):
             raise ValueError(
@@ -140,14 +138,14 @@ class CocoDataset(ConceptDataset):
         denied = labels[self._drawn.image, self._drawn.concept] == 0
         pairs = zip(self._drawn.image[denied].tolist(), self._drawn.concept[denied].tolist(), strict=True)
         if found := [f"{self._images[i]['file_name']!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
-            raise ValueError(f"'concepts' says 0 where boxes are drawn, in {some(found)}; correct one of the two")
+            raise ValueError(f"'concepts' says 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
 
     def _refuse_uncertain(self, targets: Tensor) -> None:
         """Refuse uncertain labels of tasks that exclude each other."""
         rows = (targets == _UNCERTAIN).any(dim=1).nonzero()[:, 0].tolist()
         if found := [repr(self._images[i]["file_name"]) for i in rows]:
             raise ValueError(
-                f"'tasks' says -1 (uncertain) in {some(found)}; in a multi-class task that can only be ignored: "
+                f"'tasks' says -1 (uncertain) in {shorten(found)}; in a multi-class task that can only be ignored: "
                 "write null there, or pass uncertain='ignore'"
             )
 
@@ -161,7 +159,7 @@ def _chosen(what: str, names: Sequence[str], known: Sequence[str], *, at_least: 
 
 def _with_near(unknown: Sequence[str], known: Sequence[str]) -> str:
     near = {name: get_close_matches(name, known, n=2) for name in unknown}
-    return some(
+    return shorten(
         [f"{name!r} (near: {', '.join(map(repr, close))})" if close else repr(name) for name, close in near.items()]
     )
 

@@ -3,12 +3,14 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from conceptcam._checks import shorten
 
 InvalidBoxes = Literal["error", "skip"]
 
@@ -78,7 +80,7 @@ def _has(entry: Any, fields: Mapping[str, Any]) -> bool:
 
 def _refuse_repeated(what: str, values: list[Any]) -> None:
     if repeated := [repr(value) for value, count in Counter(values).items() if count > 1]:
-        raise ValueError(f"repeated {what}: {some(repeated)}; each may occur once")
+        raise ValueError(f"repeated {what}: {shorten(repeated)}; each may occur once")
 
 
 def check_images(images: list[dict[str, Any]], folder: Path) -> None:
@@ -104,9 +106,9 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
                 )
     sizes = [(image["width"], image["height"]) for image in images]
     if wrong := [repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not min(size) > 0]:
-        raise ValueError(f"width and height must be above 0, which they are not for {some(wrong)}")
+        raise ValueError(f"width and height must be above 0, which they are not for {shorten(wrong)}")
     if missing := [repr(image["file_name"]) for image in images if not (folder / image["file_name"]).is_file()]:
-        raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {some(missing)}")
+        raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {shorten(missing)}")
 
 
 def draw_boxes(
@@ -129,19 +131,19 @@ def draw_boxes(
     for key, known in (("image_id", row), ("category_id", categories)):
         if strange := [entry for entry in annotations if entry[key] not in known]:
             ids = list(dict.fromkeys(repr(entry[key]) for entry in strange))
-            raise ValueError(f"{len(strange)} of {len(annotations)} annotations have an unknown {key}: {some(ids)}")
+            raise ValueError(f"{len(strange)} of {len(annotations)} annotations have an unknown {key}: {shorten(ids)}")
     chosen = [entry for entry in annotations if categories[entry["category_id"]] in concepts]
     chosen.sort(key=lambda entry: row[entry["image_id"]])
     image = torch.tensor([row[entry["image_id"]] for entry in chosen], dtype=torch.long)
     concept = torch.tensor([concepts.index(categories[entry["category_id"]]) for entry in chosen], dtype=torch.long)
     if unlooked := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not is_annotated(images[i])]:
-        raise ValueError(f"'annotated' is false, yet there are annotations, for {some(unlooked)}")
+        raise ValueError(f"'annotated' is false, yet there are annotations, for {shorten(unlooked)}")
     sizes = torch.tensor([[entry["width"], entry["height"]] for entry in images], dtype=torch.float64)
     xyxy, bad = _fractions(
         torch.tensor([_numbers(entry["bbox"]) for entry in chosen], dtype=torch.float64).view(-1, 4), sizes[image]
     )
     if bad.any():
-        found = some([_describe(chosen[i], images[image[i]]) for i in bad.nonzero()[:, 0].tolist()])
+        found = shorten([_describe(chosen[i], images[image[i]]) for i in bad.nonzero()[:, 0].tolist()])
         if invalid_boxes == "error":
             raise ValueError(
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
@@ -176,12 +178,5 @@ def _describe(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
 
 
 def is_annotated(image: Mapping[str, Any]) -> bool:
-    """Whether somebody drew boxes in an image, unless there was nothing to draw."""
+    """Whether somebody looked at an image to draw boxes; there may have been nothing to draw."""
     return image.get("annotated") is not False
-
-
-def some(items: Iterable[str]) -> str:
-    """The first three of them, and how many more there are."""
-    listed = list(items)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more

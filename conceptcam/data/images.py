@@ -22,52 +22,30 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError,
 _SLACK = 1e-3
 
 
-def read_image(path: str | PathLike[str]) -> Tensor:
-    """The picture in a file, upright and at its full bit depth.
-
-    Grey images are repeated to three channels. A rotation noted in EXIF is applied, palettes are looked
-    up, and transparent pixels are laid over black. Colour files of 16 bits per channel come at 8 bits,
-    because Pillow reads them so.
-
-    Args:
-        path: A file in any single-image format that Pillow reads.
-
-    Returns:
-        (3, H, W) uint8, or, for files of more than 8 bits, float32 in [0, 1], where 1 is the highest
-        value that the file's bit depth allows (65535 for 16 bits).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: Naming the file, if it cannot be read, is cut short, holds several pages, or holds
-            numbers without a known range (32-bit integers, floats outside [0, 1]).
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return _from_pillow(image)
-    except FileNotFoundError:
-        raise
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
-
-
 def load_image(image: Any) -> Tensor:
-    """The one door through which a caller's image enters: checked, and as (3, H, W).
+    """An image as a tensor, checked, upright and at its full bit depth.
+
+    Grey images are repeated to three channels. In files and Pillow images, a rotation noted in EXIF is applied,
+    palettes are looked up, and transparent pixels are laid over black. Colour files of 16 bits per channel come at
+    8 bits, because Pillow reads them so.
 
     Args:
-        image: A path; a Pillow image; or a numpy array or tensor of shape (H, W), (3, H, W), (H, W, 3),
-            (1, H, W) or (H, W, 1), of type uint8, uint16, or float in [0, 1].
+        image: The path of a file in any single-image format that Pillow reads; a Pillow image; or a numpy array or
+            tensor of shape (H, W), (3, H, W), (H, W, 3), (1, H, W) or (H, W, 1), of type uint8, uint16, or float in
+            [0, 1].
 
     Returns:
-        (3, H, W) uint8, or float32 in [0, 1].
+        (3, H, W) uint8, or, for more than 8 bits, float32 in [0, 1], where 1 is the highest value that the bit depth
+        allows (65535 for 16 bits).
 
     Raises:
         TypeError: If `image` is none of these.
-        ValueError: If shape, type or range cannot be those of a raw image; the message says what to do.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file cannot be read, is cut short, holds several pages, or holds numbers without a known
+            range (32-bit integers, floats outside [0, 1]); or if shape, type or range cannot be those of a raw image.
     """
     if isinstance(image, str | PathLike):
-        return read_image(image)
+        return _from_file(image)
     if isinstance(image, Tensor):
         return _from_numbers(image.detach(), prefer_last=False)
     if isinstance(image, np.ndarray):
@@ -84,6 +62,18 @@ def load_image(image: Any) -> Tensor:
         except _DAMAGE as error:
             raise ValueError(f"cannot use the Pillow image: {error}") from error
     raise TypeError(f"expected a path, Pillow image, numpy array or tensor, got {type(image).__name__}")
+
+
+def _from_file(path: str | PathLike[str]) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return _from_pillow(image)
+    except FileNotFoundError:
+        raise
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
 
 
 def _from_pillow(image: "Image.Image") -> Tensor:

@@ -1,9 +1,9 @@
-"""What does "uncertain" mean? One answer, given once, before a loss, a weight or a metric sees a label.
+"""What an "uncertain" label counts as, decided once, before a loss, a class weight or a metric sees it.
 
-A report can affirm a finding (1), deny it (0), leave it open (a code such as CheXpert's -1) or not mention it
-(NaN). The last two differ: somebody looked and could not say, or nobody said anything. Losses, weights and
-metrics know 0, 1, what lies between, and NaN; a reader turns the code into one of these, and all three then see
-the same label.
+A report can confirm a finding (1), deny it (0), call it uncertain (a code such as CheXpert's -1) or not mention it
+(NaN). The last two differ: in the first case somebody looked and could not decide, in the second nobody said
+anything. Losses, class weights and metrics know labels from 0 to 1, and NaN. The reader of a data set turns the code
+into one of these, so all three see the same label.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+
+from conceptcam._checks import check_known
 
 Uncertain = Literal["ignore", "zeros", "ones", "soft"]
 
@@ -53,18 +55,13 @@ def resolve_uncertain(
     Raises:
         ValueError: If a label is none of the above (it names the value and its place), or an option is impossible.
     """
-    if policy not in get_args(Uncertain):
-        raise ValueError(f"unknown policy {policy!r} for uncertain labels; known: {list(get_args(Uncertain))}")
-    _check_code(uncertain)
+    check_known("policy for uncertain labels", policy, get_args(Uncertain))
+    if not math.isfinite(uncertain) or 0 <= uncertain <= 1:
+        raise ValueError(f"the code of uncertain labels must be a number outside [0, 1], got `uncertain={uncertain:g}`")
     values = _numbers(labels)
     unsure = values == uncertain
     _refuse_strange(values, unsure, uncertain)
     return torch.where(unsure, _replacement(values, unsure, policy, soft, generator), values)
-
-
-def _check_code(uncertain: float) -> None:
-    if not math.isfinite(uncertain) or 0 <= uncertain <= 1:
-        raise ValueError(f"the code of uncertain labels must be a number outside [0, 1], got `uncertain={uncertain:g}`")
 
 
 def _numbers(labels: Tensor | np.ndarray) -> Tensor:
@@ -92,7 +89,7 @@ def _replacement(
     soft: float | tuple[float, float],
     generator: torch.Generator | None,
 ) -> Tensor:
-    """What stands in for uncertain labels: one number, or one of its own in each of their places."""
+    """What uncertain labels become: one number for all, or a tensor with a number drawn for each of them."""
     if policy != "soft":
         return values.new_tensor({"ignore": torch.nan, "zeros": 0.0, "ones": 1.0}[policy])
     ends = (soft, soft) if isinstance(soft, int | float) else tuple(soft)
@@ -108,5 +105,5 @@ def _replacement(
 
 
 def digest(*labels: Tensor) -> str:
-    """SHA-256 of labels, by which data are known again wherever they are."""
+    """SHA-256 of labels, which tells whether two data sets are the same, on whatever device."""
     return hashlib.sha256(b"".join(part.detach().cpu().float().numpy().tobytes() for part in labels)).hexdigest()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from conceptcam._checks import check_choice
 from conceptcam.data.batch import ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -95,7 +96,7 @@ class BoxAwareTransform:
 
     Args:
         transform: Any transform of `torchvision.transforms.v2`, or a `Compose` of several.
-        min_visible: Least share of its area that a box must keep in view, in [0, 1].
+        min_visible: Least part of its area that a box must keep in view, in [0, 1].
         lost_boxes: What becomes of the label of a concept that lost all its boxes: `"unknown"`, or
             `"keep"` where the label does not depend on seeing the finding.
 
@@ -118,8 +119,7 @@ class BoxAwareTransform:
             raise TypeError(f"expected a transform of torchvision.transforms.v2, got {kind}; only v2 moves boxes")
         if not 0 <= min_visible <= 1:
             raise ValueError(f"`min_visible` must be in [0, 1], got {min_visible}")
-        if lost_boxes not in ("unknown", "keep"):
-            raise ValueError(f"unknown `lost_boxes` {lost_boxes!r}; known: ['unknown', 'keep']")
+        check_choice("lost_boxes", lost_boxes, LostBoxes)
         self.transform = transform
         self.min_visible = min_visible
         self.lost_boxes = lost_boxes

@@ -321,8 +321,8 @@ class ConceptModel(nn.Module):
         config, size = self.config, " x ".join(map(str, self.config.image_size))
         lines = [
             f"ConceptModel of {size} images on {config.backbone!r}",
-            f"  {len(config.concepts)} concepts: {shorten(config.concepts)}",
-            f"  {len(config.tasks)} tasks: {shorten(config.tasks) or '-'}",
+            f"  {len(config.concepts)} concepts: {shorten(map(repr, config.concepts))}",
+            f"  {len(config.tasks)} tasks: {shorten(map(repr, config.tasks)) or '-'}",
             f"  taught: {', '.join(self.record.stages) or 'nothing yet'}",
         ]
         for name, part in self.named_children():

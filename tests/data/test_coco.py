@@ -225,10 +225,10 @@ def test_skipped_boxes_are_named_and_leave_an_unknown_label(
 
 def test_missing_images_are_named_and_counted(tmp_path: Path, content: dict[str, Any]):
     content["images"] += [
-        {"id": number, "file_name": f"gone{number}.png", "width": 4, "height": 4} for number in range(20, 25)
+        {"id": number, "file_name": f"gone{number}.png", "width": 4, "height": 4} for number in range(20, 30)
     ]
     assert refused(tmp_path, content) == (
-        f"5 of 8 images are missing from {str(tmp_path)!r}: 'gone20.png', 'gone21.png', 'gone22.png' and 2 more"
+        f"10 of 13 images are missing from {str(tmp_path)!r}: 'gone20.png', 'gone21.png', 'gone22.png' and 7 more"
     )
 
 
@@ -273,7 +273,8 @@ def test_repeated_and_empty_choices_are_refused(tmp_path: Path, content: dict[st
     assert "repeated: ['Edema']" in refused(tmp_path, content, concepts=["Edema", "Edema"])
     assert "at least 1 name(s)" in refused(tmp_path, content, concepts=[])
     assert "unknown `invalid_boxes` 'drop'; known:" in refused(tmp_path, content, invalid_boxes="drop")
-    assert "unknown policy 'one' for uncertain labels; known:" in refused(tmp_path, content, uncertain="one")
+    said = refused(tmp_path, content, uncertain="one")
+    assert "unknown policy for uncertain labels 'one'; did you mean ['ones']; known:" in said
     assert "unknown `task_kind` 'binary'; known:" in refused(tmp_path, content, task_kind="binary")
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, TiffImagePlugin
 
-from conceptcam.data.images import load_image, read_image
+from conceptcam.data.images import load_image
 
 RAMP = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)  # 0 to 64491
 COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -25,7 +25,7 @@ def first(image: torch.Tensor) -> np.ndarray:
 
 def test_colours_are_read_exactly(tmp_path: Path):
     Image.fromarray(COLORS).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png")
     assert image.dtype == torch.uint8
     assert np.array_equal(image.permute(1, 2, 0).numpy(), COLORS)
 
@@ -34,14 +34,14 @@ def test_colours_are_read_exactly(tmp_path: Path):
 def test_sixteen_bits_are_scaled_by_the_bit_depth_and_none_are_lost(tmp_path: Path, suffix: str):
     options = {"irreversible": False} if suffix == "jp2" else {}
     Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}", **options)
-    image = read_image(str(tmp_path / f"a.{suffix}"))
+    image = load_image(str(tmp_path / f"a.{suffix}"))
     assert image.dtype == torch.float32
     assert np.allclose(first(image) * 65535, RAMP, atol=0.01)
 
 
 def test_twelve_bits_packed_in_a_tiff_are_scaled_by_twelve_bits(tmp_path: Path):
     (tmp_path / "a.tif").write_bytes(twelve_bit_tiff([0, 4095, 2048, 1024]))
-    assert first(read_image(tmp_path / "a.tif")) == pytest.approx(np.array([[0, 4095], [2048, 1024]]) / 4095, abs=1e-6)
+    assert first(load_image(tmp_path / "a.tif")) == pytest.approx(np.array([[0, 4095], [2048, 1024]]) / 4095, abs=1e-6)
 
 
 def twelve_bit_tiff(values: list[int]) -> bytes:
@@ -77,7 +77,7 @@ def test_transparent_pixels_are_laid_over_black(tmp_path: Path):
     image = Image.new("RGBA", (2, 1), (200, 100, 50, 255))
     image.putpixel((1, 0), (200, 100, 50, 0))
     image.save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[:, 0].T.tolist() == [[200, 100, 50], [0, 0, 0]]
+    assert load_image(tmp_path / "a.png")[:, 0].T.tolist() == [[200, 100, 50], [0, 0, 0]]
 
 
 def test_the_transparent_colour_of_a_palette_is_laid_over_black(tmp_path: Path):
@@ -85,7 +85,7 @@ def test_the_transparent_colour_of_a_palette_is_laid_over_black(tmp_path: Path):
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png", transparency=0)
-    assert read_image(tmp_path / "a.png")[:, 0].T.tolist() == [[0, 0, 0], [200, 100, 50]]
+    assert load_image(tmp_path / "a.png")[:, 0].T.tolist() == [[0, 0, 0], [200, 100, 50]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -98,7 +98,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    upright = first(read_image(tmp_path / "a.png"))
+    upright = first(load_image(tmp_path / "a.png"))
     assert upright.shape == ((4, 6) if orientation < 5 else (6, 4))
     assert np.argwhere(upright).tolist() in ([[0, 0]], [[upright.shape[0] - 1, 0]])
     assert upright[0, 0] == 255
@@ -107,12 +107,12 @@ def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int):
 def test_a_float_tiff_in_the_unit_range_is_read(tmp_path: Path):
     values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     Image.fromarray(values).save(tmp_path / "a.tif")
-    assert np.array_equal(first(read_image(tmp_path / "a.tif")), values)
+    assert np.array_equal(first(load_image(tmp_path / "a.tif")), values)
 
 
 def refused(path: Path) -> str:
     with pytest.raises(ValueError) as caught:
-        read_image(path)
+        load_image(path)
     message = str(caught.value)
     assert message.startswith(f"cannot read the image {str(path)!r}: ")
     return message
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path):
 
 def test_a_missing_file_is_a_missing_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
-        read_image(tmp_path / "nowhere.png")
+        load_image(tmp_path / "nowhere.png")
 
 
 def test_an_image_of_several_pages_is_refused(tmp_path: Path):
@@ -266,7 +266,7 @@ def test_something_else_is_refused_by_its_type():
 
 def test_a_path_is_read(tmp_path: Path):
     Image.fromarray(COLORS).save(tmp_path / "a.png")
-    assert torch.equal(load_image(tmp_path / "a.png"), read_image(tmp_path / "a.png"))
+    assert torch.equal(load_image(tmp_path / "a.png"), load_image(str(tmp_path / "a.png")))
     with pytest.raises(FileNotFoundError, match=re.escape("b.png")):
         load_image(str(tmp_path / "b.png"))
 
