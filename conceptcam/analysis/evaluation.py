@@ -235,7 +235,7 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
             rows.append(tuple(part.cpu() for part in parts))
     if not rows:
         raise ValueError("there are no batches to evaluate on")
-    return _Answers(*(torch.cat(part) for part in zip(*rows, strict=True)), localization=localization.compute())
+    return _Answers._make([*map(torch.cat, zip(*rows, strict=True)), localization.compute()])
 
 
 def _columns(scores: LabelScores | LocalizationScores, titles: Mapping[str, str]) -> dict[str, Tensor]:

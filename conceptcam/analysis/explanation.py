@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
+from conceptcam._files import nan_to_null
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
@@ -83,25 +84,18 @@ class Explanation(NamedTuple):
         return _named(name, {explained.task: explained for explained in self.tasks}, "task")
 
     def as_dict(self) -> dict[str, Any]:
-        """Names and numbers, without maps, ready for JSON."""
-        return {
-            "concepts": {
-                prediction.concept: {
-                    "probability": prediction.probability,
-                    "threshold": None if math.isnan(prediction.threshold) else prediction.threshold,
-                }
-                for prediction in self.concepts
-            },
-            "tasks": {
-                task.task: {
-                    "probability": task.probability,
-                    "logit": task.logit,
-                    "bias": task.bias,
-                    "contributions": {part.concept: part.value for part in task.contributions},
-                }
-                for task in self.tasks
-            },
+        """Names and numbers, without maps, ready for JSON; an undefined number is None."""
+        concepts = {one.concept: {"probability": one.probability, "threshold": one.threshold} for one in self.concepts}
+        tasks = {
+            one.task: {
+                "probability": one.probability,
+                "logit": one.logit,
+                "bias": one.bias,
+                "contributions": {part.concept: part.value for part in one.contributions},
+            }
+            for one in self.tasks
         }
+        return nan_to_null({"concepts": concepts, "tasks": tasks})
 
     def figure(self, *, boxes: ConceptBoxes | None = None, concepts: Sequence[str] = (), top: int = 5) -> "Image":
         """The image beside the maps of its concepts.
@@ -118,13 +112,14 @@ class Explanation(NamedTuple):
 
         check_not_str("concepts", concepts)
         shown = [self.concept(name) for name in concepts] or list(self.concepts[:top])
+        names = [prediction.concept for prediction in shown]
         drawn = boxes or ConceptBoxes.empty()
         return concept_panel(
             self.image,
-            [prediction.concept for prediction in shown],
+            names,
             [prediction.heatmap for prediction in shown],
             captions=[f"p = {prediction.probability:.2f}" for prediction in shown],
-            boxes=[drawn.xyxy[drawn.concept == self.concept_names.index(prediction.concept)] for prediction in shown],
+            boxes=[drawn.xyxy[drawn.concept == self.concept_names.index(name)] for name in names],
         )
 
 
@@ -150,11 +145,10 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
     with eval_mode(model) as device:
         output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
+    probabilities = output.concept_logits[0].sigmoid().tolist()
     predictions = [
-        ConceptPrediction(name, float(probability), model.record.thresholds.get(name, math.nan), heatmap)
-        for name, probability, heatmap in zip(
-            model.config.concepts, output.concept_logits[0].sigmoid(), heatmaps, strict=True
-        )
+        ConceptPrediction(name, probability, model.record.thresholds.get(name, math.nan), heatmap)
+        for name, probability, heatmap in zip(model.config.concepts, probabilities, heatmaps, strict=True)
     ]
     predictions.sort(key=lambda prediction: -prediction.probability)
     tasks = _explain_tasks(model, output, heatmaps) if tasks_taught(model.config, model.record) else ()

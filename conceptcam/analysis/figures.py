@@ -134,7 +134,7 @@ def concept_panel(
         image: As in `overlay`.
         names: One name per concept.
         maps: One (h, w) map in [0, 1] per concept.
-        captions: One per concept, such as its probability and share; none given draws none.
+        captions: One per concept, such as its probability; none given draws none.
         boxes: One (N, 4) array per concept, of fractions; none given draws none.
         columns: Pictures per row, the plain image included; None fills rows of up to five evenly.
         heading: Line above all.

@@ -45,7 +45,7 @@ def box_localization_loss(
             relu(margin - z) and relu(margin + z); `"mse"` (1 - sigmoid(z))^2 and sigmoid(z)^2.
         normalize: `"area"` averages the inside over the inside and the outside over the outside, so both
             weigh the same however small the box. `"grid"` averages both over the whole grid.
-        mask: `"coverage"` by the share of each cell that is covered, `"center"` by cell centres; see
+        mask: `"coverage"` by the fraction of each cell that is covered, `"center"` by cell centres; see
             `ConceptBoxes.pair_masks`.
         margin: Of the hinge only. At 0 a map that is 0 everywhere costs nothing and learns nothing.
 

@@ -40,8 +40,8 @@ def prototype_contrastive_loss(
             - `"softtriple"`: a softmax over concepts of soft-assigned similarities with a margin
               (CSR, Eq. 6 to 9; Qian et al., 2019).
         temperature: Cosines are divided by it; lower is stricter. CSR's lambda is its inverse.
-        gamma: Of `softtriple`: gamma of the soft assignment to a concept's prototypes, which
-            multiplies (CSR uses 1000, in effect an argmax).
+        gamma: Of `softtriple`: the factor inside the softmax that assigns a vector to a concept's
+            prototypes (CSR uses 1000, in effect an argmax).
         margin: Of `softtriple`: delta.
         margin_sign: `"softtriple"` subtracts the margin from the true concept's similarity, which makes the
             task harder, as in the loss CSR builds on; `"paper"` adds it in numerator and denominator;
@@ -125,11 +125,8 @@ _FORMS = {"nearest": _nearest, "supcon": _supcon, "infonce": _infonce}
 def _softtriple(similarity: Tensor, temperature: float, gamma: float, margin: float, margin_sign: MarginSign) -> Tensor:
     assigned = (gamma * similarity).softmax(dim=-1)  # (B, K, K, M), CSR Eq. 6
     concept = (assigned * similarity).sum(dim=-1)  # (B, K, K), CSR Eq. 7 and 8
-    shift = margin * torch.eye(concept.shape[1], dtype=concept.dtype, device=concept.device)
-    if margin_sign == "softtriple":
-        concept = concept - shift
-    elif margin_sign == "paper":
-        concept = concept + shift
+    shift = {"softtriple": -margin, "paper": margin, "numerator": 0.0}[margin_sign]
+    concept = concept + shift * torch.eye(concept.shape[1], dtype=concept.dtype, device=concept.device)
     own = concept.diagonal(dim1=1, dim2=2) / temperature
     loss = torch.logsumexp(concept / temperature, dim=-1) - own
     return loss - margin / temperature if margin_sign == "numerator" else loss

@@ -49,8 +49,8 @@ class RowMetric(Metric):
         return unsqueezed
 
 
-class ShareMetric(Metric):
-    """Base of metrics that are a share: how many were right, of how many, soft cases counted in part."""
+class FractionMetric(Metric):
+    """Base of metrics that are a fraction: how many were right, of how many, soft cases counted in part."""
 
     higher_is_better = True
     is_differentiable = False
@@ -70,5 +70,5 @@ class ShareMetric(Metric):
         self.total += weight.double().sum()
 
     def compute(self) -> Tensor:
-        """The share, a float64 scalar; NaN if there was no case."""
+        """The fraction, a float64 scalar; NaN if there was no case."""
         return self.right / self.total

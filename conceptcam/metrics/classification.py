@@ -1,7 +1,7 @@
 """How well logits tell labels apart: AUROC, average precision and F1, per label and with support.
 
 One rule for labels holds throughout, the one of losses and weights: a label y counts as y of a positive and as
-1 - y of a negative, so that a soft one, such as the share of readers who saw a finding, is never rounded; NaN is
+1 - y of a negative, so that a soft one, such as the fraction of readers who saw a finding, is never rounded; NaN is
 unknown and left out of its label alone. Where labels are soft, not even the best ranking has an AUROC of 1. A score
 that cannot be had is NaN, and so is no part of a macro average.
 """
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam._checks import check_choice
 from conceptcam.config import TaskKind
-from conceptcam.metrics.base import RowMetric, ShareMetric
+from conceptcam.metrics.base import FractionMetric, RowMetric
 
 # As in the losses, so that what can be trained on can be measured: shares rounded to two digits, or in bfloat16.
 _SUM_TOLERANCE = 1e-2
@@ -82,8 +83,9 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
         threshold: As in `per_label_metrics`; for `"multilabel"` alone.
 
     Raises:
-        ValueError: As `per_label_metrics`, or if a multi-class row does not sum to 1.
+        ValueError: As `per_label_metrics`, or if the kind is unknown or a multi-class row does not sum to 1.
     """
+    check_choice("kind", kind, TaskKind)
     if kind == "multilabel":
         return per_label_metrics(logits, targets, threshold=threshold)
     logits, targets = _known_rows(*_checked(logits, targets))
@@ -94,9 +96,9 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
 
 
 def top_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of known rows whose highest logit is that of the true class; NaN if no row is known.
+    """Fraction of known rows whose highest logit is that of the true class; NaN if no row is known.
 
-    A soft row is right by the share of the class called: the chance that it is the true one.
+    A soft row counts in part: by its target for the class of the highest logit.
 
     Args:
         logits: (N, T).
@@ -166,7 +168,8 @@ class _LabelRows(RowMetric):
         self.keep(torch.stack([logits.to(at_least), labels.to(at_least)], dim=-1))
 
     def _scores(self, threshold: float | Tensor = 0.5) -> LabelScores:
-        return task_scores(*self.kept(0, 2).unbind(-1), self.kind, threshold=threshold)
+        logits, labels = self.kept(0, 2).unbind(-1)
+        return task_scores(logits, labels, self.kind, threshold=threshold)
 
 
 class MacroAUROC(_LabelRows):
@@ -211,7 +214,7 @@ class LabelMetrics(_LabelRows):
         return self._scores(self.threshold)
 
 
-class Top1Accuracy(ShareMetric):
+class Top1Accuracy(FractionMetric):
     """`top_accuracy` over all batches."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptcam._checks import check_choice
 from conceptcam.data.boxes import ConceptBoxes
 
 Energy = Literal["sigmoid", "relu"]
@@ -125,7 +126,7 @@ def pointing_game(peaks: Tensor, inside: Tensor, *, tolerance: float = 0.0) -> T
 
 
 def energy_in_box(maps: Tensor, inside: Tensor, energy: Energy = "sigmoid") -> Tensor:
-    """Share of each map's mass that is inside (Wang et al., 2020).
+    """Fraction of each map's mass that is inside (Wang et al., 2020).
 
     Args:
         maps: (P, H, W) logits.
@@ -135,7 +136,11 @@ def energy_in_box(maps: Tensor, inside: Tensor, energy: Energy = "sigmoid") -> T
 
     Returns:
         (P,) in [0, 1]; NaN where a map has no mass.
+
+    Raises:
+        ValueError: If `energy` is unknown.
     """
+    check_choice("energy", energy, Energy)
     mass = maps.sigmoid() if energy == "sigmoid" else maps.relu()
     return (mass * inside).sum(dim=(1, 2)) / mass.sum(dim=(1, 2))
 

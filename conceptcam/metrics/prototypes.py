@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conceptcam.metrics.base import ShareMetric
+from conceptcam.metrics.base import FractionMetric
 
 
 class PrototypeHealth(NamedTuple):
     """How the M prototypes of each of K concepts share the work; each (K,), float64 on the CPU."""
 
     alive: Tensor
-    """Share of the prototypes that were nearest at least once; NaN for a concept never present."""
+    """Fraction of the prototypes that were nearest at least once; NaN for a concept never present."""
     top_share: Tensor
-    """Share of the present images that went to the busiest prototype: 1/M is even, 1 is collapse."""
+    """Fraction of the present images that went to the busiest prototype: 1/M is even, 1 is collapse."""
     closest_cosine: Tensor
     """Highest cosine between two prototypes of the concept: 1 is a duplicate; NaN if M is 1."""
 
 
 def prototype_accuracy(vector_similarity: Tensor, labels: Tensor) -> Tensor:
-    """Share of present concepts whose vector is nearer to a prototype of its own than to any other.
+    """Fraction of present concepts whose vector is nearer to a prototype of its own than to any other.
 
     A tie is no success, or prototypes that have all collapsed into one would score.
 
@@ -85,7 +85,7 @@ def prototype_health(prototypes: Tensor, usage: Tensor) -> PrototypeHealth:
     )
 
 
-class PrototypeAccuracy(ShareMetric):
+class PrototypeAccuracy(FractionMetric):
     """`prototype_accuracy` over all batches."""
 
     def update(self, vector_similarity: Tensor, labels: Tensor) -> None:

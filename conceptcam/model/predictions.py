@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from conceptcam._files import write_text
@@ -46,7 +47,7 @@ class Predictions:
             import pandas
         except ImportError as error:
             raise ImportError("a data frame needs pandas: pip install pandas; `to_csv` works without it") from error
-        return pandas.DataFrame(list(self._rows()), columns=self._columns())
+        return pandas.DataFrame(self._rows(), columns=self._columns())
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the table to a file, whole or not at all: `image`, then a column per concept and per task.
@@ -69,10 +70,9 @@ class Predictions:
         tasks = [f"{name} (task)" if name in self.concepts else name for name in self.tasks]
         return ["image", *self.concepts, *tasks]
 
-    def _rows(self) -> Iterable[list[Any]]:
-        probabilities = zip(self.concept_probabilities.tolist(), self.task_probabilities.tolist(), strict=True)
-        for name, (concepts, tasks) in zip(self.names, probabilities, strict=True):
-            yield [name, *concepts, *tasks]
+    def _rows(self) -> list[list[Any]]:
+        probabilities = torch.cat([self.concept_probabilities, self.task_probabilities], dim=1).tolist()
+        return [[name, *values] for name, values in zip(self.names, probabilities, strict=True)]
 
 
 def list_images(images: Any) -> list[Any]:
