@@ -28,8 +28,7 @@ from conceptcam.losses import box_localization_loss, compute_pos_weight, multila
 from conceptcam.metrics.classification import macro_average
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.runs.demo import phantom_data
-from conceptcam.runs.options import loader
-from conceptcam.runs.run import RunOptions
+from conceptcam.runs.options import RunOptions, loader
 from conceptcam.training.stages import Loss
 
 BETA = 0.5  # weight of localization, as in the recommended preset

@@ -18,7 +18,7 @@ from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, read_folder
 from conceptcam.hub.zoo import MODELS
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.demo import phantom_data, run_demo
-from conceptcam.runs.run import RunOptions
+from conceptcam.runs.options import RunOptions
 
 MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
     "phantom-csr": ("prototypes", "small_cnn_s8"),
@@ -35,10 +35,10 @@ DESCRIPTION = (
 def train(name: str, folder: Path, options: argparse.Namespace) -> None:
     """Train, measure and write one model."""
     data = phantom_data(options.images, size=112, seed=0, progress=True)
-    run = RunOptions(epochs=EPOCHS, batch_size=64, precision="bf16", progress=True)
+    run = RunOptions(epochs=EPOCHS, batch_size=64, precision="bf16", progress_bar=True)
     with tempfile.TemporaryDirectory() as scratch:
         bottleneck, backbone = MODELS_TO_TRAIN[name]
-        run_demo(Path(scratch), data, run, bottleneck=bottleneck, backbone=backbone, say=print)
+        run_demo(Path(scratch), data, run, bottleneck=bottleneck, backbone=backbone, echo=print)
         model = ConceptModel.from_pretrained(scratch)
     model.record = dataclasses.replace(model.record, license=LICENSE)
     model.save_pretrained(folder, card=card_of(name, model.config, model.record))

@@ -15,8 +15,8 @@ from conceptcam import CocoDataset, ConceptConfig
 from conceptcam.analysis.evaluation import Evaluation
 from conceptcam.backbones import backbone_normalization
 from conceptcam.data.transforms import default_augmentation
-from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
-from conceptcam.runs.run import RunOptions, end_run, train_run
+from conceptcam.runs.options import RunOptions
+from conceptcam.runs.run import train_run
 
 COLUMNS = ("start", "concept", "pos", "neg", "AUROC", "AP", "share of pos", "boxes", "pointing", "random map", "centre")
 
@@ -45,11 +45,12 @@ def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Eval
         weights=weights,
     )
     augmentation = default_augmentation(config.image_size)
-    model = train_run(config, train, val, folder, how, training_data=options.data.name, augmentation=augmentation)
-    result = measure(model, val, folder, how)
-    save_explanations(model, [val.load_item(i) for i in range(min(options.figures, len(val)))], folder / EXPLANATIONS)
-    end_run(folder)
-    return result
+    result = train_run(
+        config, train, val, folder, how,
+        training_data=options.data.name, drawn=range(options.figures), augmentation=augmentation, echo=print,
+    )  # fmt: skip
+    assert result.evaluation is not None
+    return result.evaluation
 
 
 def rows_of(start: str, result: Evaluation) -> list[list[Any]]:

@@ -20,8 +20,7 @@ from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
-from conceptcam.runs.options import loader
-from conceptcam.runs.run import RunOptions
+from conceptcam.runs.options import RunOptions, loader
 from conceptcam.training.precision import Precision
 from conceptcam.training.stages import PROTOTYPE_FORWARD, prototype_stage
 

@@ -46,7 +46,7 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
         ValueError: With the near names and all names.
     """
     if name not in (names := list(known)):
-        raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, names)}; known: {names}")
+        raise ValueError(f"unknown {what} {name!r}{did_you_mean(str(name), names)}; known: {names}")
 
 
 def shorten(texts: Iterable[str]) -> str:
@@ -55,7 +55,6 @@ def shorten(texts: Iterable[str]) -> str:
     return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
 
 
-def check_choice(name: str, value: str, known: Any) -> None:
-    """Refuse a value that is not one of a `Literal`'s."""
-    if value not in get_args(known):
-        raise ValueError(f"unknown `{name}` {value!r}; known: {list(get_args(known))}")
+def check_choice(option: str, value: Any, known: Any) -> None:
+    """Refuse a value of an option that is not among those of a `Literal`, or of a list."""
+    check_known(f"`{option}`", value, get_args(known) or known)

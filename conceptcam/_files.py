@@ -1,11 +1,48 @@
-"""Files written whole or not at all, and values as JSON wants them."""
+"""Files that are written completely or not at all, and values as JSON wants them."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside `path` to write to, which takes the place of `path` at the end.
+
+    Until then a file that is there stays as it is. If writing fails, the hidden file is removed. The folder is made.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, completely or not at all."""
+    with atomic_write(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, completely or not at all; a number that is not finite becomes null."""
+    write_text(path, as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """A mapping as the text of a JSON file; values that JSON does not know are written as texts."""
+    return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def nan_to_null(value: Any) -> Any:
@@ -15,21 +52,3 @@ def nan_to_null(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [nan_to_null(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON, whole or not at all; what is undefined is null."""
-    write_text(path, as_json(content))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, and its folder if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def as_json(content: Mapping[str, Any]) -> str:
-    """A mapping as the text of a JSON file; values that JSON does not know are written as texts."""
-    return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"

@@ -1,11 +1,8 @@
-"""What went wrong, in words of the command line, told once however many processes it went wrong in."""
+"""What went wrong, in one sentence, told once however many processes it went wrong in."""
 
-import argparse
 import contextlib
 import errno
-import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -21,33 +18,9 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 WAIT = 10.0
 """Seconds that processes wait for one another to tell what went wrong."""
 
-# What is given by its place, or by no one; and `images`, which in messages is a part of a COCO file.
-_NO_FLAGS = {"command", "run", "default_epochs", "data", "images", "model", "pattern", "source", "target"}
 
-# Words of Python that have no flag of their own name, and what they are here.
-_PHRASES = (
-    (r"`fit\(\.\.\., resume=True\)`", "--resume"),
-    (r"cannot use device '([^']*)' here", r"cannot use --device \1 here"),
-    (r"another (`checkpoint_dir`|folder\b)", "another --out"),
-    (r"`train_labels` was '\w+' and is '\w+'", "the labels of the training data are not what they were"),
-    (r"`val_labels` was '\w+' and is '\w+'", "the labels of the validation data are not what they were"),
-    (r"`((?:train|val)_images|concepts|tasks|processes|stages)` was", r"\1 was"),
-    (r"stop earlier \(`patience`\)", "stop earlier (fewer --epochs)"),
-    (r" in `layer_ids\(\)`", ""),
-    (r"set `layer_decay=1`", "leave --layer-decay out"),
-    (r": no module in it has timm's `set_grad_checkpointing`", "; leave --gradient-checkpointing out"),
-    (r"pass `?uncertain='ignore'`?", "leave --uncertain out"),
-    (r"pass `token=` of", "set HF_TOKEN in the environment to that of"),
-    (r"`token=`", "HF_TOKEN in the environment"),
-    (
-        r"`list_models`, `list_architectures` and `list_backbones` list what there is",
-        "`conceptcam models` lists what there is",
-    ),
-)
-
-
-def sentence(error: Exception, options: argparse.Namespace) -> str:
-    """An error on one line, in words of the command line; empty if it is not one that a user can mend.
+def sentence(error: Exception) -> str:
+    """An error on one line; empty if it is not one that a user can mend.
 
     Of an error that crossed from a loader's process, it is the line that says what was wrong.
     """
@@ -61,41 +34,7 @@ def sentence(error: Exception, options: argparse.Namespace) -> str:
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return in_flags(" ".join(text.splitlines()), flag_names(options))
-
-
-def flag_names(options: argparse.Namespace) -> set[str]:
-    """What Python calls the flags of the command that was given."""
-    return vars(options).keys() - _NO_FLAGS
-
-
-def in_flags(text: str, names: Collection[str]) -> str:
-    """A text that names options as Python does, with flags in their place.
-
-    Args:
-        text: Such as "add `invalid_boxes='skip'`".
-        names: Options that are flags of the command, as Python calls them.
-    """
-    for pattern, words in _PHRASES:
-        text = re.sub(pattern, words, text)
-    if not names:
-        return text
-    known = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    text = re.sub(rf"\bpass (?=`?(?:{known})=)", "add ", text)
-    text = re.sub(rf"(?<![\w/.\-])`?\b({known})=('[^']*'|\w[\w.\-]*\w|\w|(?=`))`?", _with_value, text)
-    return re.sub(rf"`({known})`", lambda found: _flag(found[1]), text)
-
-
-class FlagFormatter(logging.Formatter):
-    """Formats log lines in words of the command line."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__("%(levelname)s %(message)s")
-        self.names = names
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
-        return in_flags(super().format(record), self.names)
+    return " ".join(text.splitlines())
 
 
 def tell(text: str, *, head: str = "") -> bool:
@@ -190,12 +129,3 @@ def _of_the_system(error: OSError) -> str:
         errno.ENOSPC: f"no room left on the disk to write {path}; make room, and go on",
     }
     return sentences.get(error.errno or 0, f"{error.strerror}: {path}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _with_value(found: re.Match[str]) -> str:
-    value = found[2].strip("'")
-    return _flag(found[1]) if value in ("True", "") else f"{_flag(found[1])} {value}"

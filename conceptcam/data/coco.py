@@ -146,7 +146,7 @@ class CocoDataset(ConceptDataset):
         if found := [repr(self._images[i]["file_name"]) for i in rows]:
             raise ValueError(
                 f"'tasks' says -1 (uncertain) in {shorten(found)}; in a multi-class task that can only be ignored: "
-                "write null there, or pass uncertain='ignore'"
+                "write null there, or set `uncertain` to 'ignore'"
             )
 
 

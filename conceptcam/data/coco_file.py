@@ -147,7 +147,7 @@ def draw_boxes(
         if invalid_boxes == "error":
             raise ValueError(
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
-                "pixels, with an area, inside the image. Correct them, or pass invalid_boxes='skip' to leave them out."
+                "pixels, with an area, inside the image. Correct them, or set `invalid_boxes` to 'skip'"
             )
         _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
     good = ~bad

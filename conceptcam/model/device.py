@@ -23,7 +23,7 @@ def resolve_device(device: torch.device | str | int) -> torch.device:
         torch.empty(1, device=where)
     # Each kind of device fails in its own way: torch built without CUDA asserts, one without HPU lacks a module.
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        raise ValueError(f"cannot use device {str(device)!r} here; this machine has {_devices()}") from error
+        raise ValueError(f"cannot use the device {str(device)!r} here; this machine has {_devices()}") from error
     return where
 
 

@@ -1,7 +1,5 @@
 """The demonstration: a three-stage concept model of a drawn chest, trained, looked at and checked."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conceptcam._files import nan_to_null
 from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import Tile, blend, contact_sheet, save_png
 from conceptcam.config import Bottleneck, ConceptConfig
 from conceptcam.data.batch import ConceptDataset
@@ -31,13 +29,51 @@ from conceptcam.losses.classification import multilabel_loss
 from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.heads import TaskHead
-from conceptcam.runs.folder import FIGURES
+from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions
-from conceptcam.runs.reports import EXPLANATIONS, measure, save_explanations
-from conceptcam.runs.run import end_run, train_run
+from conceptcam.runs.reports import explanation_lines
+from conceptcam.runs.run import train_run
 
-FOLLOWED = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
+EXAMPLE_CONCEPTS = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
 """Concepts whose maps are drawn epoch by epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """How large a demonstration is.
+
+    Attributes:
+        images: To train on.
+        val_images: To choose epochs and thresholds by.
+        test_images: To evaluate on.
+        backbone: Learns from scratch.
+        options: How to train.
+    """
+
+    images: int
+    val_images: int
+    test_images: int
+    backbone: str
+    options: RunOptions
+
+
+QUICK = DemoSettings(
+    images=5600,
+    val_images=400,
+    test_images=1600,
+    backbone="tiny_cnn_s8",
+    options=RunOptions(epochs={"concepts": 8, "prototypes": 10, "task": 10}, batch_size=32),
+)
+"""What `conceptcam demo` trains."""
+
+FULL = DemoSettings(
+    images=8000,
+    val_images=1000,
+    test_images=1600,
+    backbone="small_cnn_s8",
+    options=RunOptions(epochs={"concepts": 8, "prototypes": 10, "task": 10}, batch_size=64),
+)
+"""What `conceptcam demo --full` trains, and the bundled models were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +87,21 @@ class DemoData:
 
 
 def phantom_data(
-    count: int, *, size: int = 112, seed: int = 0, completeness: float = 0.0, progress: bool = False
+    count: int,
+    *,
+    val_count: int | None = None,
+    test_count: int | None = None,
+    size: int = 112,
+    seed: int = 0,
+    completeness: float = 0.0,
+    progress: bool = False,
 ) -> DemoData:
-    """`count` images to train on, and an eighth and a fifth of that for validation and test.
+    """Drawn images to train on, to validate and to test.
 
     Args:
         count: Training images.
+        val_count: Validation images; None is an eighth of `count`, and 200 at least.
+        test_count: Test images; None is a fifth of `count`, and 300 at least.
         size: Side of the images in pixels.
         seed: Of the training images; validation and test images come from seeds of their own, so another
             `seed` draws all of them afresh.
@@ -66,7 +111,7 @@ def phantom_data(
     phantom_config = PhantomConfig(size=size, completeness=completeness)
     parts = [
         PhantomDataset(number, seed=3 * seed + part, config=phantom_config, progress=progress)
-        for part, number in enumerate((count, max(200, count // 8), max(300, count // 5)))
+        for part, number in enumerate((count, val_count or max(200, count // 8), test_count or max(300, count // 5)))
     ]
     return DemoData(train=parts[0], val=parts[1], test=parts[2], phantom_config=phantom_config)
 
@@ -91,9 +136,9 @@ def run_demo(
     *,
     bottleneck: Bottleneck = "prototypes",
     backbone: str = "small_cnn_s8",
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train, measure and draw, and write everything into a folder.
+    """Train, evaluate and draw, and write everything into a folder.
 
     Args:
         folder: Where to write.
@@ -101,37 +146,46 @@ def run_demo(
         options: How to train.
         bottleneck: What the task head reads.
         backbone: Name of the backbone, which learns from scratch.
-        say: Takes lines for the reader.
+        echo: Is given lines for the reader.
 
     Returns:
         The headline figures.
     """
-    say("A look at the data ...")
-    save_png(finding_sheet(data.test), folder / FIGURES / "phantom.png")
-    watch = next(i for i in range(len(data.val)) if _has(data.val, i, FOLLOWED, at_least=2))
-    say("Training ...")
-    model = train_run(
+    save_png(finding_sheet(data.test), RunFolder(folder).figures / "phantom.png")
+    example = next(i for i in range(len(data.val)) if _has(data.val, i, EXAMPLE_CONCEPTS, at_least=2))
+    echo("Training ...")
+    result = train_run(
         demo_config(data.phantom_config.size, bottleneck, backbone=backbone),
         data.train,
         data.val,
         folder,
         options,
         training_data=f"{len(data.train)} drawn chest radiographs (conceptcam phantom)",
-        watch=data.val.load_item(watch),
-        follow=FOLLOWED,
-        say=say,
+        test=data.test,
+        measured_on=f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)",
+        sided_concepts=SIDED_CONCEPTS,
+        summarize=lambda model, evaluation: headline(model, evaluation, data),
+        drawn=_interesting(data.test, 12),
+        example_image=data.val.load_item(example),
+        example_concepts=EXAMPLE_CONCEPTS,
+        echo=echo,
     )
-    say("Measuring on images it has never seen ...")
-    result = measure(model, data.test, folder, options, sided_concepts=SIDED_CONCEPTS)
-    figures = headline(model, result, data)
-    where = f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)"
-    model.record = dataclasses.replace(model.record, metrics=figures, measured_on=where)
-    model.save_pretrained(folder)
-    (folder / "summary.json").write_text(json.dumps(nan_to_null(figures), indent=2) + "\n", encoding="utf-8")
-    save_explanations(model, [data.test.load_item(i) for i in _interesting(data.test, 12)], folder / EXPLANATIONS)
-    end_run(folder)
-    say(result.table())
-    return figures
+    if result.evaluation is not None:
+        echo(result.evaluation.table())
+    return dict(result.model.record.metrics)
+
+
+def first_look(folder: Path, echo: Callable[[str], None], *, seed: int = 0) -> None:
+    """Draw one phantom and echo what the bundled model `phantom-csr` sees in it and concludes; writes a figure."""
+    model = ConceptModel.from_pretrained("phantom-csr")
+    candidates = PhantomDataset(8, seed=1_000_003 + seed, config=PhantomConfig(), cache_dir=False)
+    item = candidates.load_item(int(candidates.task_labels.sum(dim=1).argmax()))
+    explanation = explain(model, item.image)
+    path = RunFolder(folder).figures / "first.png"
+    save_png(explanation.figure(boxes=item.boxes), path)
+    echo(f"A first look, by the bundled model phantom-csr at a chest drawn just now: {path}")
+    for line in explanation_lines(explanation, top=3, tasks=1):
+        echo(line)
 
 
 def headline(model: ConceptModel, result: Evaluation, data: DemoData) -> dict[str, Any]:

@@ -1,53 +1,34 @@
 """Figures and tables of a run, written into its folder."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import importlib.util
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from conceptcam._checks import check_not_str
-from conceptcam.analysis.explanation import _named
+from conceptcam._files import write_json, write_text
+from conceptcam.analysis.evaluation import Evaluation, evaluate
+from conceptcam.analysis.explanation import Explanation, _named, explain
+from conceptcam.analysis.figures import learning_figure, save_png
+from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
-from conceptcam.runs.options import loader
-
-if TYPE_CHECKING:
-    pass
-
-
-import importlib.util
-from collections.abc import Iterable
-from pathlib import Path
-
-from conceptcam._files import write_json
-from conceptcam.analysis.evaluation import Evaluation, evaluate
-from conceptcam.analysis.explanation import explain
-from conceptcam.analysis.figures import learning_figure, save_png
-from conceptcam.data.batch import ConceptDataset, ConceptItem
-from conceptcam.runs.folder import FIGURES, HISTORY_FILE
-from conceptcam.runs.options import RunOptions
-from conceptcam.training.history import plot_learning_curves, read_history
-
-
-class _Epoch(Protocol):
-    """What `MapHistory` needs of a training record."""
-
-    @property
-    def stage(self) -> str: ...
-
-    @property
-    def epoch(self) -> int: ...
+from conceptcam.runs.folder import RunFolder
+from conceptcam.runs.options import RunOptions, loader
+from conceptcam.training.history import EpochResult, plot_learning_curves, read_history
 
 
 class MapHistory:
     """Keeps an image's concept maps epoch by epoch: a picture of learning.
 
-    Pass it as a Trainer's `callbacks`, or call it from there; stages that do not change concept maps are left
-    out.
+    Pass it in a Trainer's `callbacks`. Stages that do not change concept maps are left out.
 
     Args:
         image: As `explain` takes.
@@ -68,40 +49,31 @@ class MapHistory:
         self.heatmaps: list[Tensor] = []
 
     @torch.inference_mode()
-    def __call__(self, model: ConceptModel, record: _Epoch) -> None:
+    def __call__(self, model: ConceptModel, result: EpochResult) -> None:
         """Keep the (len(concepts), H, W) maps of this epoch."""
-        if record.stage != "concepts":
+        if result.stage != "concepts":
             return
         with eval_mode(model) as device:
             seen = model.forward_concepts(model.preprocess(self.image)[None].to(device))
         known = {name: place for place, name in enumerate(model.config.concepts)}
         index = [_named(name, known, "concept") for name in self.concepts]
-        self.epochs.append(record.epoch)
+        self.epochs.append(result.epoch)
         self.heatmaps.append(upsample(seen.concept_maps[0, index], model.config.image_size).sigmoid().cpu())
 
 
-METRICS_FILE = "metrics.json"
-
-
-TABLE_FILE = "metrics.txt"
-
-
-EXPLANATIONS = f"{FIGURES}/images"
-
-
-def _draw_learning(folder: Path, model: ConceptModel, maps: MapHistory | None, watch: ConceptItem | None) -> None:
-    """Draw what was learned epoch by epoch: the watched image's maps, and the curves if matplotlib is there."""
-    if watch is not None and maps is not None and maps.epochs:
-        save_learning(maps, watch, model, folder / FIGURES / "learning.png")
+def draw_learning(run: RunFolder, model: ConceptModel, maps: MapHistory | None, example: ConceptItem | None) -> None:
+    """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed."""
+    if example is not None and maps is not None and maps.epochs:
+        save_learning(maps, example, model, run.figures / "learning.png")
     if importlib.util.find_spec("matplotlib") is not None:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        plot_learning_curves(read_history(folder / HISTORY_FILE)).savefig(folder / FIGURES / "curves.png")
+        run.figures.mkdir(parents=True, exist_ok=True)
+        plot_learning_curves(read_history(run.history)).savefig(run.figures / "curves.png")
 
 
 def measure(
     model: ConceptModel,
     dataset: ConceptDataset,
-    folder: Path,
+    run: RunFolder,
     options: RunOptions,
     *,
     sided_concepts: Sequence[str] = (),
@@ -109,9 +81,35 @@ def measure(
     """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
     result = evaluate(model, loader(dataset, options), sided_concepts=sided_concepts, device=options.device)
-    write_json(folder / METRICS_FILE, result.as_dict())
-    (folder / TABLE_FILE).write_text(result.table(), encoding="utf-8")
+    write_json(run.metrics, result.as_dict())
+    write_text(run.table, result.table())
     return result
+
+
+def explanation_lines(explanation: Explanation, *, top: int = 5, tasks: int | None = None) -> list[str]:
+    """The most probable concepts, and each task logit as a sum, as lines to read.
+
+    Args:
+        explanation: Of one image.
+        top: How many concepts to name, above and in each sum.
+        tasks: How many tasks to show, the most probable ones; None shows all, in the model's order.
+    """
+    lines = []
+    for prediction in explanation.concepts[:top]:
+        known = not math.isnan(prediction.threshold)
+        above = "present" if prediction.probability > prediction.threshold else "absent"
+        verdict = f"{above} (threshold {prediction.threshold:.3f})" if known else ""
+        lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}".rstrip())
+    chosen = explanation.tasks
+    if tasks is not None:
+        chosen = tuple(sorted(chosen, key=lambda task: -task.probability)[:tasks])
+    for task in chosen:
+        more = ", ..." if len(task.contributions) > top else ""
+        parts = ", ".join(f"{part.concept} {part.value:+.2f}" for part in task.contributions[:top])
+        lines.append(
+            f"  {task.task}: p = {task.probability:.3f}, logit {task.logit:+.2f} = bias {task.bias:+.2f}, {parts}{more}"
+        )
+    return lines if chosen else [*lines, "  (this model was taught no task)"]
 
 
 def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder: Path) -> list[Path]:

@@ -1,64 +1,73 @@
-"""One training run as a folder: model, history, metrics and figures, all of which the command line writes."""
+"""One training run, from options to a folder with model, history, metrics and figures."""
 
 import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 
+from conceptcam._files import write_json
 from conceptcam._version import __version__
-from conceptcam.analysis.evaluation import fit_thresholds
+from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.labels import digest
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.runs.folder import (
-    CHECKPOINTS,
-    HISTORY_FILE,
-    TENSORBOARD,
-    begin_run,
-    finish_run,
-    read_run,
-    removed_unless_taught,
-)
-from conceptcam.runs.options import RunOptions, loader, refuse_changed, run_recipe, told_of
-from conceptcam.runs.reports import MapHistory, _draw_learning
+from conceptcam.runs.folder import RunFolder
+from conceptcam.runs.options import MAY_CHANGE, RunOptions, loader, make_stages, options_to_dict, trainer_options
+from conceptcam.runs.reports import MapHistory, draw_learning, measure, save_explanations
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
 from conceptcam.training.optimizer import checkpointing, parameter_groups
-from conceptcam.training.precision import Precision, faster_precision
+from conceptcam.training.precision import faster_precision
 from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import Stage
 from conceptcam.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+Echo = Callable[[str], None]
+EpochCallback = Callable[[ConceptModel, EpochResult], None]
+
+
+class RunResult(NamedTuple):
+    """What a run gives."""
+
+    model: ConceptModel
+    """The trained model, in eval mode."""
+    evaluation: Evaluation | None
+    """Its metrics; None of a run that was finished before, and in processes other than the first."""
+
 
 def train_run(
     config: ConceptConfig,
     train: ConceptDataset,
     val: ConceptDataset,
-    folder: Path,
+    folder: str | Path,
     options: RunOptions,
     *,
     training_data: str,
     data: Mapping[str, Any] | None = None,
-    watch: ConceptItem | None = None,
-    follow: Sequence[str] = (),
+    test: ConceptDataset | None = None,
+    measured_on: str = "the validation images, which also chose epochs and thresholds",
+    sided_concepts: Sequence[str] = (),
+    summarize: Callable[[ConceptModel, Evaluation], dict[str, Any]] | None = None,
+    drawn: Sequence[int] = range(12),
+    example_image: ConceptItem | None = None,
+    example_concepts: Sequence[str] = (),
     augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
-    say: Callable[[str], None] = log.info,
-) -> ConceptModel:
-    """Train a model through the stages of a preset and write it into a folder.
+    echo: Echo = log.info,
+) -> RunResult:
+    """Train a model through the stages of a preset, fit its thresholds, evaluate it, and write all into a folder.
 
-    Writes `run.json` (all that is needed to repeat the run), `history.csv` (a row as each epoch ends), checkpoints
-    (which `end_run` removes), `config.json` and `model.safetensors` (after the first stage and after the last),
-    `figures/curves.png` if matplotlib is there and, if an image is watched, `figures/learning.png`, of the epochs since
-    the run was last resumed. An error that comes before the first epoch is over leaves the folder as it was.
+    `RunFolder` lists the files. The model is written after the first stage and after the last. With `resume`, a run
+    that was killed goes on from its newest checkpoint, and of a finished run the model comes back. An error that
+    comes before the first epoch is over leaves the folder as it was.
 
-    Under `torchrun` every process calls this alike, and the first one writes.
+    Under `torchrun` every process calls this alike; the first one writes and echoes.
 
     Args:
         config: What the model is; the preset's own fields are set on it.
@@ -67,141 +76,171 @@ def train_run(
         folder: Where to write.
         options: How to train.
         training_data: What to call the training data in the model's record.
-        data: Where the data came from and how they were read, to be written down, and the same when resumed. Entries
-            named `folder` and `images` may be others then; labels are always compared.
-        watch: An image as read whose concept maps are drawn epoch by epoch.
-        follow: Names of the concepts to draw.
+        data: Where the data came from and how they were read, for `run.json`. When the run resumes, entries other than
+            `folder` and `images` must be the same; labels are always compared.
+        test: What to evaluate on; None is `val`.
+        measured_on: What to call it in the model's record.
+        sided_concepts: Names of concepts that have one place by nature; see `evaluate`.
+        summarize: Gives the figures of the model's record, also written to `summary.json`; None is the summary of
+            the evaluation, in the record alone.
+        drawn: Indices of the images of `test` to draw with what the model sees; those beyond its end are left out.
+        example_image: An image as read whose concept maps are drawn epoch by epoch.
+        example_concepts: Names of the concepts to draw there.
         augmentation: Changes training images of the first stage in place of `train.augmentation`.
-        say: Takes what a reader should know of how the run begins.
-
-    Returns:
-        The trained model.
+        echo: Is given lines for the reader: how the run begins, and one per epoch.
 
     Raises:
         ValueError: If an option does not fit the data or the model, or a run to resume was begun with others.
         FileExistsError: If the folder holds a run and `options.resume` is off.
     """
     config = get_preset(options.preset).apply_to(config)
-    stages = get_preset(options.preset).stages(config, **run_recipe(options, config, train))
-    data = {**(data or {}), **_known_by(train, val), "training_data": training_data}
+    stages = make_stages(options, config, train)
     with distributed.process_group(options.device):
         first = distributed.is_main_process()
-        then = distributed.broadcast(read_run(folder) if first else {})
-        if then and not options.resume:
-            raise FileExistsError(_holds_a_run(folder, then))
-        told = _told(config, options, stages, data)
-        refuse_changed(folder, then, told)
-        if then.get("finished"):
-            model = ConceptModel.from_pretrained(folder, device=options.device)
-            train.preprocess = val.preprocess = model.preprocess
-            return model
-        model = _built(config, options)
-        say(_beginning(folder, config, options, then))
-        train.preprocess = val.preprocess = model.preprocess
-        _check_trainable(model, stages, options)
-        options = _with_precision(options, then, model, stages[0], val, say)
-        maps = MapHistory(watch.image, follow, model.config.concepts) if watch is not None else None
-        phases = [(name, part, _trainer(folder, name, options, maps)) for name, part in _phases(stages)]
-        with removed_unless_taught(folder) if first else contextlib.nullcontext():
-            if first and not then:
-                begin_run(folder, {**told, "precision": options.precision})
-            own = train.augmentation
-            try:
-                # Only stage 1 learns what images look like and sees them changed. The others are run together: they
-                # read what it made of the images, which is computed once for all of them.
-                for name, part, trainer in phases:
-                    train.augmentation = (augmentation or own) if name == "concepts" else None
-                    batches = loader(train, options, shuffle=True)
-                    trainer.fit(model, part, batches, loader(val, options), resume=options.resume)
-                    if name == "concepts":
-                        why = f"highest F1 on {len(val)} validation images"
-                        fit_thresholds(model, loader(val, options), thresholds_source=why)
-                    model.record = dataclasses.replace(model.record, training_data=training_data)
-                    if first:
-                        model.save_pretrained(folder)
-            finally:
-                train.augmentation = own
-        if first:
-            _draw_learning(folder, model, maps, watch)
-    return model
-
-
-def end_run(folder: Path) -> None:
-    """Say in `run.json` that a run is finished, once everything that `resume` should still bring about is there.
-
-    Checkpoints are removed.
-    """
-    finish_run(folder)
-
-
-def _trainer(folder: Path, phase: str, options: RunOptions, maps: MapHistory | None) -> Trainer:
-    hooks: list[Callable[[ConceptModel, EpochResult], None]] = [
-        CSVLogger(folder / HISTORY_FILE, resume=options.resume or phase != "concepts")
-    ]
-    hooks += [maps] if maps is not None else []
-    hooks += [TensorBoardLogger(folder / TENSORBOARD)] if options.tensorboard else []
-
-    return Trainer(
-        device=options.device,
-        precision=cast(Precision, options.precision),
-        seed=options.seed,
-        progress_bar=options.progress_bar,
-        callbacks=hooks,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        checkpoint_dir=folder / CHECKPOINTS / phase,
-        compile=options.compile,
-        gradient_checkpointing=options.gradient_checkpointing,
-        feature_cache=options.feature_cache,
-    )
-
-
-def _phases(stages: Sequence[Stage]) -> list[tuple[str, list[Stage]]]:
-    """The stages that look at images as they are read, and those that read what frozen parts made of them."""
-    seeing = [stage for stage in stages if stage.name == "concepts"]
-    rest = [stage for stage in stages if stage.name != "concepts"]
-    return [(name, part) for name, part in (("concepts", seeing), ("rest", rest)) if part]
-
-
-def _told(
-    config: ConceptConfig, options: RunOptions, stages: Sequence[Stage], data: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `run.json` says: all that is needed to repeat a run, save the precision that is yet to be chosen."""
-    return {
-        **told_of(options, config.task_kind),
-        "stages": {stage.name: stage.epochs for stage in stages},
-        "data": dict(data),
-        "model": dataclasses.asdict(config),
-        "processes": distributed.world_size(),
-        "conceptcam": __version__,
-        "torch": str(torch.__version__),
-    }
-
-
-def _known_by(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
-    """By what data are known again, wherever they are: their number, and SHA-256 of their labels."""
-    known: dict[str, Any] = {}
-    for part, dataset in (("train", train), ("val", val)):
-        known |= {
-            f"{part}_images": len(dataset),
-            f"{part}_labels": digest(dataset.concept_labels, dataset.task_labels),
+        echo = echo if first else _ignore
+        run = distributed.broadcast(RunFolder(folder) if first else None)
+        assert run is not None
+        run.check_begin(resume=options.resume)
+        content = {
+            **options_to_dict(options, config.task_kind),
+            "stages": {stage.name: stage.epochs for stage in stages},
+            "data": {**(data or {}), **_identity(train, val), "training_data": training_data},
+            "model": dataclasses.asdict(config),
+            "processes": distributed.world_size(),
+            "conceptcam": __version__,
+            "torch": str(torch.__version__),
         }
-    return known
+        check_resume_options(run, content)
+        finished = run.state == "finished"
+        model = ConceptModel.from_pretrained(run.path, device=options.device) if finished else _create(config, options)
+        train.preprocess = val.preprocess = model.preprocess
+        if finished:
+            return RunResult(model, None)
+        echo(_beginning(run, config, options))
+        _check_stages(model, stages, options)
+        options = _with_precision(options, run, model, stages[0], val, echo)
+        maps = None if example_image is None else MapHistory(example_image.image, example_concepts, config.concepts)
+        with run.removed_unless_trained() if first else contextlib.nullcontext():
+            if first and run.state == "new":
+                run.begin({**content, "precision": options.precision})
+            callbacks: Sequence[EpochCallback] = [
+                EpochPrinter(stages, echo), *([maps] if maps is not None else []), *options.callbacks
+            ]  # fmt: skip
+            _train(
+                model, stages, train, val, run, dataclasses.replace(options, callbacks=callbacks),
+                augmentation=augmentation or train.augmentation, training_data=training_data,
+            )  # fmt: skip
+    if not first:
+        return RunResult(model, None)
+    draw_learning(run, model, maps, example_image)
+    test = val if test is None else test
+    evaluation = measure(model, test, run, options, sided_concepts=sided_concepts)
+    metrics = evaluation.summary() if summarize is None else summarize(model, evaluation)
+    model.record = dataclasses.replace(model.record, metrics=metrics, measured_on=measured_on)
+    model.save_pretrained(run.path)
+    if summarize is not None:
+        write_json(run.summary, metrics)
+    save_explanations(model, [test.load_item(i) for i in drawn if i < len(test)], run.explanations)
+    run.finish()
+    return RunResult(model, evaluation)
 
 
-def _holds_a_run(folder: Path, then: Mapping[str, Any]) -> str:
-    if then.get("finished"):
-        return f"{folder} holds a finished run; choose another folder"
-    return f"{folder} holds an unfinished run; go on with it with `resume=True`, or choose another folder"
+def check_resume_options(run: RunFolder, content: Mapping[str, Any]) -> None:
+    """Check that a run, if it has begun, is resumed with options that teach the same.
+
+    Args:
+        run: The folder.
+        content: What `run.json` would hold now, or the part of it that is known.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    chosen_before = ("precision",) if content.get("precision") == "auto" else ()
+    run.check_resume_options(content, free={**MAY_CHANGE, "": (*MAY_CHANGE[""], *chosen_before)})
 
 
-def _beginning(folder: Path, config: ConceptConfig, options: RunOptions, then: Mapping[str, Any]) -> str:
-    if then:
-        return f"Going on with the run in {folder}."
+class EpochPrinter:
+    """Echoes a line per epoch and, after the first one, about how long the rest takes; one of `Trainer`'s callbacks."""
+
+    def __init__(self, stages: Sequence[Stage], echo: Echo) -> None:
+        self.epochs = {stage.name: stage.epochs for stage in stages}
+        self.echo = echo
+        self._estimated = False
+
+    def __call__(self, model: ConceptModel, result: EpochResult) -> None:
+        """Echo an epoch."""
+        total = self.epochs.get(result.stage, result.epoch)
+        self.echo(
+            f"{result.stage:<10} epoch {result.epoch:>2} of {total}: loss {result.train_loss:.4f}, "
+            f"validation loss {result.val_loss:.4f}, score {result.score:.4f}, {result.seconds:.1f} s"
+        )
+        if result.stage == "concepts" and not self._estimated:
+            self._estimated = True
+            later = [epochs for name, epochs in self.epochs.items() if name != result.stage]
+            # The first epoch of a later stage runs the frozen parts forward, at a third of a training epoch's cost.
+            epochs = total - result.epoch + sum(0.35 + 0.01 * count for count in later)
+            self.echo(f"The rest takes about {duration(epochs * result.seconds)}.")
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 seconds", "3 minutes" or "2.5 hours"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _train(
+    model: ConceptModel,
+    stages: Sequence[Stage],
+    train: ConceptDataset,
+    val: ConceptDataset,
+    run: RunFolder,
+    options: RunOptions,
+    *,
+    augmentation: Callable[[ConceptItem], ConceptItem] | None,
+    training_data: str,
+) -> None:
+    """Run the stages; the model is written after the first one and after the last."""
+    own = train.augmentation
+    try:
+        # Only stage 1 learns what images look like and sees them augmented. The others run together: they read what it
+        # made of the images, which is computed once for all of them.
+        for phase in ("concepts", "rest"):
+            part = [stage for stage in stages if (stage.name == "concepts") == (phase == "concepts")]
+            if not part:
+                continue
+            history = CSVLogger(run.history, resume=options.resume or phase == "rest")
+            boards = [TensorBoardLogger(run.tensorboard)] if options.tensorboard else []
+            callbacks = (history, *boards, *options.callbacks)
+            trainer = Trainer(**trainer_options(options, callbacks=callbacks, checkpoint_dir=run.checkpoints / phase))
+            train.augmentation = augmentation if phase == "concepts" else None
+            batches, val_batches = loader(train, options, shuffle=True), loader(val, options)
+            trainer.fit(model, part, batches, val_batches, resume=options.resume)
+            if phase == "concepts":
+                source = f"highest F1 on {len(val)} validation images"
+                fit_thresholds(model, loader(val, options), thresholds_source=source)
+            model.record = dataclasses.replace(model.record, training_data=training_data)
+            if distributed.is_main_process():
+                model.save_pretrained(run.path)
+    finally:
+        train.augmentation = own
+
+
+def _identity(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
+    """What identifies data wherever they are: the number of images, and SHA-256 of their labels."""
+    parts = {"train": train, "val": val}
+    sizes = {f"{name}_images": len(part) for name, part in parts.items()}
+    return sizes | {f"{name}_labels": digest(part.concept_labels, part.task_labels) for name, part in parts.items()}
+
+
+def _beginning(run: RunFolder, config: ConceptConfig, options: RunOptions) -> str:
+    if run.state != "new":
+        return f"Going on with the run in {run.path}."
     weights = "published" if options.pretrained else "random" if options.weights is None else "given"
     return f"The backbone {config.backbone} starts from {weights} weights."
 
 
-def _built(config: ConceptConfig, options: RunOptions) -> ConceptModel:
+def _create(config: ConceptConfig, options: RunOptions) -> ConceptModel:
     """The model to train, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -210,11 +249,11 @@ def _built(config: ConceptConfig, options: RunOptions) -> ConceptModel:
         )
 
 
-def _check_trainable(model: ConceptModel, stages: Sequence[Stage], options: RunOptions) -> None:
+def _check_stages(model: ConceptModel, stages: Sequence[Stage], options: RunOptions) -> None:
     """Refuse at once what a later stage would refuse.
 
     Raises:
-        ValueError: If a stage cannot teach this model as the options say.
+        ValueError: If a stage cannot teach this model with these options.
     """
     learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for stage in stages:
@@ -227,19 +266,18 @@ def _check_trainable(model: ConceptModel, stages: Sequence[Stage], options: RunO
 
 
 def _with_precision(
-    options: RunOptions,
-    then: Mapping[str, Any],
-    model: ConceptModel,
-    stage: Stage,
-    val: ConceptDataset,
-    say: Callable[[str], None],
+    options: RunOptions, run: RunFolder, model: ConceptModel, stage: Stage, val: ConceptDataset, echo: Echo
 ) -> RunOptions:
-    """The options with a precision in place of `"auto"`: that of the run resumed, or the faster one."""
+    """The options with a precision in place of `"auto"`: that of the run to resume, or the faster one."""
     if options.precision != "auto":
         return options
-    if then:
-        return dataclasses.replace(options, precision=then["precision"])
+    if run.saved:
+        return dataclasses.replace(options, precision=run.saved["precision"])
     batch = next(iter(loader(val, options)))
-    chosen = distributed.broadcast(faster_precision(model, stage, batch, options.device))
-    say(f"Training in {chosen}, in which a trial step was faster (of fp32 and bf16).")
+    chosen = distributed.broadcast(faster_precision(model, stage, batch, options.device, echo=echo))
+    echo(f"Training in {chosen}.")
     return dataclasses.replace(options, precision=chosen)
+
+
+def _ignore(line: str) -> None:
+    """What processes other than the first do with a line."""

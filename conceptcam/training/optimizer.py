@@ -69,8 +69,8 @@ def _layer_rates(model: ConceptModel, stage: Stage) -> Mapping[str, float]:
     if unknown:
         raise ValueError(
             f"stage {stage.name!r} has layer_decay={stage.layer_decay}, but its backbone, a "
-            f"{type(model.backbone).__name__}, does not say in `layer_ids()` which layer {unknown[0]!r} is in; "
-            "set `layer_decay=1`"
+            f"{type(model.backbone).__name__}, does not say which layer {unknown[0]!r} is in; "
+            "leave `layer_decay` at 1"
         )
     depth = max(numbers.values()) + 1  # the heads are the layer behind the backbone's last
     return {

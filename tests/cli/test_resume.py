@@ -24,7 +24,7 @@ MOMENTS = {
     "the first stage is over": ("conceptcam.runs.run", "fit_thresholds", 1),
     "prototypes are taught": ("conceptcam.training.checkpoints", "Checkpoints.save", 3),
     "all is taught": ("conceptcam.runs.run", "measure", 1),
-    "all is written": ("conceptcam.runs.run", "end_run", 1),
+    "all is written": ("conceptcam.runs.folder", "RunFolder.finish", 1),
 }
 DRIVER = """
 import functools, importlib, json, os, signal, sys
@@ -144,7 +144,7 @@ def said_by_two(folder, breaks, command):
 @pytest.mark.parametrize(
     ("breaks", "wrong", "sentence"),
     [
-        ("nobody", ["--layer-decay", "7"], "conceptcam train: --layer-decay of stage 'concepts' must be in [0, 1]"),
+        ("nobody", ["--layer-decay", "7"], "conceptcam train: `layer_decay` of stage 'concepts' must be in [0, 1]"),
         ("nobody", ["--seed", "x"], "conceptcam train: error: argument --seed: invalid int value: 'x'"),
         ("0", [], "conceptcam train: image "),
         ("1", [], "conceptcam train: in process 1 of 2: image "),

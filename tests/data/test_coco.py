@@ -143,7 +143,7 @@ def test_uncertain_labels_of_a_multiclass_task_can_only_be_ignored(
     message = refused(tmp_path, content, uncertain=policy, task_kind="multiclass")
     assert message == (
         "'tasks' says -1 (uncertain) in 'b.png'; in a multi-class task that can only be ignored: write null there, "
-        "or pass uncertain='ignore'"
+        "or set `uncertain` to 'ignore'"
     )
     ignored = CocoDataset(*write(tmp_path, content), task_kind="multiclass")
     assert same(ignored.task_labels, [[1, 0], [torch.nan] * 2, [torch.nan] * 2])
@@ -208,7 +208,7 @@ def test_absurd_boxes_are_refused_by_name(tmp_path: Path, content: dict[str, Any
     content["annotations"][1]["bbox"] = bbox
     message = refused(tmp_path, content)
     assert message.startswith(f"1 of 4 boxes cannot be: {bbox} (annotation 2) in 'a.png' of 40 x 20 pixels")
-    assert "expected [x, y, width, height] in pixels" in message and "invalid_boxes='skip'" in message
+    assert "expected [x, y, width, height] in pixels" in message and "set `invalid_boxes` to 'skip'" in message
 
 
 @pytest.mark.parametrize("bbox", ABSURD)

@@ -279,7 +279,9 @@ def test_a_repository_may_have_a_name_that_ends_like_a_file(hub, load, source):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "hpu", "", "cpu:-1", 3.5])
 def test_a_device_that_cannot_be_used_is_refused_before_any_request(hub, repo, load, device):
-    with pytest.raises(ValueError, match=f"^cannot use device '{device}' here; this machine has \\['cpu'") as caught:
+    with pytest.raises(
+        ValueError, match=f"^cannot use the device '{device}' here; this machine has \\['cpu'"
+    ) as caught:
         load(device=device)
     one_sentence(caught.value)
     assert hub.requests == []

@@ -83,7 +83,7 @@ def test_untaught_model_does_not_predict():
 def test_impossible_requests_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         model.predict(IMAGES, batch_size=0)
-    with pytest.raises(ValueError, match="cannot use device 'nowhere'"):
+    with pytest.raises(ValueError, match="cannot use the device 'nowhere'"):
         model.predict(IMAGES, device="nowhere")
     with pytest.raises(ValueError, match="this looks normalized already"):
         model.predict([torch.randn(3, 48, 64) * 2])

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,22 +11,29 @@ from safetensors.torch import save_file
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions
 from conceptcam.runs.reports import measure, save_explanations
-from conceptcam.runs.run import end_run, train_run
-from conceptcam.training.history import read_history
+from conceptcam.runs.run import EpochPrinter, train_run
+from conceptcam.training.history import EpochResult, read_history
 from tests.worlds import Squares, tiny_config, tiny_model
 
 QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
 
 
 def run(folder, *, train=None, val=None, config=None, **options):
-    rest = {name: options.pop(name) for name in ("augmentation", "data", "say") if name in options}
+    """A small run; gives the model."""
+    rest = {name: options.pop(name) for name in ("augmentation", "data", "echo") if name in options}
     options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
-    train = train or Squares(16, 0)
-    return train_run(
-        config or tiny_config(), train, val or Squares(8, 1), folder, options, training_data="squares", **rest
-    )
+    train, val = train or Squares(16, 0), val or Squares(8, 1)
+    config = config or tiny_config()
+    return train_run(config, train, val, folder, options, training_data="squares", drawn=(), **rest).model
+
+
+@pytest.fixture
+def unfinished(monkeypatch):
+    """Runs stop before they are marked as finished."""
+    monkeypatch.setattr(RunFolder, "finish", lambda self: None)
 
 
 class ConceptPart:
@@ -138,7 +146,7 @@ def test_run_json_says_what_was_done_about_rare_labels(asked, resolved, tmp_path
     assert json.loads((tmp_path / "run.json").read_text())["imbalance"] == resolved
 
 
-def test_a_run_is_not_resumed_with_options_that_change_it(tmp_path):
+def test_a_run_is_not_resumed_with_options_that_change_it(tmp_path, unfinished):
     run(tmp_path, seed=7)
     for changed in ({"imbalance": "focal"}, {"batch_size": 4}, {"precision": "bf16"}, {"epochs": {**QUICK, "task": 2}}):
         (name,) = changed
@@ -146,15 +154,35 @@ def test_a_run_is_not_resumed_with_options_that_change_it(tmp_path):
             run(tmp_path, **{"seed": 7, "resume": True, **changed})
 
 
-def test_a_resumed_run_keeps_its_precision_and_may_load_otherwise(tmp_path):
+def test_a_resumed_run_keeps_its_precision_and_may_load_otherwise(tmp_path, unfinished):
     began = run(tmp_path, precision="bf16").state_dict()
-    again = run(tmp_path, precision="auto", feature_cache="off", progress=True, resume=True).state_dict()
+    again = run(tmp_path, precision="auto", feature_cache="off", progress_bar=True, resume=True).state_dict()
     assert all(torch.equal(began[name], again[name]) for name in began)
+
+
+def test_a_run_of_a_newer_format_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"format_version": 3, "finished": true}')
+    with pytest.raises(ValueError, match="has format version 3, of a newer conceptcam; update conceptcam"):
+        run(tmp_path, resume=True)
+
+
+def test_an_unfinished_run_of_0_1_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 0, "conceptcam": "0.1.0", "finished": false}')
+    with pytest.raises(
+        ValueError, match="was begun by conceptcam 0.1.0, which alone can go on with it; finish it there"
+    ):
+        run(tmp_path, resume=True)
+
+
+def test_a_finished_run_of_0_1_gives_its_model(tmp_path):
+    tiny_model(seed=3).save_pretrained(tmp_path)
+    (tmp_path / "run.json").write_text('{"clip_norm": 1.0, "conceptcam": "0.1.0", "finished": true}')
+    model, expected = run(tmp_path, resume=True), tiny_model(seed=3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_a_finished_run_has_no_checkpoints_and_resumes_as_it_is(tmp_path):
     taught = run(tmp_path).state_dict()
-    end_run(tmp_path)
     assert not list(tmp_path.glob("*checkpoints*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = run(tmp_path, resume=True).state_dict()
@@ -164,7 +192,6 @@ def test_a_finished_run_has_no_checkpoints_and_resumes_as_it_is(tmp_path):
 
 def test_an_ended_run_does_not_come_back_for_other_options(tmp_path):
     run(tmp_path)
-    end_run(tmp_path)
     with pytest.raises(ValueError, match="`batch_size` was 8 and is 4"):
         run(tmp_path, batch_size=4, resume=True)
 
@@ -177,7 +204,7 @@ def test_resume_begins_where_there_is_no_run(tmp_path):
         assert all(torch.equal(begun[name], resumed[name]) for name in begun)
 
 
-def test_a_run_without_checkpoints_resumes_only_with_its_own_data(tmp_path):
+def test_a_run_without_checkpoints_resumes_only_with_its_own_data(tmp_path, unfinished):
     run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(ValueError, match="`attention_temperature` was 1.0 and is 2.0"):
@@ -190,17 +217,18 @@ def test_a_run_without_checkpoints_resumes_only_with_its_own_data(tmp_path):
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path):
     run(tmp_path)
-    with pytest.raises(FileExistsError, match="holds an unfinished run; go on with it with `resume=True`"):
-        run(tmp_path)
-    end_run(tmp_path)
     with pytest.raises(FileExistsError, match="holds a finished run; choose another folder"):
+        run(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**content, "finished": False}))
+    with pytest.raises(FileExistsError, match=r"holds an unfinished run; resume it \(the option `resume`\), or choose"):
         run(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"layer_decay": 0.75}, "does not say in `layer_ids"),
+        ({"layer_decay": 0.75}, "does not say which layer"),
         ({"gradient_checkpointing": True}, "SmallCnn cannot do it"),
         ({"precision": "fp16"}, "needs a GPU"),
         ({"epochs": {"task": 0}}, "needs an epoch"),
@@ -219,7 +247,7 @@ def test_a_run_that_fails_before_learning_leaves_the_folder_as_is(wrong, sentenc
 
 @pytest.mark.parametrize("wrong", [{"layer_decay": 0.75}, {"gradient_checkpointing": True}, {"precision": "fp16"}])
 def test_what_can_be_checked_is_checked_before_anything_is_written(wrong, tmp_path, monkeypatch):
-    monkeypatch.setattr("conceptcam.runs.run.begin_run", lambda *given: pytest.fail("the run has begun"))
+    monkeypatch.setattr(RunFolder, "begin", lambda *given: pytest.fail("the run has begun"))
     with pytest.raises(ValueError):
         run(tmp_path / "a", **wrong)
 
@@ -241,18 +269,34 @@ def test_a_run_that_fails_after_an_epoch_can_be_resumed(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_run_names_a_random_backbone_and_its_precision(tmp_path):
-    said = []
-    run(tmp_path / "a", precision="auto", say=said.append)
-    assert said[0] == "The backbone small_cnn_s8 starts from random weights."
-    assert said[1].startswith(f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}, ")
+def test_a_run_names_a_random_backbone_and_its_precision(tmp_path, unfinished):
+    told = []
+    run(tmp_path / "a", precision="auto", echo=told.append)
+    assert told[0] == "The backbone small_cnn_s8 starts from random weights."
+    assert f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}." in told[1:4]
     save_file({name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}, tmp_path / "w")
-    run(tmp_path / "b", weights=tmp_path / "w", say=said.append)
-    run(tmp_path / "b", weights=tmp_path / "w", say=said.append, resume=True)
-    assert said[2:] == [
-        "The backbone small_cnn_s8 starts from given weights.",
-        f"Going on with the run in {tmp_path / 'b'}.",
-    ]
+    told.clear()
+    run(tmp_path / "b", weights=tmp_path / "w", echo=told.append)
+    assert told[0] == "The backbone small_cnn_s8 starts from given weights."
+    told.clear()
+    run(tmp_path / "b", weights=tmp_path / "w", echo=told.append, resume=True)
+    assert told[0] == f"Going on with the run in {tmp_path / 'b'}."
+
+
+def test_a_run_prints_a_line_per_epoch_and_how_long_it_takes(tmp_path):
+    told = []
+    run(tmp_path, epochs={**QUICK, "concepts": 2}, echo=told.append)
+    epochs = [line.split(":")[0].split() for line in told if " epoch " in line]
+    assert [words[0] for words in epochs] == ["concepts", "concepts", "embedding", "prototypes", "task"]
+    assert re.fullmatch(r"concepts +epoch +1 of 2: loss \S+, validation loss \S+, score \S+, \S+ s", told[1])
+    assert [told.index(line) for line in told if line.startswith("The rest takes about ")] == [2]
+
+
+def test_the_estimate_counts_the_epochs_that_remain():
+    told, stages = [], [SimpleNamespace(name="concepts", epochs=6), SimpleNamespace(name="task", epochs=15)]
+    printer = EpochPrinter(stages, told.append)
+    printer(None, EpochResult("concepts", 2, 0.5, 0.5, 0.9, 0.1, True, 60.0, False))
+    assert told[-1] == "The rest takes about 4 minutes."  # 4 epochs, and half of one
 
 
 def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
@@ -321,7 +365,7 @@ def test_a_model_of_one_concept_and_one_task_works_end_to_end(tmp_path, bottlene
     val = OneConcept(16, 1)
     run(tmp_path, train=OneConcept(24, 0), val=val, config=config)
     model = ConceptModel.from_pretrained(tmp_path)
-    result = measure(model, val, tmp_path, RunOptions(batch_size=8))
+    result = measure(model, val, RunFolder(tmp_path), RunOptions(batch_size=8))
     assert result.concepts == ("bright",)
     assert result.task_scores.auroc.shape == (1,)
     (figure,) = save_explanations(model, [val.load_item(0)], tmp_path)
@@ -383,7 +427,7 @@ def test_a_useless_strategy_for_imbalance_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="asymmetric loss is for multi-label tasks; for multi-class ones"):
         config = tiny_config(task_kind="multiclass")
         run(tmp_path / "a", config=config, train=OneOfTwo(16, 0), val=OneOfTwo(8, 1), imbalance="asymmetric")
-    with pytest.raises(ValueError, match="unknown `imbalance` 'focus'; known:"):
+    with pytest.raises(ValueError, match="unknown `imbalance` 'focus'; did you mean .*; known:"):
         run(tmp_path / "a", imbalance="focus")
     assert not (tmp_path / "a").exists()
 
@@ -392,14 +436,13 @@ def test_what_a_user_keeps_in_the_folder_stays_when_a_run_ends(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
     run(tmp_path)
-    end_run(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["notes.txt"]
 
 
-def test_checkpoints_without_a_run_that_they_belong_to_are_refused(tmp_path):
+def test_checkpoints_without_a_run_that_they_belong_to_are_refused(tmp_path, unfinished):
     run(tmp_path)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(FileExistsError, match="holds checkpoints, but there is no run.json that says of which run"):
+    with pytest.raises(FileExistsError, match="holds checkpoints, but there is no run.json that tells of which run"):
         run(tmp_path, imbalance="focal", resume=True)
 
 
@@ -414,7 +457,7 @@ def test_a_run_that_fails_early_leaves_others_files_in_its_folder(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
-def test_entries_of_data_named_like_options_do_not_hide_them(tmp_path):
+def test_entries_of_data_named_like_options_do_not_hide_them(tmp_path, unfinished):
     data = {"seed": 5, "imbalance": "mine"}
     run(tmp_path, data=data, seed=1)
     with pytest.raises(ValueError, match="`seed` was 1 and is 2"):
@@ -423,7 +466,6 @@ def test_entries_of_data_named_like_options_do_not_hide_them(tmp_path):
 
 def test_a_finished_run_comes_back_ready_to_measure(tmp_path):
     run(tmp_path)
-    end_run(tmp_path)
     train, val = Squares(16, 0), Squares(8, 1)
     train.preprocess = val.preprocess = None
     model = run(tmp_path, train=train, val=val, resume=True)

@@ -527,5 +527,5 @@ def test_loaders_do_not_differ_by_workers_or_other_randomness():
 
 def test_a_device_that_is_not_there_is_one_sentence():
     model = tiny_model()
-    with pytest.raises(ValueError, match="cannot use device 'warp' here; this machine has "):
+    with pytest.raises(ValueError, match="cannot use the device 'warp' here; this machine has "):
         Trainer(device="warp").fit(model, stages_of(model), TRAIN, VAL)

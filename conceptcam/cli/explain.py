@@ -1,0 +1,70 @@
+"""Say what a model sees in images, and why.
+
+Prints the most probable concepts of each image, and splits each task logit into the contributions of concepts.
+Writes a figure of the maps and a JSON file per image.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from conceptcam._checks import did_you_mean
+from conceptcam._files import write_json
+from conceptcam.cli.inputs import check_images, make_options, output_folder, show
+from conceptcam.cli.options import MODEL, add_options, add_out, positive
+
+EXAMPLES = """  conceptcam explain runs/demo-20260101-120000 chest.png
+  conceptcam explain MODEL chest.png --task Pneumonia --concept Consolidation --concept Infiltration"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `conceptcam explain`."""
+    from conceptcam.runs.options import RunOptions
+
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--task", metavar="NAME", help="explain this task alone (default: all)")
+    parser.add_argument(
+        "--concept", action="append", default=[], metavar="NAME",
+        help="draw this concept; may be repeated (default: the most probable ones)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=positive, default=5, metavar="N", help="how many concepts to print and draw (default: 5)"
+    )
+    add_out(parser)
+    add_options(parser, RunOptions(), names=("device",))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print and draw what a model sees in images."""
+    from conceptcam.analysis.explanation import explain
+    from conceptcam.analysis.figures import save_png
+    from conceptcam.model.concept_model import ConceptModel
+    from conceptcam.model.taught import check_taught
+    from conceptcam.runs.options import RunOptions
+    from conceptcam.runs.reports import explanation_lines
+
+    device = make_options(options, RunOptions()).device
+    model = ConceptModel.from_pretrained(options.model, device=device)
+    check_taught(model.config, model.record, task=options.task)
+    for name in options.concept:
+        if name not in model.config.concepts:
+            known = model.config.concepts
+            raise ValueError(f"unknown concept {name!r}{did_you_mean(name, known)}; known: {list(known)}")
+    check_images(options.images)
+    folder = output_folder(options)
+    for path, name in zip(options.images, _file_names(options.images), strict=True):
+        explanation = explain(model, path, task=options.task)
+        show("\n".join([f"\n{path}", *explanation_lines(explanation, top=options.top)]))
+        save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
+        write_json(folder / f"{name}.json", explanation.as_dict())
+    show(f"Written to {folder}")
+
+
+def _file_names(paths: Sequence[Path]) -> list[str]:
+    """What to call what is written about each image: its stem, or its whole path where stems are not unique."""
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    wholes = ["-".join(path.with_suffix("").parts).lstrip("/-") for path in paths]
+    return [f"{whole}-{k}" if wholes.count(whole) > 1 else whole for k, whole in enumerate(wholes)]

@@ -1,0 +1,110 @@
+"""What commands check before they begin: options of training, data to read, a folder to write."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conceptcam.data.coco import CocoDataset
+    from conceptcam.runs.options import RunOptions
+
+FINISHED = "The run in {} is finished; there is nothing left to do."
+
+
+def show(line: str) -> None:
+    """Print a line at once, also into a file or a pipe."""
+    print(line, flush=True)
+
+
+def make_options(options: argparse.Namespace, defaults: "RunOptions") -> "RunOptions":
+    """The options of a run, as the flags give them and otherwise as the defaults are.
+
+    Raises:
+        ValueError: If the device cannot be used, or options contradict each other.
+    """
+    from conceptcam.model.device import resolve_device
+
+    given = vars(options)
+    named = {field.name: given[field.name] for field in dataclasses.fields(defaults) if field.name in given}
+    if "RANK" not in os.environ:  # of several, each has a device of its own, which is looked at when it trains
+        resolve_device(named.get("device", "cpu"))
+    usual = dict(defaults.epochs)
+    if named.get("solve_task"):
+        usual.pop("task", None)
+    if named.get("weights") and Path(named["weights"]).expanduser().is_file():
+        named["weights"] = str(Path(named["weights"]).expanduser().resolve())  # `run.json` tells which file it was
+    epochs = {**usual, **named.pop("epochs", {})}
+    return dataclasses.replace(defaults, **named, epochs=epochs, progress_bar=sys.stderr.isatty())
+
+
+def read_data(options: argparse.Namespace, flag: str, **names: Any) -> "CocoDataset":
+    """The data set whose annotations a flag names.
+
+    Raises:
+        OSError: If a file or folder is not there, or cannot be read.
+        ValueError: If the annotations cannot be used.
+    """
+    from conceptcam.data.coco import CocoDataset
+
+    path = options.data / getattr(options, flag)
+    if not options.data.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.data} with {path.name} in it; see `conceptcam train -h`")
+    if not path.exists():
+        there = sorted(file.name for file in options.data.glob("*.json"))
+        raise FileNotFoundError(
+            f"there is no {path}; {options.data} has {there or 'no JSON files'}: name the annotations with --{flag}"
+        )
+    try:
+        return CocoDataset(path, images_folder(options), invalid_boxes=options.invalid_boxes, **names)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def images_folder(options: argparse.Namespace) -> Path:
+    """The folder that file names of images are relative to."""
+    folder: Path = options.data / "images" if options.images is None else options.images
+    return folder
+
+
+def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
+    """The folder to write, which holds nothing yet, unless it is that of a run to resume.
+
+    Raises:
+        FileExistsError: If it holds something else.
+        ValueError: If a run is to be resumed and no folder is given.
+    """
+    from conceptcam.runs.folder import RunFolder
+
+    folder: Path = options.out or Path("runs", f"{options.command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if resume:
+        if options.out is None:
+            raise ValueError("--resume needs --out with the folder of the run to go on with")
+        RunFolder(folder).check_only_a_run()
+        return folder
+    if is_taken(folder):
+        if options.command in ("demo", "train"):
+            RunFolder(folder).check_begin(resume=False)
+        raise FileExistsError(f"{folder} is there already and not an empty folder; choose another --out")
+    return folder
+
+
+def is_taken(place: Path) -> bool:
+    """Whether there is a file, or a folder that is not empty."""
+    return place.exists() and (not place.is_dir() or any(place.iterdir()))
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Check that all images are there before the first one is read.
+
+    Raises:
+        FileNotFoundError: Naming the first ones that are not.
+    """
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} images are not there: {missing[:3]}")
