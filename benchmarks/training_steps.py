@@ -169,9 +169,10 @@ def compare_alone(size: Size) -> Step:
     """A step of stage 2 from vectors that are there, as in every epoch that is read from the cache."""
     model, batch, row = ConceptModel.from_config(size.config), random_batch(size), _stage(size, "prototypes")
     loader = BatchLoader([batch])
-    source = FeatureCache("memory").source(model, row, loader)
-    optimizer = StageOptimizer(model, row, source, TrainerOptions(max_grad_norm=CLIP), steps=STEPS)
-    step_inputs = list(source.load(loader.draw(seed=0)))
+    with FeatureCache("memory") as cache:
+        source = cache.source(model, row, loader)
+        optimizer = StageOptimizer(model, row, source, TrainerOptions(max_grad_norm=CLIP), steps=STEPS)
+        step_inputs = list(source.load(loader.draw(seed=0)))
     return lambda: optimizer.step(step_inputs)
 
 

@@ -68,7 +68,7 @@ class Trainer(TrainerOptions):
 
         Args:
             model: What to train, in place.
-            stages: What learns when; see `preset`.
+            stages: What learns when; see `get_preset`.
             train_batches: Iterated once per epoch; a `DataLoader`, say, of `ConceptBatch`es or of dicts as
                 `as_batch` reads. The items of a `DataLoader` are read with random numbers of their own.
             val_batches: The same for validation.
