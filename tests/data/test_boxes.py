@@ -291,5 +291,5 @@ def test_bad_dicts_are_refused_in_a_sentence_that_says_why(box, message):
 
 
 def test_an_unknown_mask_rule_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown `rule` 'centre'; known: \['coverage', 'center'\]"):
+    with pytest.raises(ValueError, match=r"unknown `rule` 'centre'; did you mean .*; known: \['coverage', 'center'\]"):
         make().pair_masks((1, 1, 4, 4), "centre")

@@ -57,7 +57,7 @@ def load(tmp_path: Path) -> Any:
     """`from_pretrained` with a cache of the test's own."""
 
     def load(source: Any = NAME, **options: Any) -> ConceptModel:
-        return ConceptModel.from_pretrained(source, cache_dir=tmp_path / "feature_cache", **options)
+        return ConceptModel.from_pretrained(source, cache_dir=tmp_path / "cache", **options)
 
     return load
 
@@ -223,7 +223,7 @@ def test_a_private_repository_without_a_token_gives_the_reason(hub, first, load)
 def test_what_is_not_in_the_cache_is_named_when_nobody_may_be_asked(hub, repo, load):
     with pytest.raises(FileNotFoundError) as caught:
         load(local_files_only=True)
-    one_sentence(caught.value, NAME, "feature_cache")
+    one_sentence(caught.value, NAME, "cache")
     assert hub.requests == []
 
 
@@ -453,7 +453,7 @@ def in_child(cache: Path, *attempts: tuple[str, int], **environment: str) -> lis
 
 def test_a_full_disk_is_a_sentence_and_spares_the_cache(hub, repo, first, load, tmp_path):
     size = len(first["model.safetensors"])
-    *failed, last = in_child(tmp_path / "feature_cache", (NAME, 0), (NAME, 100), (NAME, size // 2), (NAME, size))
+    *failed, last = in_child(tmp_path / "cache", (NAME, 0), (NAME, 100), (NAME, size // 2), (NAME, size))
     for kind, number, text in failed:
         assert (kind, number) == ("OSError", errno.EFBIG)
         one_sentence(OSError(text), NAME)
@@ -467,11 +467,11 @@ def test_offline_the_cache_serves_and_what_is_missing_is_named(hub, repo, load, 
     hub.requests.clear()
     unlimited = 10**9
     there, absent = in_child(
-        tmp_path / "feature_cache", (NAME, unlimited), ("org/other", unlimited), HF_HUB_OFFLINE="1"
+        tmp_path / "cache", (NAME, unlimited), ("org/other", unlimited), HF_HUB_OFFLINE="1"
     )
     assert there[0] == "loaded"
     assert absent[0] == "FileNotFoundError"
-    one_sentence(OSError(absent[2]), "org/other", "feature_cache")
+    one_sentence(OSError(absent[2]), "org/other", "cache")
     assert hub.requests == []
 
 

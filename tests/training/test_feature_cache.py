@@ -386,7 +386,7 @@ def test_custom_objective_sees_the_same_with_and_without_the_cache():
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"feature_cache": "ram"}, "unknown `storage` 'ram'"),
+        ({"feature_cache": "ram"}, "unknown `feature_cache` 'ram'"),
         ({"feature_cache_dtype": torch.int8}, "stored as a floating-point type, not torch.int8"),
     ],
 )
