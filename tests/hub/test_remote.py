@@ -466,9 +466,7 @@ def test_offline_the_cache_serves_and_what_is_missing_is_named(hub, repo, load, 
     load()
     hub.requests.clear()
     unlimited = 10**9
-    there, absent = in_child(
-        tmp_path / "cache", (NAME, unlimited), ("org/other", unlimited), HF_HUB_OFFLINE="1"
-    )
+    there, absent = in_child(tmp_path / "cache", (NAME, unlimited), ("org/other", unlimited), HF_HUB_OFFLINE="1")
     assert there[0] == "loaded"
     assert absent[0] == "FileNotFoundError"
     one_sentence(OSError(absent[2]), "org/other", "cache")

@@ -217,7 +217,9 @@ def test_zoo_is_filtered_by_pattern():
 
 
 def test_unknown_kind_or_name_is_refused_with_a_hint():
-    with pytest.raises(ValueError, match=r"unknown `kind` 'backbones'; did you mean .*; known: \['model', 'architecture', 'backbone'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown `kind` 'backbones'; did you mean .*; known: \['model', 'architecture', 'backbone'\]"
+    ):
         list_zoo(kind="backbones")
     with pytest.raises(ValueError, match=r"the zoo has no 'medmae_vitb16'; did you mean \['medmae_vit_b16'"):
         model_info("medmae_vitb16")

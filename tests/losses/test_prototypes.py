@@ -243,7 +243,10 @@ def test_the_module_is_the_function_with_fixed_options(form):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"variant": "triplet"}, "unknown `variant` 'triplet'; did you mean .*; known: .*'nearest', 'infonce', 'supcon', 'softtriple'"),
+        (
+            {"variant": "triplet"},
+            "unknown `variant` 'triplet'; did you mean .*; known: .*'nearest', 'infonce', 'supcon', 'softtriple'",
+        ),
         ({"margin_sign": "minus"}, "unknown `margin_sign` 'minus'; known: .*'softtriple', 'paper', 'numerator'"),
     ],
 )
