@@ -56,7 +56,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; what is wrong with them is told by one process."""
+    """Parse the options; one process alone prints what is wrong with them."""
     parser = build_parser([name for name in arguments if name in COMMANDS][:1])
     if processes() == 1:
         return parser.parse_args(arguments)

@@ -41,7 +41,7 @@ class RankBatch(NamedTuple):
     """What one process is given of a batch."""
 
     batch: ConceptBatch
-    """This process's rows; if there are fewer samples than processes, one row that stands for nobody."""
+    """This process's rows; one row that is not counted, if this process has no sample of the batch."""
     samples: tuple[Any, ...] | None
     """The samples that its rows stand for, by the order's numbers; empty if for nobody, None if not known."""
     size: int

@@ -117,7 +117,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Any]:
     try:
-        # torch warns of pickle protocols it may not know; whether it knew is told below.
+        # torch warns of pickle protocols that it may not know; an error follows below if it does not.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
