@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-# Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and most people can tell blue from yellow
-# with every common colour blindness.
+# Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and blue and yellow differ for people with any common
+# colour blindness.
 _STOPS = ((30, 30, 140), (120, 30, 160), (205, 50, 110), (250, 130, 50), (255, 240, 100))
 _BOX, _HALO = (0, 235, 235), (0, 0, 0)
 _PAPER, _INK, _FAINT, _MID_GREY = (255, 255, 255), (25, 25, 30), (105, 105, 115), 110
