@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from conceptcam.data.coco import CocoDataset as CocoDataset
     from conceptcam.data.images import load_image as load_image
     from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
+    from conceptcam.data.splits import (
+        ConceptSubset as ConceptSubset,
+        load_split as load_split,
+        make_folds as make_folds,
+        save_split as save_split,
+        shared_patients as shared_patients,
+        split_by_patient as split_by_patient,
+    )
     from conceptcam.data.transforms import (
         BoxAwareTransform as BoxAwareTransform,
         Preprocess as Preprocess,
@@ -30,6 +38,14 @@ else:
             "coco": ["CocoDataset"],
             "images": ["load_image"],
             "labels": ["resolve_uncertain"],
+            "splits": [
+                "ConceptSubset",
+                "load_split",
+                "make_folds",
+                "save_split",
+                "shared_patients",
+                "split_by_patient",
+            ],
             "transforms": ["BoxAwareTransform", "Preprocess", "default_augmentation"],
             "vindr": ["VINDR_CONCEPTS", "VINDR_TASKS"],
         },

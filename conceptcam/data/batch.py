@@ -150,6 +150,8 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         tasks: Task names; empty if there are none.
         concept_labels: (N, K) labels of every image, known without decoding any; NaN where unknown.
         task_labels: (N, T) task labels of every image.
+        patients: (N,) patient ids, empty where unknown; None if the reader knows of none.
+        notes: What the reader recognized or left out, in sentences for whoever runs it.
         augmentation: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
         preprocess: Turns an image as read into what the model wants, (3, H, W) normalized floats;
             usually `model.preprocess`. None gives items as read.
@@ -159,12 +161,19 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     tasks: tuple[str, ...]
     concept_labels: Tensor
     task_labels: Tensor
+    patients: Sequence[str] | None = None
+    notes: Sequence[str] = ()
     augmentation: Callable[[ConceptItem], ConceptItem] | None = None
     preprocess: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """(N,) what to call the images, as their items do; their numbers, unless the reader knows better."""
+        return tuple(map(str, range(len(self))))
 
     def dataloader(
         self, batch_size: int = 32, *, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False
