@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from conceptcam.data.images import load_image as load_image
     from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
     from conceptcam.data.phantom.dataset import PhantomDataset as PhantomDataset
+    from conceptcam.data.table import TableDataset as TableDataset
     from conceptcam.data.transforms import (
         BoxAwareTransform as BoxAwareTransform,
         default_augmentation as default_augmentation,
@@ -79,6 +80,7 @@ else:
             "data.images": ["load_image"],
             "data.labels": ["resolve_uncertain"],
             "data.phantom.dataset": ["PhantomDataset"],
+            "data.table": ["TableDataset"],
             "data.transforms": ["BoxAwareTransform", "default_augmentation"],
             "hub.card": ["model_card"],
             "hub.zoo": ["list_architectures", "list_models", "model_info"],

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
     from conceptcam.data.splits import (
         ConceptSubset as ConceptSubset,
+        divide_dataset as divide_dataset,
         load_split as load_split,
         make_folds as make_folds,
         save_split as save_split,
         shared_patients as shared_patients,
         split_by_patient as split_by_patient,
     )
+    from conceptcam.data.table import TableDataset as TableDataset
     from conceptcam.data.transforms import (
         BoxAwareTransform as BoxAwareTransform,
         Preprocess as Preprocess,
@@ -40,12 +42,14 @@ else:
             "labels": ["resolve_uncertain"],
             "splits": [
                 "ConceptSubset",
+                "divide_dataset",
                 "load_split",
                 "make_folds",
                 "save_split",
                 "shared_patients",
                 "split_by_patient",
             ],
+            "table": ["TableDataset"],
             "transforms": ["BoxAwareTransform", "Preprocess", "default_augmentation"],
             "vindr": ["VINDR_CONCEPTS", "VINDR_TASKS"],
         },

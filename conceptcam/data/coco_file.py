@@ -17,8 +17,9 @@ InvalidBoxes = Literal["error", "skip"]
 NUMBER = (int, float)
 """Types of a number in JSON."""
 
-# Annotation tools round box corners; a box this little beyond the image, in pixels, is cut at the border.
-_OVERSHOOT = 2.0
+OVERSHOOT = 2.0
+"""Pixels: annotation tools round the corners of boxes; a box this little beyond the image is cut at the border."""
+
 _ID = (int, str)
 _FIELDS: dict[str, dict[str, Any]] = {
     "images": {"id": _ID, "file_name": str, "width": NUMBER, "height": NUMBER},
@@ -139,7 +140,7 @@ def draw_boxes(
     if unlooked := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not is_annotated(images[i])]:
         raise ValueError(f"'annotated' is false, yet there are annotations, for {shorten(unlooked)}")
     sizes = torch.tensor([[entry["width"], entry["height"]] for entry in images], dtype=torch.float64)
-    xyxy, bad = _fractions(
+    xyxy, bad = box_fractions(
         torch.tensor([_numbers(entry["bbox"]) for entry in chosen], dtype=torch.float64).view(-1, 4), sizes[image]
     )
     if bad.any():
@@ -159,16 +160,23 @@ def _numbers(bbox: list[Any]) -> list[float]:
     return bbox if len(bbox) == 4 and all(isinstance(value, NUMBER) for value in bbox) else [torch.nan] * 4
 
 
-def _fractions(xywh: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, 4) corners in [0, 1], and (N,) which boxes cannot be; a small overshoot is cut off."""
+def box_fractions(xywh: Tensor, sizes: Tensor, *, overshoot: float = OVERSHOOT) -> tuple[Tensor, Tensor]:
+    """Boxes as fractions of their images, and which of them cannot be.
+
+    Args:
+        xywh: (N, 4) left, top, width and height in the unit of the sizes.
+        sizes: (N, 2) width and height of the image that each box is in.
+        overshoot: How far beyond the image a box may go; it is cut at the border.
+
+    Returns:
+        (N, 4) float32 corners in [0, 1], and (N,) bool: without an area, no numbers, or too far outside.
+    """
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     beyond = torch.maximum(-low, high - sizes).amax(dim=1)
     xyxy = (torch.cat([low, high], dim=1) / sizes.repeat(1, 2)).clamp(0, 1).float()
-    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= _OVERSHOOT)
-    if cut := int((sane & (beyond > 1e-3)).sum()):
-        _log.info(
-            "cut %d of %d boxes at the border, beyond which they went by at most %g pixels", cut, len(xywh), _OVERSHOOT
-        )
+    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= overshoot)
+    if cut := int((sane & (beyond > overshoot / 2000)).sum()):
+        _log.info("cut %d of %d boxes at the border, beyond which they went by at most %g", cut, len(xywh), overshoot)
     return xyxy, ~sane
 
 

@@ -64,6 +64,25 @@ def load_image(image: Any) -> Tensor:
     raise TypeError(f"expected a path, Pillow image, numpy array or tensor, got {type(image).__name__}")
 
 
+def image_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """The width and height in pixels that `load_image` gives, read from the header of a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except FileNotFoundError:
+        raise
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
+
+
 def _from_file(path: str | PathLike[str]) -> Tensor:
     from PIL import Image
 

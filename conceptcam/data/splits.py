@@ -134,6 +134,25 @@ def load_split(path: str | Path, names: Sequence[str]) -> list[str]:
     return [parts[name] for name in names]
 
 
+def divide_dataset(dataset: ConceptDataset, parts: Sequence[Hashable] | Tensor) -> dict[Hashable, "ConceptSubset"]:
+    """Each part of a data set as a data set, by its name.
+
+    Args:
+        dataset: What to divide.
+        parts: (N,) part or fold of each image, such as `split_by_patient` or `make_folds` gives.
+
+    Raises:
+        ValueError: If there is not a part for each image.
+    """
+    names = parts.tolist() if isinstance(parts, Tensor) else parts
+    if len(names) != len(dataset):
+        raise ValueError(f"need a part for each image, got {len(names)} for {len(dataset)} images")
+    rows: dict[Hashable, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: ConceptSubset(dataset, own) for name, own in rows.items()}
+
+
 class ConceptSubset(ConceptDataset):
     """Some images of a data set, as a data set.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import (
     ConceptSubset,
+    divide_dataset,
     load_split,
     make_folds,
     save_split,
@@ -177,6 +178,16 @@ def test_a_subset_gives_the_items_of_its_rows_as_its_own():
     part = ConceptSubset(Numbers(), [4, 1])
     assert len(part) == 2 and [part[0].name, part[1].name, part[-1].name] == ["4", "1", "1"]
     assert part.concept_labels.tolist() == [[1.0], [0.0]]
+
+
+def test_a_divided_data_set_has_each_image_in_one_part():
+    parts = divide_dataset(Numbers(), ["train", "val", "train", "test", "val", "train"])
+    assert {name: list(part.names) for name, part in parts.items()} == {
+        "train": ["0", "2", "5"], "val": ["1", "4"], "test": ["3"],
+    }  # fmt: skip
+    assert list(divide_dataset(Numbers(), torch.arange(6) % 2)) == [0, 1]
+    with pytest.raises(ValueError, match="got 2 for 6 images"):
+        divide_dataset(Numbers(), [0, 1])
 
 
 def test_a_subset_refuses_a_mask():

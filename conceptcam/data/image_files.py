@@ -1,0 +1,151 @@
+"""Which files the names in a table mean, without opening any: found, missing, repeated, or outside the folder."""
+
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from conceptcam._checks import shorten
+from conceptcam.data.table_file import is_unknown
+
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm", ".ppm"),
+    *(".dcm", ".dicom"),
+)
+"""Suffixes of files that count as images where a folder is listed; what a file is, its content says."""
+
+
+class FoundImages(NamedTuple):
+    """The files that names mean."""
+
+    names: list[str]
+    """(N,) paths relative to the folder, with `/` between folders."""
+    unlisted: list[str]
+    """Images in the same folders that no name means."""
+
+
+class _Listing(NamedTuple):
+    """What a folder holds."""
+
+    files: frozenset[str]
+    broken: frozenset[str]
+    """Links to nothing or in a circle."""
+    by_stem: dict[str, str]
+    """Names without suffix -> files; those that several files share are left out."""
+
+
+def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str]) -> FoundImages:
+    """Find the files that the cells of a table mean.
+
+    A cell is a path relative to the folder, or an absolute one inside it; its suffix may be left out where one file
+    alone has the name.
+
+    Args:
+        cells: (N,) names as written.
+        folder: What they are relative to.
+        where: Says where a row stands, for messages.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a cell is empty, an image is outside the folder, missing, or named twice, by whatever spelling.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    root = os.path.abspath(folder)
+    paths = [_relative(cell, root) for cell in cells]
+    _refuse(cells, where, [is_unknown(cell) for cell in cells], "have no image", "name one in each row")
+    _refuse(
+        cells, where, [path is None for path in paths], f"name images outside {root!r}",
+        "give the folder that holds them all",
+    )  # fmt: skip
+    listings: dict[str, _Listing] = {}
+    found: list[str | None] = []
+    for path in paths:
+        parent, name = posixpath.split(path or "")
+        if parent not in listings:
+            listings[parent] = _list(os.path.join(root, parent))
+        found.append(_find(parent, name, listings[parent]))
+    missing = [path is None for path in found]
+    if any(missing):
+        raise ValueError(_missing(cells, where, missing, root, listings))
+    names = [path for path in found if path is not None]
+    _refuse_repeated(names, cells, where)
+    known = set(names)
+    present = (posixpath.join(parent, name) for parent, listing in listings.items() for name in listing.files)
+    return FoundImages(names, sorted(path for path in present if path not in known and _is_image(path)))
+
+
+def _relative(cell: str, root: str) -> str | None:
+    """A path relative to the root, in one spelling; None if it leaves the root."""
+    path = posixpath.normpath(cell.replace("\\", "/"))
+    if path.startswith("/"):
+        base = root.replace("\\", "/").rstrip("/") + "/"
+        return path[len(base) :] if path.startswith(base) else None
+    return None if path == ".." or path.startswith("../") else path
+
+
+def _list(folder: str) -> _Listing:
+    files, broken, stems = set(), set(), {}
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    for entry in entries:
+        try:
+            is_file = entry.is_file()
+            lost = entry.is_symlink() and not os.path.exists(entry.path)
+        except OSError:  # a link in a circle
+            is_file, lost = False, True
+        if is_file:
+            files.add(entry.name)
+            stem = posixpath.splitext(entry.name)[0]
+            stems[stem] = None if stem in stems else entry.name
+        elif lost:
+            broken.add(entry.name)
+    return _Listing(frozenset(files), frozenset(broken), {stem: name for stem, name in stems.items() if name})
+
+
+def _find(parent: str, name: str, listing: _Listing) -> str | None:
+    if name not in listing.files:
+        name = listing.by_stem.get(name, "")
+    return posixpath.join(parent, name) if name else None
+
+
+def _refuse(cells: Sequence[str], where: Callable[[int], str], wrong: Sequence[bool], what: str, mend: str) -> None:
+    if any(wrong):
+        raise ValueError(f"{sum(wrong)} of {len(cells)} rows {what}: {_rows(cells, where, wrong)}; {mend}")
+
+
+def _rows(cells: Sequence[str], where: Callable[[int], str], wrong: Sequence[bool]) -> str:
+    return shorten([f"{cells[row]!r} ({where(row)})" for row, bad in enumerate(wrong) if bad])
+
+
+def _missing(
+    cells: Sequence[str], where: Callable[[int], str], missing: Sequence[bool], root: str, listings: dict[str, _Listing]
+) -> str:
+    """The sentence about missing images, with what the folder holds instead."""
+    broken = [name for listing in listings.values() for name in listing.broken]
+    there = sorted(os.listdir(root))[:3]
+    if any(posixpath.basename(cell) in broken for cell, bad in zip(cells, missing, strict=True) if bad):
+        hint = "links to nothing, or in a circle, are among them"
+    else:
+        hint = f"it holds {', '.join(map(repr, there))} ..." if there else "it is empty"
+    return f"{sum(missing)} of {len(cells)} images are missing from {root!r}: {_rows(cells, where, missing)}; {hint}"
+
+
+def _refuse_repeated(names: Sequence[str], cells: Sequence[str], where: Callable[[int], str]) -> None:
+    first: dict[str, int] = {}
+    repeated = [
+        f"{cells[first[name]]!r} ({where(first[name])}) and {cells[row]!r} ({where(row)})"
+        for row, name in enumerate(names)
+        if first.setdefault(name, row) != row
+    ]
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} rows name an image that another row names: {shorten(repeated)}; give each image one row"
+        )
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)

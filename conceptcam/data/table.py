@@ -1,0 +1,258 @@
+"""Images with labels from a table: one row per image, one column per concept and task."""
+
+import posixpath
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conceptcam._checks import check_choice, check_names, shorten
+from conceptcam.config import TaskKind
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.coco_file import InvalidBoxes
+from conceptcam.data.image_files import IMAGE_SUFFIXES, find_images
+from conceptcam.data.images import image_size, load_image
+from conceptcam.data.labels import Uncertain, resolve_uncertain
+from conceptcam.data.table_boxes import BoxUnit, TableBoxes, no_boxes, read_boxes
+from conceptcam.data.table_file import Table, is_unknown, read_table
+from conceptcam.data.table_tasks import read_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_COLUMNS = (
+    *("image", "imagepath", "imagefile", "imageindex", "imagename", "imageid", "filename", "filepath", "file"),
+    *("path", "img", "images"),
+)
+"""What the column of images may be called, as `plain` writes it."""
+
+PATIENT_COLUMNS = ("patient", "patientid", "subject", "subjectid")
+"""What the column of patients may be called."""
+
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+"""What a split column may hold, besides other names, which are kept, and what it means."""
+
+_UNCERTAIN = -1.0
+# Resized images keep their proportions to within the rounding of their sides.
+_SLACK = 0.02
+
+
+class TableDataset(ConceptDataset):
+    """Images with concept labels, tasks and boxes, from a table with a row per image.
+
+    A cell of a concept or binary task is 0, 1, a probability, -1 where somebody looked and left it open, or empty where
+    nobody said; `yes`, `no`, `true` and `false` also count. Columns that are not asked for are not read.
+
+    Args:
+        table: A CSV, TSV or Parquet file, or a pandas DataFrame. The extra `table` is for Parquet alone.
+        images: The folder that images are named relative to.
+        concepts: Columns with the labels of concepts, in the order wanted. One that the table lacks is taken from
+            `boxes`: present in an image with a box of it, absent in one that `boxes` lists without.
+        tasks: Columns with tasks: binary ones, or one column of class names, whose classes become the tasks.
+        task_kind: As in `ConceptConfig`; None recognizes it: a column that holds more than labels has class names.
+        classes: Names of the classes, in the order wanted; None takes those of the column, sorted.
+        image_column: The column that names the images; None takes the one called such as `image` or `file_name`.
+        patient_column: The column of patients; None takes the one called such as `patient_id`, if there is one.
+        split_column: The column that says which part an image is in; None takes `split`, if there is one.
+        boxes: A table with a row per box: its image, its concept, and `x_min`, `y_min`, `x_max`, `y_max` or `x`, `y`,
+            `width`, `height`. A row without numbers says that somebody looked and found nothing to draw; in an image
+            that it does not list, nobody looked.
+        box_unit: `"pixels"` of the images as they are stored, or of the columns `image_width` and `image_height`;
+            `"fractions"` of them; None recognizes it.
+        invalid_boxes: As `CocoDataset` has it.
+        uncertain: What a label of -1 counts as; see `resolve_uncertain`.
+        augmentation: See `ConceptDataset`.
+        preprocess: See `ConceptDataset`.
+
+    Attributes:
+        task_kind: As given or recognized.
+        parts: The part of each image, from the split column, `valid` and the like as `val`; None without such a column.
+
+    Raises:
+        FileNotFoundError: If there is no such table or folder.
+        ImportError: If Parquet is read without the extra `table`.
+        ValueError: In one sentence with the column, the line and what stands there, if the table cannot be read, a
+            column is missing, a cell is no label, an image is missing, named twice or outside the folder, a class is
+            unknown, or a box cannot be, or is of a concept that is said to be absent.
+    """
+
+    def __init__(
+        self,
+        table: "str | PathLike[str] | pd.DataFrame",
+        images: str | PathLike[str],
+        *,
+        concepts: Sequence[str],
+        tasks: Sequence[str] = (),
+        task_kind: TaskKind | None = None,
+        classes: Sequence[str] | None = None,
+        image_column: str | None = None,
+        patient_column: str | None = None,
+        split_column: str | None = None,
+        boxes: "str | PathLike[str] | pd.DataFrame | None" = None,
+        box_unit: BoxUnit | None = None,
+        invalid_boxes: InvalidBoxes = "error",
+        uncertain: Uncertain = "ignore",
+        augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        check_names("concepts", concepts, at_least=1)
+        check_names("tasks", tasks, at_least=0)
+        check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
+        if box_unit is not None:
+            check_choice("box_unit", box_unit, BoxUnit)
+        self.augmentation, self.preprocess = augmentation, preprocess
+        self.folder, self.concepts = Path(images), tuple(concepts)
+        rows = read_table(table)
+        column = _image_column(rows, image_column)
+        found = find_images(rows.column(column, "image column"), self.folder, rows.where)
+        # Arrays of fixed width: loader processes read them without copying a Python object per image.
+        self._names = np.array(found.names)
+        self.patients, patients_from = _optional(rows, patient_column, PATIENT_COLUMNS)
+        parts, _ = _optional(rows, split_column, ("split",))
+        self.parts = parts and [PARTS.get(part.lower(), part) for part in parts]
+        chosen = read_tasks(rows, tasks, task_kind, classes)
+        self.tasks, self.task_kind = chosen.names, chosen.kind
+        self.task_labels = resolve_uncertain(chosen.labels, uncertain, uncertain=_UNCERTAIN)
+        self._drawn_on = _drawn_on(rows)
+        self._boxes = no_boxes(len(rows))
+        if boxes is not None:
+            self._boxes = self._draw(read_table(boxes), column, box_unit, invalid_boxes)
+        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
+        labels = _concept_labels(rows, self.concepts, self._boxes)
+        self._check_denied(labels)
+        self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
+        self.notes = (
+            *([f"Images are named in the column {column!r}."] if image_column is None else []),
+            *([f"Patients are in the column {patients_from!r}."] if patients_from != patient_column else []),
+            *chosen.notes, *self._boxes.notes,
+            *([f"{len(found.unlisted)} images in {self.folder} are in no row: {shorten(found.unlisted)}."]
+              if found.unlisted else []),
+        )  # fmt: skip
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Files of the images, relative to the folder, in the order of the rows."""
+        return tuple(self._names.tolist())
+
+    def load_item(self, index: int) -> ConceptItem:
+        """The item as it is stored, neither augmented nor preprocessed.
+
+        Raises:
+            FileNotFoundError: If the image has gone since the data set was made.
+            ValueError: If the image cannot be read, or has another shape than the columns `image_width` and
+                `image_height` say, so that boxes would lie elsewhere.
+        """
+        index = range(len(self))[index]
+        name = str(self._names[index])
+        image = load_image(self.folder / name)
+        boxes = None
+        if self._boxes.looked[index]:
+            self._check_shape(index, image)
+            rows = slice(int(self._first[index]), int(self._first[index + 1]))
+            concept = self._boxes.drawn.concept[rows]
+            boxes = ConceptBoxes(self._boxes.drawn.xyxy[rows], concept, torch.zeros_like(concept))
+        return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
+
+    def _draw(self, table: Table, column: str, unit: BoxUnit | None, invalid_boxes: InvalidBoxes) -> TableBoxes:
+        """The boxes of their table that are of images of this data set."""
+        index = {name: number for number, name in enumerate(self._names.tolist())}
+        by_stem = {posixpath.splitext(name)[0]: number for name, number in index.items()}
+        cells = table.column(column if column in table.columns else _image_column(table, None))
+        paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in cells]
+        images = [index.get(path, by_stem.get(path, -1)) for path in paths]
+        if max(images) < 0:
+            raise ValueError(
+                f"{table.name} has no row of an image of the table of labels: its first is {cells[0]!r}, theirs is "
+                f"{next(iter(index))!r}; write images alike in both"
+            )
+        own, images = table.select([image >= 0 for image in images]), [image for image in images if image >= 0]
+        return read_boxes(
+            own, images, self.concepts, self._image_sizes, count=len(index), unit=unit, invalid_boxes=invalid_boxes
+        )
+
+    def _image_sizes(self, images: Sequence[int]) -> Tensor:
+        """(n, 2) width and height in pixels of what boxes were drawn on: as the table says, else of the files."""
+        if self._drawn_on is not None:
+            sizes = self._drawn_on[list(images)]
+            if not (sizes > 0).all():
+                name = self._names[images[int((~(sizes > 0).all(dim=1)).nonzero()[0])]]
+                raise ValueError(f"image_width and image_height must be above 0, which they are not for {str(name)!r}")
+            return sizes
+        read = {image: image_size(self.folder / str(self._names[image])) for image in set(images)}
+        return torch.tensor([read[image] for image in images], dtype=torch.float64).view(-1, 2)
+
+    def _check_shape(self, index: int, image: Tensor) -> None:
+        """Refuse an image that has other proportions than what its boxes were drawn on."""
+        if self._drawn_on is None or not (self._drawn_on[index] > 0).all():
+            return
+        (height, width), (given_width, given_height) = image.shape[1:], self._drawn_on[index].tolist()
+        if abs(width * given_height / (height * given_width) - 1) > _SLACK:
+            raise ValueError(
+                f"image {str(self._names[index])!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
+                f"table says {given_width:g} x {given_height:g}, of other proportions: its boxes would be misplaced"
+            )
+
+    def _check_denied(self, labels: Tensor) -> None:
+        """Refuse boxes of a concept whose label says that it is absent."""
+        drawn = self._boxes.drawn
+        denied = labels[drawn.image, drawn.concept] == 0
+        pairs = zip(drawn.image[denied].tolist(), drawn.concept[denied].tolist(), strict=True)
+        if found := [f"{str(self._names[i])!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
+            raise ValueError(f"labels say 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
+
+
+def _image_column(table: Table, name: str | None) -> str:
+    """The column that names images: the one given, or the only one that is called so."""
+    if name is not None:
+        table.column(name, "image column")
+        return name
+    found = table.find(IMAGE_COLUMNS)
+    if len(found) > 1:  # such as an id beside a path
+        found = [one for one in found if table.columns[one][0].lower().endswith(IMAGE_SUFFIXES)]
+    if len(found) != 1:
+        raise ValueError(
+            f"cannot tell which column of {table.name} names the images; its columns are {list(table.columns)}: say "
+            "which with `image_column`"
+        )
+    return found[0]
+
+
+def _optional(table: Table, name: str | None, known: Sequence[str]) -> tuple[list[str] | None, str | None]:
+    """The cells of a column that may be missing, and its name; empty where nobody said."""
+    found = table.find(known) if name is None else [name]
+    if not found:
+        return None, None
+    if len(found) > 1:
+        raise ValueError(f"{table.name} has several columns that may be meant: {found}; keep one, or name it")
+    return ["" if is_unknown(cell) else cell for cell in table.column(found[0])], found[0]
+
+
+def _drawn_on(table: Table) -> Tensor | None:
+    """(N, 2) float64 width and height of what boxes were drawn on, if the table has such columns."""
+    found = [table.find([name]) for name in ("imagewidth", "imageheight")]
+    if not all(found):
+        return None
+    return torch.tensor([table.numbers(names[0]) for names in found], dtype=torch.float64).T
+
+
+def _concept_labels(table: Table, concepts: Sequence[str], boxes: TableBoxes) -> Tensor:
+    """(N, K) labels from the columns, or from the boxes where there is no column, or nothing in it."""
+    labels = torch.full((len(table), len(concepts)), torch.nan)
+    for number, concept in enumerate(concepts):
+        if concept in table.columns or concept not in boxes.named:
+            table.column(concept, "concept column")
+            labels[:, number] = torch.tensor(table.labels(concept))
+        else:
+            labels[boxes.looked, number] = 0
+            skipped = boxes.drawn.skipped
+            labels[skipped[skipped[:, 1] == number, 0], number] = torch.nan
+    unknown = labels[boxes.drawn.image, boxes.drawn.concept].isnan()
+    boxed = ~torch.tensor([concept in table.columns for concept in concepts])[boxes.drawn.concept]
+    present = unknown | boxed
+    labels[boxes.drawn.image[present], boxes.drawn.concept[present]] = 1
+    return labels
