@@ -64,47 +64,5 @@ if TYPE_CHECKING:
     from conceptcam.training.presets import Preset as Preset, get_preset as get_preset, list_presets as list_presets
     from conceptcam.training.stages import Stage as Stage
     from conceptcam.training.trainer import Trainer as Trainer
-else:
-    # Loaded on first use, so that importing the package is instant and who wants only a loss does not wait for timm.
-    __all__, __getattr__, __dir__ = hand_on(
-        __name__,
-        {
-            "_version": ["__version__"],
-            "analysis.evaluation": ["Evaluation", "evaluate", "fit_thresholds"],
-            "analysis.explanation": ["Explanation", "explain"],
-            "backbones": ["Backbone", "BackboneOptions", "create_backbone", "list_backbones", "register_backbone"],
-            "config": ["ConceptConfig", "TrainingRecord"],
-            "data.batch": ["ConceptBatch", "ConceptDataset", "ConceptItem", "collate"],
-            "data.boxes": ["ConceptBoxes"],
-            "data.coco": ["CocoDataset"],
-            "data.images": ["load_image"],
-            "data.labels": ["resolve_uncertain"],
-            "data.phantom.dataset": ["PhantomDataset"],
-            "data.table": ["TableDataset"],
-            "data.transforms": ["BoxAwareTransform", "default_augmentation"],
-            "hub.card": ["model_card"],
-            "hub.zoo": ["list_architectures", "list_models", "model_info"],
-            "losses": [
-                "BBoxGuidedConceptLoss",
-                "PrototypeContrastiveLoss",
-                "box_localization_loss",
-                "class_balanced_loss",
-                "compute_pos_weight",
-                "prototype_contrastive_loss",
-            ],
-            "model.concept_model": ["ConceptModel", "create_model"],
-            "model.outputs": ["ConceptOutput", "ConceptPart"],
-            "model.pooling": ["create_pooling", "list_poolings"],
-            "model.predictions": ["Predictions"],
-            "training.history": [
-                "CSVLogger",
-                "EpochResult",
-                "TensorBoardLogger",
-                "plot_learning_curves",
-                "read_history",
-            ],
-            "training.presets": ["Preset", "get_preset", "list_presets"],
-            "training.stages": ["Stage"],
-            "training.trainer": ["Trainer"],
-        },
-    )
+
+__getattr__, __dir__ = hand_on(__name__)

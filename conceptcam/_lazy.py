@@ -1,25 +1,38 @@
 """Names that a room hands on and loads when they are first used (PEP 562)."""
 
+import ast
+import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Callable
 
 
-def hand_on(
-    room: str, names: Mapping[str, Sequence[str]]
-) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
-    """`__all__`, `__getattr__` and `__dir__` of a room.
+def hand_on(room: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a room, which hand on what the room imports for type checkers.
 
-    Type checkers cannot follow this, so a room imports the same names for them, each as itself, under `TYPE_CHECKING`.
+    So a name is written once: a room imports it from the file that defines it, as itself, under `TYPE_CHECKING`.
+    The imports are read from the room's source when a name is first used, and each is made when its name is used.
 
     Args:
         room: Its module's name.
-        names: For each file of the room, the names that it defines and the room hands on.
     """
-    homes = {name: f"{room}.{file}" for file, defined in names.items() for name in defined}
 
     def load(name: str) -> object:
-        if name in homes:
-            return getattr(importlib.import_module(homes[name]), name)
-        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        if name == "__all__":
+            return names()
+        if name not in (homes := _homes(room)):
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
 
-    return sorted(homes), load, lambda: sorted(homes)
+    def names() -> list[str]:
+        return sorted(_homes(room))
+
+    return load, names
+
+
+@functools.cache
+def _homes(room: str) -> dict[str, str]:
+    """Name -> the module that the room imports it from for type checkers."""
+    source = ast.parse(pkgutil.get_data(room, "__init__.py") or b"")
+    imports = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom)]
+    return {name.name: node.module or "" for node in imports for name in node.names if name.asname == name.name}

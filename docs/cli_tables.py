@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from conceptcam.cli.main import build_parser
-from conceptcam.cli.options import option_table
 
 PAGE = Path(__file__).parent / "cli.md"
 
@@ -21,6 +20,21 @@ def with_tables(page: str) -> str:
         return f"<!-- options of {found[1]} -->\n\n{option_table(commands[found[1]])}\n\n<!-- end of options -->"
 
     return re.sub(r"<!-- options of (\w+) -->.*?<!-- end of options -->", table, page, flags=re.DOTALL)
+
+
+def option_table(parser: argparse.ArgumentParser) -> str:
+    """The flags of a command as a table."""
+    rows = []
+    for action in parser._actions:
+        if action.option_strings and action.dest not in ("help", "verbose"):
+            name = f"--{action.dest.replace('_', '-')}"
+            value = action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar or ())
+            known = ", ".join(f"`{one}`" for one in action.choices or ())
+            text, _, default = (action.help or "").partition(" (default: ")
+            text = text.replace("|", "\\|") + (f": {known}" if known else "")
+            dots = " ..." if action.nargs == "+" else ""
+            rows.append(f"| `{name}{f' {value}' if value else ''}{dots}` | {text} | {default.removesuffix(')')} |")
+    return "\n".join(["| option | meaning | default |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

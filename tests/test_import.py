@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+ROOMS = ("data", "data.phantom", "losses", "metrics", "model", "analysis", "training")
 SLOW = ("torch", "timm", "torchvision", "torchmetrics", "matplotlib", "PIL", "pandas", "sklearn", "scipy")
 
 
@@ -24,7 +25,7 @@ def test_importing_the_package_imports_nothing_slow():
     assert loaded_after("import conceptcam; conceptcam.__version__; dir(conceptcam)") == set()
 
 
-@pytest.mark.parametrize("room", ["analysis", "cli", "data", "hub", "model", "runs", "training"])
+@pytest.mark.parametrize("room", [*ROOMS, "cli", "hub", "hub.checkpoints", "runs"])
 def test_importing_a_room_imports_nothing_slow(room):
     assert loaded_after(f"import conceptcam.{room}; dir(conceptcam.{room})") == set()
 
@@ -71,10 +72,10 @@ def test_every_public_name_comes_from_the_module_that_defines_it():
         assert thing.__module__.startswith("conceptcam.") and thing is getattr(sys.modules[thing.__module__], name)
 
 
-@pytest.mark.parametrize("room", ("", ".data", ".model", ".analysis"))
+@pytest.mark.parametrize("room", ("", *(f".{name}" for name in ROOMS)))
 def test_type_checkers_see_the_names_that_are_handed_on(room):
     module = importlib.import_module(f"conceptcam{room}")
-    checked = ast.parse(Path(module.__file__).read_text("utf-8")).body[-1]
+    (checked,) = (node for node in ast.parse(Path(module.__file__).read_text("utf-8")).body if isinstance(node, ast.If))
     imports = [alias for statement in checked.body for alias in statement.names]
     assert all(alias.name == alias.asname for alias in imports)  # so written, a strict checker lets users import it
     assert sorted(alias.name for alias in imports) == module.__all__
@@ -88,9 +89,6 @@ def test_a_name_that_is_not_there_is_an_ordinary_attribute_error():
     assert not hasattr(conceptcam, "anything")
 
 
-ROOMS = ("data", "losses", "metrics", "model", "analysis")
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_hands_on_names_of_its_own_files(room):
     module = importlib.import_module(f"conceptcam.{room}")
@@ -100,6 +98,13 @@ def test_a_room_hands_on_names_of_its_own_files(room):
         assert getattr(module, name) is not None and name in dir(module)
     with pytest.raises(AttributeError, match=f"module 'conceptcam.{room}' has no attribute 'anything'"):
         module.anything  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_star_import_gives_every_name_of_a_room(room):
+    names: dict[str, object] = {}
+    exec(f"from conceptcam.{room} import *", names)
+    assert names.keys() - {"__builtins__"} == set(importlib.import_module(f"conceptcam.{room}").__all__)
 
 
 def test_rooms_load_nothing_slow_before_a_name_is_used():

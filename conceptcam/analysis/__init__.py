@@ -12,12 +12,5 @@ if TYPE_CHECKING:
     )
     from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
-else:
-    __all__, __getattr__, __dir__ = hand_on(
-        __name__,
-        {
-            "evaluation": ["Evaluation", "evaluate", "fit_thresholds"],
-            "explanation": ["Explanation", "explain"],
-            "figures": ["overlay", "save_png"],
-        },
-    )
+
+__getattr__, __dir__ = hand_on(__name__)

@@ -7,6 +7,12 @@ never seen; and draws what it sees.
 Writes config.json and model.safetensors (load the folder with ConceptModel.from_pretrained), history.csv,
 run.json, metrics.json, metrics.txt, summary.json and figures/: first.png is the first look, phantom.png shows every
 finding, learning.png the maps epoch by epoch, images/ what the model sees in test images.
+
+Examples:
+    conceptcam demo                          the whole demonstration
+    conceptcam demo --full                   more images and epochs, for the figures of the docs
+    conceptcam demo --images 1000 --epochs concepts=3 prototypes=2 task=2 --out runs/quick
+    conceptcam demo --bottleneck concepts    the classic bottleneck
 """
 
 import argparse
@@ -15,29 +21,20 @@ import sys
 import time
 
 from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
-from conceptcam.cli.options import BOTTLENECK, add_options, add_out, positive
-
-EXAMPLES = """  conceptcam demo                          the whole demonstration
-  conceptcam demo --full                   more images and epochs, for the figures of the docs
-  conceptcam demo --images 1000 --epochs concepts=3 prototypes=2 task=2 --out runs/quick
-  conceptcam demo --bottleneck concepts    the classic bottleneck"""
+from conceptcam.cli.options import add_bottleneck, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam demo`."""
     from conceptcam.runs.demo import FULL, QUICK
 
-    parser.add_argument("--full", action="store_true", help=f"{FULL.images} images and the larger {FULL.backbone}")
-    parser.add_argument(
-        "--images", type=positive, metavar="N",
-        help=f"training images to draw; validation and test images follow in number (default: {QUICK.images})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--size", type=positive, default=112, metavar="PX", help="side of the images, a multiple of 8 (default: 112)"
-    )
-    parser.add_argument("--bottleneck", **BOTTLENECK)
+    add_flag(parser, "full", False, f"{FULL.images} images and the larger {FULL.backbone}")
+    images = f"training images to draw; validation and test images follow in number (default: {QUICK.images})"
+    add_flag(parser, "images", None, images, at_least=1, metavar="N")
+    add_flag(parser, "size", 112, "side of the images, a multiple of 8", at_least=1, metavar="PX")
+    add_bottleneck(parser)
     add_out(parser)
-    add_options(parser, QUICK.options, leave_out=("pretrained", "weights", "freeze_backbone"))
+    add_run_options(parser, QUICK.options, leave_out=("pretrained", "weights", "freeze_backbone"))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,9 +50,9 @@ def run(options: argparse.Namespace) -> None:
     how, place = make_options(options, settings.options), output_folder(options, resume=options.resume)
     if options.size % 8:
         raise ValueError(f"--size must be a multiple of 8, the small backbone's stride, got {options.size}")
-    config = demo_config(options.size, options.bottleneck, backbone=settings.backbone)
     folder = RunFolder(place)
     if folder.state == "finished":
+        config = demo_config(options.size, options.bottleneck, backbone=settings.backbone)
         model = {name: getattr(config, name) for name in ("image_size", "bottleneck", "backbone")}
         known = {"data": {"train_images": images}, "model": model}
         check_resume_options(folder, {**options_to_dict(how, "multilabel"), **known})

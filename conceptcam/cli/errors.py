@@ -1,11 +1,8 @@
 """What went wrong, in one sentence, told once however many processes it went wrong in."""
 
-import contextlib
 import errno
 import os
 import sys
-import time
-from collections.abc import Collection, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -26,8 +23,7 @@ def sentence(error: Exception) -> str:
     """
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         return "the device has no memory left; use a smaller --batch-size, or save memory with --gradient-checkpointing"
-    known = isinstance(error, USER_ERRORS) or "a worker of the data loader died" in str(error)
-    if not known:
+    if not isinstance(error, USER_ERRORS) and "a worker of the data loader died" not in str(error):
         return ""
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_system(error)
@@ -50,10 +46,21 @@ def tell(text: str, *, head: str = "") -> bool:
     Returns:
         Whether it is told; if not, nobody knows more than the error itself.
     """
-    if processes() == 1:
-        return _write(f"{head}{text}") if text else False
-    with _shared_store() as store:
-        return _tell_as_first(store, text, head) if _rank() == 0 else _tell_as_other(store, text, head)
+    rank = int(os.environ["RANK"]) if processes() > 1 else 0
+    place = f"in process {rank} of {processes()}: " if rank else ""
+    line, store = f"{head}{place}{text}\n" if text else "", _shared_store()
+    if rank and store is not None:
+        if line:
+            store.compare_set("complaint", "", line)  # the first one stays
+        if _awaited(store, "told"):
+            return True
+    elif store is not None:
+        line = line or _awaited(store, "complaint")
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    if line and rank == 0 and store is not None:
+        store.set("told", "yes")
+    return bool(line)
 
 
 def processes() -> int:
@@ -61,59 +68,26 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def _tell_as_first(store: "Store | None", text: str, head: str) -> bool:
-    where = ""
-    if not text and store is not None:
-        other = _first_of(store, [f"process {rank}" for rank in range(1, processes())])
-        where, text = (f"in {other} of {processes()}: ", store.get(other).decode()) if other else ("", "")
-    if text:
-        _write(f"{head}{where}{text}")
-        if store is not None:
-            store.set("told", "1")
-    return bool(text)
-
-
-def _tell_as_other(store: "Store | None", text: str, head: str) -> bool:
-    if store is not None and text:
-        store.set(f"process {_rank()}", text)
-    if store is not None and _first_of(store, ["told"]):
-        return True
-    return _write(f"{head}in process {_rank()} of {processes()}: {text}") if text else False
-
-
-def _first_of(store: "Store", keys: Collection[str]) -> str:
-    """The first key that is set within some seconds, or nothing."""
-    end = time.monotonic() + WAIT
-    while time.monotonic() < end:
-        for key in keys:
-            if store.check([key]):
-                return key
-        time.sleep(0.1)
-    return ""
-
-
-@contextlib.contextmanager
-def _shared_store() -> "Iterator[Store | None]":
+def _shared_store() -> "Store | None":
     """Where processes can leave word for one another even when their group is broken; None if there is none."""
+    if processes() == 1:
+        return None
     from torch.distributed import PrefixStore, TCPStore
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=WAIT))
     except (KeyError, ValueError, RuntimeError):
-        yield None
-        return
-    yield PrefixStore(f"conceptcam/complaints/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        return None
+    return PrefixStore(f"conceptcam/complaints/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _rank() -> int:
-    return int(os.environ["RANK"])
-
-
-def _write(line: str) -> bool:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-    return True
+def _awaited(store: "Store", key: str) -> str:
+    """What a process leaves under a key within some seconds; empty if none does."""
+    try:
+        return store.get(key).decode()
+    except RuntimeError:
+        return ""
 
 
 def _of_the_system(error: OSError) -> str:

@@ -3,42 +3,34 @@
 Measures how right a model is on annotated images: for each concept AUROC, average precision, F1 and the mean
 probability; whether its map peaks in the boxes (beside a random map, the image centre, and mirrored and transposed
 boxes); and the tasks, if they were taught. Writes metrics.json, metrics.txt and figures/.
+
+Examples:
+    conceptcam evaluate runs/train-20260101-120000 smears --annotations val.json
 """
 
 import argparse
 
 from conceptcam.cli.inputs import make_options, output_folder, read_data, show
-from conceptcam.cli.options import MODEL, add_data_options, add_figures, add_options, add_out
-
-EXAMPLES = "  conceptcam evaluate runs/train-20260101-120000 smears --annotations val.json"
+from conceptcam.cli.options import MODEL, add_data_options, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam evaluate`."""
-    from conceptcam.runs.options import RunOptions
-
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_data_options(parser)
-    parser.add_argument(
-        "--annotations", default="val.json", metavar="FILE", help="annotations within DATA (default: val.json)"
-    )
-    parser.add_argument(
-        "--sided", action="append", default=[], metavar="NAME",
-        help="a concept that has one place by nature; may be repeated",
-    )  # fmt: skip
-    add_figures(parser)
-    add_out(parser)
-    add_options(parser, RunOptions(), names=("batch_size", "device", "num_workers"))
+    add_flag(parser, "annotations", "val.json", "annotations within DATA", metavar="FILE")
+    add_flag(parser, "sided", [], "a concept that has one place by nature; may be repeated", action="append")
+    add_out(parser, figures=True)
+    add_run_options(parser, names=("batch_size", "device", "num_workers"))
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure a trained model."""
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.runs.folder import RunFolder
-    from conceptcam.runs.options import RunOptions
     from conceptcam.runs.reports import measure, save_explanations
 
-    place, how = output_folder(options), make_options(options, RunOptions())
+    place, how = output_folder(options), make_options(options)
     model = ConceptModel.from_pretrained(options.model)
     dataset = read_data(options, "annotations", concepts=model.config.concepts)
     if dataset.tasks:  # in the model's order, and all of them

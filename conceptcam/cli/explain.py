@@ -2,37 +2,33 @@
 
 Prints the most probable concepts of each image, and splits each task logit into the contributions of concepts.
 Writes a figure of the maps and a JSON file per image.
+
+Examples:
+    conceptcam explain runs/demo-20260101-120000 chest.png
+    conceptcam explain MODEL chest.png --task Pneumonia --concept Consolidation --concept Infiltration
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_known
 from conceptcam._files import write_json
 from conceptcam.cli.inputs import check_images, make_options, output_folder, show
-from conceptcam.cli.options import MODEL, add_options, add_out, positive
-
-EXAMPLES = """  conceptcam explain runs/demo-20260101-120000 chest.png
-  conceptcam explain MODEL chest.png --task Pneumonia --concept Consolidation --concept Infiltration"""
+from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam explain`."""
-    from conceptcam.runs.options import RunOptions
-
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--task", metavar="NAME", help="explain this task alone (default: all)")
-    parser.add_argument(
-        "--concept", action="append", default=[], metavar="NAME",
-        help="draw this concept; may be repeated (default: the most probable ones)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--top", type=positive, default=5, metavar="N", help="how many concepts to print and draw (default: 5)"
+    add_flag(parser, "task", None, "explain this task alone (default: all)")
+    add_flag(
+        parser, "concept", [], "draw this concept; may be repeated (default: the most probable ones)", action="append"
     )
+    add_flag(parser, "top", 5, "how many concepts to print and draw", at_least=1, metavar="N")
     add_out(parser)
-    add_options(parser, RunOptions(), names=("device",))
+    add_run_options(parser, names=("device",))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,16 +37,12 @@ def run(options: argparse.Namespace) -> None:
     from conceptcam.analysis.figures import save_png
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.model.taught import check_taught
-    from conceptcam.runs.options import RunOptions
     from conceptcam.runs.reports import explanation_lines
 
-    device = make_options(options, RunOptions()).device
-    model = ConceptModel.from_pretrained(options.model, device=device)
+    model = ConceptModel.from_pretrained(options.model, device=make_options(options).device)
     check_taught(model.config, model.record, task=options.task)
     for name in options.concept:
-        if name not in model.config.concepts:
-            known = model.config.concepts
-            raise ValueError(f"unknown concept {name!r}{did_you_mean(name, known)}; known: {list(known)}")
+        check_known("concept", name, model.config.concepts)
     check_images(options.images)
     folder = output_folder(options)
     for path, name in zip(options.images, _file_names(options.images), strict=True):

@@ -21,15 +21,16 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def make_options(options: argparse.Namespace, defaults: "RunOptions") -> "RunOptions":
-    """The options of a run, as the flags give them and otherwise as the defaults are.
+def make_options(options: argparse.Namespace, defaults: "RunOptions | None" = None) -> "RunOptions":
+    """The options of a run: as the flags give them, otherwise as the defaults are, or as in `RunOptions()`.
 
     Raises:
         ValueError: If the device cannot be used, or options contradict each other.
     """
     from conceptcam.model.device import resolve_device
+    from conceptcam.runs.options import RunOptions
 
-    given = vars(options)
+    defaults, given = defaults or RunOptions(), vars(options)
     named = {field.name: given[field.name] for field in dataclasses.fields(defaults) if field.name in given}
     if "RANK" not in os.environ:  # of several, each has a device of its own, which is looked at when it trains
         resolve_device(named.get("device", "cpu"))

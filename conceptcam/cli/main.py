@@ -1,24 +1,23 @@
 """The command line: `conceptcam COMMAND`."""
 
 import argparse
-import contextlib
 import importlib
-import inspect
-import io
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from conceptcam._version import __version__
-from conceptcam.cli.errors import USER_ERRORS, processes, sentence, tell
+from conceptcam.cli.errors import USER_ERRORS, sentence, tell
 
 COMMANDS = ("demo", "train", "evaluate", "explain", "predict", "models", "verify", "convert")
-"""Each has a file here of its name: its manual, EXAMPLES, `add_arguments(parser)` and `run(options)`."""
+"""Each has a file here of its name. Its docstring is its manual; it has `add_arguments(parser)` and `run(options)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or 2 after an error that the user can mend, told in one sentence."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
+    options = build_parser([name for name in typed if name in COMMANDS][:1]).parse_args(typed)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         options.run(options)
@@ -32,9 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint about options is written by one process alone."""
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"{self.format_usage()}{self.prog}: error: {message}")
+        sys.exit(2)
+
+
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of all commands; those among `names` have their flags, which some take a second to import."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="conceptcam",
         description="Concept-bottleneck models for (medical) images: which findings, where, and what each contributes.",
         epilog="`conceptcam COMMAND --help` explains a command. Exit codes: 0 done, 2 something to be mended by you.",
@@ -43,9 +50,10 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         command = importlib.import_module(f"conceptcam.cli.{name}")
-        summary, manual = inspect.cleandoc(command.__doc__ or "").split("\n\n", maxsplit=1)
+        summary, manual = (command.__doc__ or "").split("\n\n", maxsplit=1)
+        description, examples = manual.split("\n\nExamples:\n")
         own = commands.add_parser(
-            name, help=summary.rstrip("."), description=manual, epilog=f"examples:\n{command.EXAMPLES}",
+            name, help=summary.rstrip("."), description=description, epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         own.set_defaults(run=command.run)
@@ -53,21 +61,6 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
             command.add_arguments(own)
         own.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show tracebacks")
     return parser
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options; one process alone prints what is wrong with them."""
-    parser = build_parser([name for name in arguments if name in COMMANDS][:1])
-    if processes() == 1:
-        return parser.parse_args(arguments)
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return parser.parse_args(arguments)
-    except SystemExit as end:
-        if end.code:
-            tell(told.getvalue().rstrip())
-        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 Lists taught models that come with the package, architectures that become a model once concepts and tasks are named,
 and backbones with published weights: grid, license, and where the weights come from. A full name shows everything
 that is known of it. Nothing is downloaded.
+
+Examples:
+    conceptcam models
+    conceptcam models "*vit*" --kind backbone --commercial
+    conceptcam models rad_dino_vit_b14
 """
 
 import argparse
@@ -13,17 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from conceptcam.cli.inputs import show
-
-EXAMPLES = """  conceptcam models
-  conceptcam models "*vit*" --kind backbone --commercial
-  conceptcam models rad_dino_vit_b14"""
+from conceptcam.cli.options import add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam models`."""
     parser.add_argument("pattern", nargs="?", default="*", metavar="NAME", help="a name, or a pattern such as '*vit*'")
-    parser.add_argument("--kind", choices=("model", "architecture", "backbone"), metavar="KIND", help="only this kind")
-    parser.add_argument("--commercial", action="store_true", help="only what may be used commercially")
+    add_flag(parser, "kind", None, "only this kind", choices=("model", "architecture", "backbone"), metavar="KIND")
+    add_flag(parser, "commercial", False, "only what may be used commercially")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,21 +41,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show(name: str) -> None:
-    from conceptcam.hub.architectures import ARCHITECTURES
-    from conceptcam.hub.published_backbones import backbone_info
-    from conceptcam.hub.zoo import bundled_models, license_notice, model_info
+    from conceptcam.hub.zoo import license_notice, model_info
 
-    if (
-        name not in bundled_models()
-        and name not in ARCHITECTURES
-        and backbone_info(name) is None
-        and _is_backbone(name)
-    ):
-        return show(
-            f"{name} is a backbone, not a model: train one on it with `conceptcam train DATA --backbone {name}`, or in "
-            f"Python make it with `create_backbone({name!r})`"
-        )
-    for field, text in _facts(model_info(name)):
+    try:
+        info = model_info(name)
+    except ValueError:
+        if not _is_backbone(name):
+            raise
+        train = f"train one on it with `conceptcam train DATA --backbone {name}`"
+        make = f"in Python make it with `create_backbone({name!r})`"
+        return show(f"{name} is a backbone, not a model: {train}, or {make}")
+    for field, text in _facts(info):
         show(textwrap.fill(f"{field:<22} {text}", width=110, subsequent_indent=" " * 23))
     return show(f"\nNote: {notice}.") if (notice := license_notice(name)) else None
 
@@ -74,10 +72,9 @@ def _is_backbone(name: str) -> bool:
 
 def _facts(record: Any) -> list[tuple[str, str]]:
     """The fields of a record, those of records within it too, as texts."""
-    facts = []
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        facts += _facts(value) if dataclasses.is_dataclass(value) else [(field.name, _as_text(value))]
+    facts: list[tuple[str, str]] = []
+    for name, value in vars(record).items():
+        facts += _facts(value) if dataclasses.is_dataclass(value) else [(name, _as_text(value))]
     return list(dict.fromkeys(facts))
 
 

@@ -1,120 +1,71 @@
-"""Flags of commands: those of a dataclass of options, those of several commands, and their table in the docs."""
+"""Flags of commands: how one is made, those of a dataclass of options, and those that several commands have."""
 
 import argparse
-import dataclasses
+import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_known
 
 MODEL = "folder written by train, demo or save_pretrained, a name of `conceptcam models`, or organization/name"
 
-BOTTLENECK: dict[str, Any] = {
-    "choices": ("prototypes", "concepts"),
-    "default": "prototypes",
-    "metavar": "NAME",
-    "help": "what the task head reads: evidence from prototypes, or concepts (default: prototypes)",
-}
-"""The flag `--bottleneck`."""
 
-
-def add_options(
-    parser: argparse.ArgumentParser, defaults: Any, *, names: Collection[str] = (), leave_out: Collection[str] = ()
+def add_flag(
+    parser: argparse.ArgumentParser, name: str, default: Any, help: str, *, at_least: int | None = None, **kind: Any
 ) -> None:
-    """A flag for each option of a dataclass.
+    """Add the flag of an option, whose default stands behind its help and says of what type its value is.
 
     Args:
-        parser: Gets the flags.
-        defaults: An instance, whose values are the defaults.
-        names: Options to give a flag; empty gives one to all that are meant to have one.
-        leave_out: Options without a flag.
+        parser: Gets the flag.
+        name: Of the option, such as `batch_size`.
+        default: Its value without the flag. False makes a switch, and a mapping a flag that takes STAGE=N.
+        help: What it is for, in a phrase.
+        at_least: The smallest whole number it takes, 0 or 1.
+        **kind: As `add_argument` takes.
     """
-    for field in dataclasses.fields(defaults):
-        metadata, default = field.metadata, getattr(defaults, field.name)
-        if (names and field.name not in names) or field.name in leave_out or not metadata.get("flag", True):
-            continue
-        known = metadata.get("choices")
-        more: dict[str, Any] = {"default": default, "help": _with_default(metadata["help"], default)}
-        if isinstance(default, bool):
-            more["action"] = "store_true"
-        elif isinstance(default, Mapping):
-            more |= {"action": _Named, "nargs": "+", "metavar": metadata["metavar"], "default": {}}
-        elif known:
-            more |= {"type": _one_of(field.name, known), "metavar": "NAME"}
-        else:
-            more |= {"type": _reader(default, metadata), "metavar": metadata.get("metavar") or "VALUE"}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **more)
+    kind = {"metavar": "NAME", "type": type(default) if isinstance(default, int | float) else str, **kind}
+    if at_least is not None:
+        kind["type"] = functools.partial(_whole_number, at_least=at_least)
+    if "choices" in kind:
+        kind["type"] = functools.partial(_choice, what=name.replace("_", " "), known=kind["choices"])
+    if isinstance(default, Mapping):
+        kind |= {"action": _StageNumbers, "nargs": "+"}
+    if isinstance(default, bool):
+        kind = {"action": "store_true"}
+    shown = f" (default: {text})" if (text := _as_text(default)) else ""
+    unset = {} if isinstance(default, Mapping) else default
+    parser.add_argument(f"--{name.replace('_', '-')}", default=unset, help=help + shown, **kind)
 
 
-def _one_of(name: str, known: Sequence[str]) -> Callable[[str], str]:
-    """Reads a value that is among the known ones; the error names those that are near."""
-
-    def read(text: str) -> str:
-        if text not in known:
-            near = did_you_mean(text, known)
-            raise argparse.ArgumentTypeError(f"unknown {name.replace('_', ' ')} {text!r}{near}; known: {list(known)}")
-        return text
-
-    return read
+def _choice(text: str, *, what: str, known: Sequence[str]) -> str:
+    try:
+        check_known(what, text, known)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
-def given_options(kind: type, options: argparse.Namespace) -> dict[str, Any]:
-    """What flags gave of the fields of a dataclass."""
-    return {field.name: vars(options)[field.name] for field in dataclasses.fields(kind) if field.name in vars(options)}
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Which annotated images a command reads, and how."""
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the annotations and images/")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: DATA/images)")
-    parser.add_argument(
-        "--invalid-boxes", choices=("error", "skip"), default="error", metavar="NAME",
-        help="what to do with a box that is empty or far outside its image: error refuses the file, skip leaves the "
-        "box out (default: error)",
-    )  # fmt: skip
-
-
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """Which folder a command writes."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: a new one in runs/)")
-
-
-def add_figures(parser: argparse.ArgumentParser) -> None:
-    """How many images a command draws."""
-    parser.add_argument("--figures", type=count, default=12, metavar="N", help="images to draw (default: 12)")
-
-
-def count(text: str, *, least: int = 0) -> int:
+def _whole_number(text: str, *, at_least: int) -> int:
     """A whole number that is not too small."""
-    if not text.isdecimal() or int(text) < least:
-        bound = "above 0" if least else "0 or above"
+    if not text.isdecimal() or int(text) < at_least:
+        bound = "above 0" if at_least else "0 or above"
         raise argparse.ArgumentTypeError(f"expected a whole number, {bound}, got {text!r}")
     return int(text)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    return count(text, least=1)
+def _as_text(default: Any) -> str:
+    """A default as one types it; empty if there is none."""
+    if default is None or isinstance(default, bool):
+        return ""
+    if isinstance(default, Mapping):
+        default = [f"{name}={number}" for name, number in default.items()]
+    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
-def option_table(parser: argparse.ArgumentParser) -> str:
-    """The flags of a command as a table of the docs."""
-    rows = []
-    for action in parser._actions:
-        if action.option_strings and action.dest not in ("help", "verbose"):
-            name = f"--{action.dest.replace('_', '-')}"
-            value = action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar or ())
-            known = ", ".join(f"`{one}`" for one in action.choices or ())
-            text, _, default = (action.help or "").partition(" (default: ")
-            text = text.replace("|", "\\|") + (f": {known}" if known else "")
-            dots = " ..." if action.nargs == "+" else ""
-            rows.append(f"| `{name}{f' {value}' if value else ''}{dots}` | {text} | {default.removesuffix(')')} |")
-    return "\n".join(["| option | meaning | default |", "|---|---|---|", *rows])
-
-
-class _Named(argparse.Action):
+class _StageNumbers(argparse.Action):
     """Reads STAGE=N, perhaps several times; the last of a stage counts."""
 
     def __call__(self, parser: Any, options: argparse.Namespace, values: Any, flag: str | None = None) -> None:
@@ -125,14 +76,62 @@ class _Named(argparse.Action):
             setattr(options, self.dest, {**getattr(options, self.dest), name: int(number)})
 
 
-def _reader(default: Any, metadata: Mapping[str, Any]) -> Any:
-    least = metadata.get("at_least")
-    if least is not None:
-        return positive if least else count
-    return type(default) if isinstance(default, int | float) else str
+def add_run_options(
+    parser: argparse.ArgumentParser,
+    defaults: Any = None,
+    *,
+    names: Collection[str] = (),
+    leave_out: Collection[str] = (),
+) -> None:
+    """A flag for each option of a run.
+
+    Args:
+        parser: Gets the flags.
+        defaults: The `RunOptions` that have the defaults; None takes `RunOptions()`.
+        names: Options to give a flag; empty gives one to all that are meant to have one.
+        leave_out: Options without a flag.
+    """
+    from conceptcam.runs.options import RunOptions  # torch takes a second to import
+
+    defaults = RunOptions() if defaults is None else defaults
+    for field in fields(defaults):
+        kind = {key: value for key, value in field.metadata.items() if value or value == 0}
+        if kind.pop("flag", True) and (field.name in names or not names) and field.name not in leave_out:
+            add_flag(parser, field.name, getattr(defaults, field.name), **kind)
 
 
-def _with_default(text: str, default: Any) -> str:
-    if isinstance(default, Mapping):
-        default = " ".join(f"{name}={number}" for name, number in default.items()) or None
-    return text if default is None or default is False else f"{text} (default: {default})"
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Which annotated images a command reads, and how."""
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the annotations and images/")
+    add_flag(parser, "images", None, "folder of the images (default: DATA/images)", type=Path, metavar="DIR")
+    add_flag(
+        parser, "invalid_boxes", "error", "what to do with a box that is empty or far outside its image: error refuses "
+        "the file, skip leaves the box out", choices=("error", "skip"),
+    )  # fmt: skip
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Size and normalization of the images that a model takes; `preprocessing` reads them."""
+    size = "size in pixels that images are resized to"
+    add_flag(parser, "image_size", (224, 224), size, at_least=1, nargs=2, metavar=("H", "W"))
+    for name in ("mean", "std"):
+        text = f"{name} of each channel of images in [0, 1] (default: what the backbone expects)"
+        add_flag(parser, name, None, text, type=float, nargs=3, metavar=name[0].upper())
+
+
+def preprocessing(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a model's config that the flags of `add_preprocessing` give."""
+    return {name: tuple(given) for name in ("image_size", "mean", "std") if (given := getattr(options, name))}
+
+
+def add_bottleneck(parser: argparse.ArgumentParser) -> None:
+    """Which kind of bottleneck a new model has."""
+    text = "what the task head reads: evidence from prototypes, or concepts"
+    add_flag(parser, "bottleneck", "prototypes", text, choices=("prototypes", "concepts"))
+
+
+def add_out(parser: argparse.ArgumentParser, *, figures: bool = False) -> None:
+    """Which folder a command writes, and how many images it draws into it if it does."""
+    if figures:
+        add_flag(parser, "figures", 12, "images to draw", at_least=0, metavar="N")
+    add_flag(parser, "out", None, "folder to write (default: a new one in runs/)", type=Path, metavar="DIR")

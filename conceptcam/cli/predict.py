@@ -2,37 +2,32 @@
 
 Writes a table with a row per image: its name, the probability of each concept, and of each task if the model was
 taught any.
+
+Examples:
+    conceptcam predict phantom-csr chest.png
+    conceptcam predict runs/train-20260101-120000 smears/*.png --out smears.csv --device cuda
 """
 
 import argparse
 from pathlib import Path
 
 from conceptcam.cli.inputs import check_images, is_taken, make_options, show
-from conceptcam.cli.options import MODEL, add_options
-
-EXAMPLES = """  conceptcam predict phantom-csr chest.png
-  conceptcam predict runs/train-20260101-120000 smears/*.png --out smears.csv --device cuda"""
+from conceptcam.cli.options import MODEL, add_flag, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam predict`."""
-    from conceptcam.runs.options import RunOptions
-
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument(
-        "--out", type=Path, default=Path("predictions.csv"), metavar="FILE",
-        help="CSV file to write (default: predictions.csv)",
-    )  # fmt: skip
-    add_options(parser, RunOptions(), names=("batch_size", "device"))
+    add_flag(parser, "out", Path("predictions.csv"), "CSV file to write", type=Path, metavar="FILE")
+    add_run_options(parser, names=("batch_size", "device"))
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the probabilities of images."""
     from conceptcam.model.concept_model import ConceptModel
-    from conceptcam.runs.options import RunOptions
 
-    how = make_options(options, RunOptions())
+    how = make_options(options)
     if is_taken(options.out):
         raise FileExistsError(f"{options.out} is there already; choose another --out")
     check_images(options.images)

@@ -2,24 +2,23 @@
 
 Loads a model strictly, every tensor of it, and compares its weights with the SHA-256 that was recorded when they
 were saved. A download is otherwise checked for its length only.
+
+Examples:
+    conceptcam verify runs/demo-20260101-120000
+    conceptcam verify phantom-csr
+    conceptcam verify organization/name --revision v1
 """
 
 import argparse
 
 from conceptcam.cli.inputs import show
-from conceptcam.cli.options import MODEL
-
-EXAMPLES = """  conceptcam verify runs/demo-20260101-120000
-  conceptcam verify phantom-csr
-  conceptcam verify organization/name --revision v1"""
+from conceptcam.cli.options import MODEL, add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam verify`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit on the Hub (default: the main branch)"
-    )
+    add_flag(parser, "revision", None, "branch, tag or commit on the Hub (default: the main branch)")
 
 
 def run(options: argparse.Namespace) -> None:

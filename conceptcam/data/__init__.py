@@ -31,26 +31,5 @@ if TYPE_CHECKING:
         default_augmentation as default_augmentation,
     )
     from conceptcam.data.vindr import VINDR_CONCEPTS as VINDR_CONCEPTS, VINDR_TASKS as VINDR_TASKS
-else:
-    __all__, __getattr__, __dir__ = hand_on(
-        __name__,
-        {
-            "batch": ["ConceptBatch", "ConceptDataset", "ConceptItem", "collate"],
-            "boxes": ["ConceptBoxes"],
-            "coco": ["CocoDataset"],
-            "images": ["load_image"],
-            "labels": ["resolve_uncertain"],
-            "splits": [
-                "ConceptSubset",
-                "divide_dataset",
-                "load_split",
-                "make_folds",
-                "save_split",
-                "shared_patients",
-                "split_by_patient",
-            ],
-            "table": ["TableDataset"],
-            "transforms": ["BoxAwareTransform", "Preprocess", "default_augmentation"],
-            "vindr": ["VINDR_CONCEPTS", "VINDR_TASKS"],
-        },
-    )
+
+__getattr__, __dir__ = hand_on(__name__)

@@ -1,50 +1,41 @@
 """Metrics of labels, maps and prototypes: pure functions, and torchmetrics classes over them."""
 
-from conceptcam.metrics.classification import (
-    LabelMetrics,
-    LabelScores,
-    MacroAUROC,
-    Top1Accuracy,
-    best_thresholds,
-    macro_average,
-    per_label_metrics,
-    task_scores,
-    top_accuracy,
-    typical_probabilities,
-)
-from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores, best_iou_thresholds
-from conceptcam.metrics.map_scores import drawn_pairs, energy_in_box, find_peaks, map_iou, pointing_game, random_peaks
-from conceptcam.metrics.prototypes import (
-    PrototypeAccuracy,
-    PrototypeHealth,
-    prototype_accuracy,
-    prototype_health,
-    prototype_usage,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "LabelMetrics",
-    "LabelScores",
-    "LocalizationMetrics",
-    "LocalizationScores",
-    "MacroAUROC",
-    "PrototypeAccuracy",
-    "PrototypeHealth",
-    "Top1Accuracy",
-    "best_iou_thresholds",
-    "best_thresholds",
-    "map_iou",
-    "drawn_pairs",
-    "energy_in_box",
-    "find_peaks",
-    "per_label_metrics",
-    "macro_average",
-    "pointing_game",
-    "prototype_accuracy",
-    "prototype_health",
-    "prototype_usage",
-    "random_peaks",
-    "task_scores",
-    "top_accuracy",
-    "typical_probabilities",
-]
+from conceptcam._lazy import hand_on
+
+if TYPE_CHECKING:
+    from conceptcam.metrics.classification import (
+        LabelMetrics as LabelMetrics,
+        LabelScores as LabelScores,
+        MacroAUROC as MacroAUROC,
+        Top1Accuracy as Top1Accuracy,
+        best_thresholds as best_thresholds,
+        macro_average as macro_average,
+        per_label_metrics as per_label_metrics,
+        task_scores as task_scores,
+        top_accuracy as top_accuracy,
+        typical_probabilities as typical_probabilities,
+    )
+    from conceptcam.metrics.localization import (
+        LocalizationMetrics as LocalizationMetrics,
+        LocalizationScores as LocalizationScores,
+        best_iou_thresholds as best_iou_thresholds,
+    )
+    from conceptcam.metrics.map_scores import (
+        drawn_pairs as drawn_pairs,
+        energy_in_box as energy_in_box,
+        find_peaks as find_peaks,
+        map_iou as map_iou,
+        pointing_game as pointing_game,
+        random_peaks as random_peaks,
+    )
+    from conceptcam.metrics.prototypes import (
+        PrototypeAccuracy as PrototypeAccuracy,
+        PrototypeHealth as PrototypeHealth,
+        prototype_accuracy as prototype_accuracy,
+        prototype_health as prototype_health,
+        prototype_usage as prototype_usage,
+    )
+
+__getattr__, __dir__ = hand_on(__name__)

@@ -9,13 +9,5 @@ if TYPE_CHECKING:
     from conceptcam.model.outputs import ConceptOutput as ConceptOutput, ConceptPart as ConceptPart
     from conceptcam.model.pooling import create_pooling as create_pooling, list_poolings as list_poolings
     from conceptcam.model.predictions import Predictions as Predictions
-else:
-    __all__, __getattr__, __dir__ = hand_on(
-        __name__,
-        {
-            "concept_model": ["ConceptModel", "create_model"],
-            "outputs": ["ConceptOutput", "ConceptPart"],
-            "pooling": ["create_pooling", "list_poolings"],
-            "predictions": ["Predictions"],
-        },
-    )
+
+__getattr__, __dir__ = hand_on(__name__)

@@ -8,8 +8,5 @@ if TYPE_CHECKING:
     from conceptcam.training.presets import Preset as Preset, get_preset as get_preset, list_presets as list_presets
     from conceptcam.training.stages import Stage as Stage
     from conceptcam.training.trainer import Trainer as Trainer
-else:
-    __all__, __getattr__, __dir__ = hand_on(
-        __name__,
-        {"presets": ["Preset", "get_preset", "list_presets"], "stages": ["Stage"], "trainer": ["Trainer"]},
-    )
+
+__getattr__, __dir__ = hand_on(__name__)

@@ -5,50 +5,33 @@ them as items. The order of reading: `concepts`, `diseases`, `config` say what c
 `outlines`, `findings` draw it; `render` puts it together; `cache` and `dataset` keep it.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
-from conceptcam.data.phantom.concepts import (
-    ONE_SIDED,
-    PHANTOM_CONCEPTS,
-    PHANTOM_DISEASES,
-    PHANTOM_VERSION,
-    SIDED_CONCEPTS,
-    SMALL_FINDINGS,
-    UPRIGHT,
-    expected_prevalence,
-)
-from conceptcam.data.phantom.config import PhantomConfig
-from conceptcam.data.phantom.diseases import disease_ceiling, disease_posterior, disease_probability
-from conceptcam.data.phantom.render import Phantom, PhantomCase, PhantomSample
-from conceptcam.data.phantom.scene import Attributes
+from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
-    from conceptcam.data.phantom.dataset import PhantomDataset
+    from conceptcam.data.phantom.concepts import (
+        ONE_SIDED as ONE_SIDED,
+        PHANTOM_CONCEPTS as PHANTOM_CONCEPTS,
+        PHANTOM_DISEASES as PHANTOM_DISEASES,
+        PHANTOM_VERSION as PHANTOM_VERSION,
+        SIDED_CONCEPTS as SIDED_CONCEPTS,
+        SMALL_FINDINGS as SMALL_FINDINGS,
+        UPRIGHT as UPRIGHT,
+        expected_prevalence as expected_prevalence,
+    )
+    from conceptcam.data.phantom.config import PhantomConfig as PhantomConfig
+    from conceptcam.data.phantom.dataset import PhantomDataset as PhantomDataset
+    from conceptcam.data.phantom.diseases import (
+        disease_ceiling as disease_ceiling,
+        disease_posterior as disease_posterior,
+        disease_probability as disease_probability,
+    )
+    from conceptcam.data.phantom.render import (
+        Phantom as Phantom,
+        PhantomCase as PhantomCase,
+        PhantomSample as PhantomSample,
+    )
+    from conceptcam.data.phantom.scene import Attributes as Attributes
 
-__all__ = [
-    "SIDED_CONCEPTS",
-    "ONE_SIDED",
-    "PHANTOM_CONCEPTS",
-    "PHANTOM_DISEASES",
-    "PHANTOM_VERSION",
-    "SMALL_FINDINGS",
-    "UPRIGHT",
-    "Attributes",
-    "Phantom",
-    "PhantomCase",
-    "PhantomDataset",
-    "PhantomConfig",
-    "PhantomSample",
-    "disease_ceiling",
-    "disease_posterior",
-    "disease_probability",
-    "expected_prevalence",
-]
-
-
-def __getattr__(name: str) -> object:
-    # The data set alone needs torch, which the processes that only draw should not wait for.
-    if name == "PhantomDataset":
-        return importlib.import_module("conceptcam.data.phantom.dataset").PhantomDataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = hand_on(__name__)
