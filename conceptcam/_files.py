@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden path beside `path` to write to, which takes the place of `path` at the end.
 
     Until then a file that is there stays as it is. If writing fails, the hidden file is removed. The folder is made.

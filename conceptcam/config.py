@@ -5,9 +5,9 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
-from conceptcam._checks import _MANY, check_names, check_not_str, shorten
+from conceptcam._checks import _MANY, check_choice, check_names, check_not_str, shorten
 from conceptcam._files import nan_to_null
 
 FORMAT_VERSION = 2
@@ -22,13 +22,6 @@ TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
 PoolingOrder = Literal["pool_then_project", "project_then_pool"]
 ProjectorKind = Literal["mlp", "ibn"]
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "task_kind": get_args(TaskKind),
-    "bottleneck": get_args(Bottleneck),
-    "pooling_order": get_args(PoolingOrder),
-    "projector": get_args(ProjectorKind),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +86,10 @@ class ConceptConfig:
             object.__setattr__(self, name, tuple(value))
         check_names("concepts", self.concepts, at_least=1)
         check_names("tasks", self.tasks, at_least=0)
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(known)}")
+        check_choice("task_kind", self.task_kind, TaskKind)
+        check_choice("bottleneck", self.bottleneck, Bottleneck)
+        check_choice("pooling_order", self.pooling_order, PoolingOrder)
+        check_choice("projector", self.projector, ProjectorKind)
         for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")

@@ -6,16 +6,15 @@ Stretching each map to its own range would make a map of noise look like a findi
 
 import functools
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from conceptcam._files import atomic_write
 
 # Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and blue and yellow differ for people with any common
 # colour blindness.
@@ -205,11 +204,8 @@ def learning_figure(
 
 def save_png(image: Image.Image, path: str | PathLike[str]) -> None:
     """Write a PNG whole or not at all, making its folder if needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
-        image.save(Path(scratch, "image.png"))
-        os.replace(Path(scratch, "image.png"), path)
+    with atomic_write(path) as scratch:
+        image.save(scratch, format="PNG")
 
 
 def _picture(image: ArrayLike, side: int) -> Image.Image:

@@ -146,13 +146,13 @@ def _fetched(weights: str | os.PathLike[str]) -> Path:
     _show(repository_notice(place.repository))
     if place.file is not None:
         return download(place, (place.file,)) / place.file
-    try:
-        return download(place, (WEIGHTS_FILE,)) / WEIGHTS_FILE
-    except FileNotFoundError as error:
+    missing = []
+    for file in (WEIGHTS_FILE, PICKLE_FILE):
         try:
-            return download(place, (PICKLE_FILE,)) / PICKLE_FILE
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no weights file {weights} is here, and on the Hub: {error}") from None
+            return download(place, (file,)) / file
+        except FileNotFoundError as error:
+            missing.append(error)
+    raise FileNotFoundError(f"no weights file {weights} is here, and on the Hub: {missing[0]}")
 
 
 def backbone_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -43,7 +43,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, request: BackboneOptions) -> None:
         super().__init__()
-        _check_name(name)
+        _published(name)  # there is such a model
         # With its own classifier, which is cut off below: asked for another number of classes, timm
         # loads weights without checking that they fit.
         model = _created(name, pretrained=request.pretrained)
@@ -126,8 +126,7 @@ def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None
 
 def normalization(name: str) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel that a timm model's weights were trained with."""
-    _check_name(name)
-    published = timm.get_pretrained_cfg(name)
+    published = _published(name)
     if published is None:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     mean, std = (cast(Channels, tuple(values)) for values in (published.mean, published.std))
@@ -136,18 +135,22 @@ def normalization(name: str) -> tuple[Channels, Channels]:
 
 def licence(name: str) -> str:
     """Licence of a timm model's published weights, as timm states it; empty if it does not."""
-    _check_name(name)
-    published = timm.get_pretrained_cfg(name)
+    published = _published(name)
     return (published.license or "") if published is not None else ""
 
 
-def _check_name(name: str) -> None:
+def _published(name: str) -> Any:
+    """What timm states about a model's published weights, None if there are none.
+
+    Raises:
+        ValueError: If timm has no such model, or no such weights of it.
+    """
     # Only names of timm's own registry: timm would take `hf-hub:...` or a path too, past our own loaders.
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
         raise ValueError(f"timm has no model {name!r}; near it: {near}. List them with `timm.list_models()`.")
     try:
-        timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise ValueError(f"timm has no such weights of {name!r}: {error}") from error
 

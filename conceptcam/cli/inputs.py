@@ -39,7 +39,7 @@ def make_options(options: argparse.Namespace, defaults: "RunOptions | None" = No
         usual.pop("task", None)
     if named.get("weights") and Path(named["weights"]).expanduser().is_file():
         named["weights"] = str(Path(named["weights"]).expanduser().resolve())  # `run.json` tells which file it was
-    epochs = {**usual, **named.pop("epochs", {})}
+    epochs = usual | dict(named.pop("epochs", None) or ())  # the last number of a stage counts
     return dataclasses.replace(defaults, **named, epochs=epochs, progress_bar=sys.stderr.isatty())
 
 

@@ -21,7 +21,8 @@ def add_flag(
     Args:
         parser: Gets the flag.
         name: Of the option, such as `batch_size`.
-        default: Its value without the flag. False makes a switch, and a mapping a flag that takes STAGE=N.
+        default: Its value without the flag. False makes a switch, and a mapping a flag that takes STAGE=N
+            several times and gives pairs.
         help: What it is for, in a phrase.
         at_least: The smallest whole number it takes, 0 or 1.
         **kind: As `add_argument` takes.
@@ -31,13 +32,13 @@ def add_flag(
         kind["type"] = functools.partial(_whole_number, at_least=at_least)
     if "choices" in kind:
         kind["type"] = functools.partial(_choice, what=name.replace("_", " "), known=kind["choices"])
-    if isinstance(default, Mapping):
-        kind |= {"action": _StageNumbers, "nargs": "+"}
+    shown = f" (default: {text})" if (text := _as_text(default)) else ""
     if isinstance(default, bool):
         kind = {"action": "store_true"}
-    shown = f" (default: {text})" if (text := _as_text(default)) else ""
-    unset = {} if isinstance(default, Mapping) else default
-    parser.add_argument(f"--{name.replace('_', '-')}", default=unset, help=help + shown, **kind)
+    if isinstance(default, Mapping):
+        kind |= {"action": "extend", "nargs": "+", "type": _stage_number}
+        default = None
+    parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=help + shown, **kind)
 
 
 def _choice(text: str, *, what: str, known: Sequence[str]) -> str:
@@ -65,15 +66,12 @@ def _as_text(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
-class _StageNumbers(argparse.Action):
-    """Reads STAGE=N, perhaps several times; the last of a stage counts."""
-
-    def __call__(self, parser: Any, options: argparse.Namespace, values: Any, flag: str | None = None) -> None:
-        for text in values:
-            name, _, number = text.partition("=")
-            if name not in ("concepts", "prototypes", "task") or not re.fullmatch(r"0*[1-9]\d*", number):
-                parser.error(f"argument {flag}: expected concepts=N, prototypes=N or task=N, got {text!r}")
-            setattr(options, self.dest, {**getattr(options, self.dest), name: int(number)})
+def _stage_number(text: str) -> tuple[str, int]:
+    """What STAGE=N says."""
+    name, _, number = text.partition("=")
+    if name not in ("concepts", "prototypes", "task") or not re.fullmatch(r"0*[1-9]\d*", number):
+        raise argparse.ArgumentTypeError(f"expected concepts=N, prototypes=N or task=N, got {text!r}")
+    return name, int(number)
 
 
 def add_run_options(

@@ -15,7 +15,7 @@ Examples:
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conceptcam.cli.inputs import FINISHED, images_folder, make_options, output_folder, read_data, show
 from conceptcam.cli.options import (
@@ -72,7 +72,11 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import check_resume_options, train_run
 
-    data, fields = _data_record(options), _config_fields(options)
+    config_flags = ("task_kind", "backbone", "feature_level", "bottleneck")
+    fields = {name: getattr(options, name) for name in config_flags} | preprocessing(options)
+    data_flags = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
+    places = {"folder": str(options.data.resolve()), "images": str(images_folder(options).resolve())}
+    data = places | {name: getattr(options, name) for name in data_flags}
     if run.state == "finished":
         check_resume_options(run, {**options_to_dict(how, options.task_kind), "data": data, "model": fields})
         return echo(FINISHED.format(run.path))
@@ -104,16 +108,3 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
         echo(f"Written to {run.path}")
     return None
-
-
-def _config_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the model's config that flags give."""
-    names = ("task_kind", "backbone", "feature_level", "bottleneck")
-    return {name: getattr(options, name) for name in names} | preprocessing(options)
-
-
-def _data_record(options: argparse.Namespace) -> dict[str, Any]:
-    """Where the data are and how they are read."""
-    names = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
-    places = {"folder": options.data, "images": images_folder(options)}
-    return {name: str(place.resolve()) for name, place in places.items()} | {n: getattr(options, n) for n in names}

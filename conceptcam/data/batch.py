@@ -43,12 +43,9 @@ class ConceptBatch(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBatch":
         """The same batch on another device."""
-        return self._replace(
-            images=self.images.to(device, non_blocking=non_blocking),
-            concepts=self.concepts.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            boxes=self.boxes.to(device, non_blocking=non_blocking) if self.boxes is not None else None,
-        )
+        parts = self.images, self.concepts, self.targets, self.boxes
+        moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in parts]
+        return ConceptBatch._make([*moved, self.names])
 
     def select(self, rows: Sequence[int] | Tensor) -> "ConceptBatch":
         """Some rows in the order given, each at most once, with their names; boxes come image by image."""

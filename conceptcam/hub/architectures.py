@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import check_known, did_you_mean
 from conceptcam.config import ConceptConfig
 from conceptcam.hub.published_backbones import BACKBONES, backbone_info
 
@@ -81,9 +81,7 @@ def architecture_config(
         ValueError: If the architecture or a field is unknown, if the config refuses a value, or if the zoo does not
             know the backbone and the normalization of its images was not given.
     """
-    if name not in ARCHITECTURES:
-        hint = did_you_mean(name, ARCHITECTURES)
-        raise ValueError(f"unknown architecture {name!r}{hint}; known: {list(ARCHITECTURES)}")
+    check_known("architecture", name, ARCHITECTURES)
     known = {known.name for known in dataclasses.fields(ConceptConfig)}
     for field_name in overrides.keys() - known:
         hint = did_you_mean(field_name, known)

@@ -6,13 +6,16 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from conceptcam._checks import did_you_mean
+from conceptcam._version import __version__
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.hub.errors import _status, plain_errors
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written
 from conceptcam.hub.zoo import bundled_models
 
+_CLIENT: dict[str, Any] = {"library_name": "conceptcam", "library_version": __version__}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SURELY_HUB = ("hf-hub:", "http://", "https://")
 _FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".ckpt")
@@ -39,13 +42,8 @@ def resolve_model(
             f"{source!r} is not here, and on the Hub it would be a file; a model is a whole folder, or a whole "
             f"repository: {place.repository!r}"
         )
-    return download(
-        place,
-        (CONFIG_FILE, WEIGHTS_FILE),
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    wanted = (CONFIG_FILE, WEIGHTS_FILE)
+    return download(place, wanted, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
 
 
 def _refuse_missing_file(source: str | os.PathLike[str], place: Path | Address) -> None:
@@ -99,8 +97,6 @@ def download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from conceptcam._version import __version__
-
     with plain_errors(str(address)):
         asks = not local_files_only and not _has_commit(address, files, cache_dir)
         unreachable = _unreachable(address, token) if asks else None
@@ -113,8 +109,7 @@ def download(
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=not asks or unreachable is not None,
-                library_name="conceptcam",
-                library_version=__version__,
+                **_CLIENT,
             )
         except LocalEntryNotFoundError:
             if unreachable is None:
@@ -140,11 +135,10 @@ def _unreachable(address: Address, token: str | None) -> Exception | None:
     """Why nothing answers as the Hub would, if so: `snapshot_download` would wait for a silent one for ever."""
     from huggingface_hub import HfApi, constants, errors
 
-    from conceptcam._version import __version__
-
-    api = HfApi(token=token, library_name="conceptcam", library_version=__version__)
     try:
-        api.model_info(address.repository, revision=address.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        HfApi(token=token, **_CLIENT).model_info(
+            address.repository, revision=address.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     except (errors.HTTPError, OSError, json.JSONDecodeError) as error:
         return None if _status(error) else error
     return None
@@ -177,9 +171,7 @@ def upload(
     """
     from huggingface_hub import HfApi
 
-    from conceptcam._version import __version__
-
-    api = HfApi(token=token, library_name="conceptcam", library_version=__version__)
+    api = HfApi(token=token, **_CLIENT)
     with plain_errors(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:

@@ -66,12 +66,29 @@ def _timm(model: str, citation: str, **facts: Any) -> BackboneInfo:
     )
 
 
-_MEDICAL_MAE = "Xiao et al., Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023"
-_MEDICAL_MAE_NOTE = (
-    "Converted by 1aurent, who tagged it Apache-2.0, from github.com/lambert-x/medical_mae; the `medmae` in the "
-    "repository's name means that work, not MedMAE. Pre-training normalized {others} with ImageNet's figures and NIH "
-    "ChestX-ray14 with mean .5056, std .252; the record has the former, which most images had."
-)
+def _medical_mae(size: Literal["base", "small"], others: str) -> BackboneInfo:
+    """A record of Medical MAE, whose pre-training had other data sets besides NIH ChestX-ray14."""
+    model = f"vit_{size}_patch16_224"
+    return BackboneInfo(
+        name=f"medical_mae_vit_{size[0]}16",
+        architecture=model,
+        repository=f"1aurent/{model}.medmae_CXR_mae",
+        file="model.safetensors",
+        license="Apache-2.0",
+        commercial_use=True,
+        citation="Xiao et al., Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV "
+        "2023, arXiv:2210.12843",
+        note="Converted by 1aurent, who tagged it Apache-2.0, from github.com/lambert-x/medical_mae; the `medmae` in "
+        f"the repository's name means that work, not MedMAE. Pre-training normalized {others} with ImageNet's figures "
+        "and NIH ChestX-ray14 with mean .5056, std .252; the record has the former, which most images had.",
+    )
+
+
+def _dinov2(size: Literal["base", "small"]) -> BackboneInfo:
+    citation = "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, arXiv:2304.07193"
+    return _timm(f"vit_{size}_patch14_dinov2.lvd142m", citation, image_size=(518, 518), grid=(37, 37))
+
+
 _RECORDS = (
     BackboneInfo(
         name="medmae_vit_b16",
@@ -86,26 +103,8 @@ _RECORDS = (
         "`pre_trained_medmae.pth` there and pass `weights=` with its path. Models called `medmae` on the Hub are "
         "another work, `medical_mae_vit_b16` here.",
     ),
-    BackboneInfo(
-        name="medical_mae_vit_b16",
-        architecture="vit_base_patch16_224",
-        repository="1aurent/vit_base_patch16_224.medmae_CXR_mae",
-        file="model.safetensors",
-        license="Apache-2.0",
-        commercial_use=True,
-        citation=f"{_MEDICAL_MAE}, arXiv:2210.12843",
-        note=_MEDICAL_MAE_NOTE.format(others="CheXpert and MIMIC-CXR"),
-    ),
-    BackboneInfo(
-        name="medical_mae_vit_s16",
-        architecture="vit_small_patch16_224",
-        repository="1aurent/vit_small_patch16_224.medmae_CXR_mae",
-        file="model.safetensors",
-        license="Apache-2.0",
-        commercial_use=True,
-        citation=f"{_MEDICAL_MAE}, arXiv:2210.12843",
-        note=_MEDICAL_MAE_NOTE.format(others="CheXpert"),
-    ),
+    _medical_mae("base", "CheXpert and MIMIC-CXR"),
+    _medical_mae("small", "CheXpert"),
     _timm(
         "vit_base_patch16_224.mae",
         "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv:2111.06377",
@@ -145,15 +144,9 @@ _RECORDS = (
         note="Mean and std are those of DINOv2, which has ImageNet's; that training on radiographs kept them could not "
         "be verified. Compare them with `preprocessor_config.json` of the repository.",
     ),
+    _timm("resnet50.a1_in1k", "Wightman et al., ResNet strikes back, arXiv:2110.00476", grid=(7, 7)),
     _timm(
-        "resnet50.a1_in1k",
-        "Wightman et al., ResNet strikes back, arXiv:2110.00476",
-        grid=(7, 7),
-    ),
-    _timm(
-        "convnext_tiny.in12k_ft_in1k",
-        "Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
-        grid=(7, 7),
+        "convnext_tiny.in12k_ft_in1k", "Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545", grid=(7, 7)
     ),
     _timm(
         "densenet121.ra_in1k",
@@ -166,18 +159,8 @@ _RECORDS = (
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
-    _timm(
-        "vit_small_patch14_dinov2.lvd142m",
-        "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, arXiv:2304.07193",
-        image_size=(518, 518),
-        grid=(37, 37),
-    ),
-    _timm(
-        "vit_base_patch14_dinov2.lvd142m",
-        "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, arXiv:2304.07193",
-        image_size=(518, 518),
-        grid=(37, 37),
-    ),
+    _dinov2("small"),
+    _dinov2("base"),
 )
 BACKBONES: Mapping[str, BackboneInfo] = {record.name: record for record in _RECORDS}
 """Backbones by the name that `create_backbone` takes."""

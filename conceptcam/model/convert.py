@@ -1,13 +1,12 @@
 """Checkpoints of others, made into files that this library writes itself: checked once, then loaded at once."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from conceptcam._files import atomic_write
 from conceptcam.backbones import backbone_normalization, create_backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.hub.checkpoints import read_concept_checkpoint, read_encoder
@@ -46,10 +45,8 @@ def convert_backbone(
         wanted = {name.removeprefix("model."): value for name, value in wanted.items()}
     encoder = read_encoder(source, wanted)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-            save_tensors(encoder.tensors, Path(scratch, target.name))
-            os.replace(Path(scratch, target.name), target)
+        with atomic_write(target) as scratch:
+            save_tensors(encoder.tensors, scratch)
     except OSError as error:
         raise OSError(f"could not write {target}: {error}") from error
     return (

@@ -59,7 +59,7 @@ class Frame:
         (sx, sy), turn = self.scale, self.turn
         return (math.cos(turn) / sx, math.sin(turn) / sx), (-math.sin(turn) / sy, math.cos(turn) / sy)
 
-    def load_image(self, u: float, v: float) -> tuple[float, float]:
+    def to_image(self, u: float, v: float) -> tuple[float, float]:
         """The image point (x, y) of a body point."""
         (a, b), (c, d) = self._matrix
         det, du, dv = a * d - b * c, u - 0.5, v - 0.5
@@ -68,7 +68,7 @@ class Frame:
 
     def box(self, u: tuple[float, float], v: tuple[float, float]) -> tuple[float, float, float, float]:
         """The upright image box (x0, y0, x1, y1) around a body rectangle, cut to the image."""
-        corners = [self.load_image(a, b) for a in u for b in v]
+        corners = [self.to_image(a, b) for a in u for b in v]
         xs, ys = zip(*corners, strict=True)
         return max(0.0, min(xs)), max(0.0, min(ys)), min(1.0, max(xs)), min(1.0, max(ys))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,15 +65,8 @@ class Request:
             )
 
     def to_json(self) -> str:
-        """The same request for the same images, whoever writes it."""
+        """The same text for the same images, whoever asks for them."""
         return json.dumps({"version": PHANTOM_VERSION, **asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Request":
-        """Read what `to_json` wrote."""
-        fields = json.loads(text)
-        del fields["version"]
-        return cls(config=PhantomConfig(**fields.pop("config")), **fields)
 
 
 def render_part(request: Request) -> PhantomArrays:
@@ -124,23 +118,16 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
 
 
 def _split(request: Request, size: int) -> Iterator[Request]:
-    for start in range(0, request.count, size):
-        count = min(size, request.count - start)
-        yield Request(config=request.config, seed=request.seed, first=request.first + start, count=count)
+    """Parts of a request, of `size` images each but for the last; one without images where there are none."""
+    for start in range(0, max(request.count, 1), size):
+        yield replace(request, first=request.first + start, count=min(size, request.count - start))
 
 
 def _join(images: Ints, parts: list[PhantomArrays]) -> PhantomArrays:
-    if not parts:
-        return render_part(Request(config=PhantomConfig(size=images.shape[1] or 64), seed=0, first=0, count=0))
     before = np.cumsum([0, *(len(part.boxes) for part in parts[:-1])])
-    return PhantomArrays(
-        images,
-        np.concatenate([part.concepts for part in parts]),
-        np.concatenate([part.diseases for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.box_concepts for part in parts]),
-        np.concatenate([part.box_ends + start for part, start in zip(parts, before, strict=True)]),
-    )
+    parts = [part._replace(box_ends=part.box_ends + start) for part, start in zip(parts, before, strict=True)]
+    _, *labels = zip(*parts, strict=True)
+    return PhantomArrays(images, *map(np.concatenate, labels))
 
 
 def _render_elsewhere(request: Request) -> PhantomArrays:
@@ -149,17 +136,14 @@ def _render_elsewhere(request: Request) -> PhantomArrays:
     Not by `multiprocessing`: its spawn method runs the user's script again, which breaks every script
     that lacks a `__main__` guard, and its fork method is unsafe once torch has started threads.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "part.npz"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "conceptcam.data.phantom.worker", str(target)]
-        done = subprocess.run(
-            command, input=request.to_json(), env=environment, text=True, capture_output=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"a process that draws phantom images ended with {done.returncode}: {done.stderr}")
-        with np.load(target) as stored:
-            return PhantomArrays(**stored)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "conceptcam.data.phantom.worker"]
+    done = subprocess.run(command, input=pickle.dumps(request), env=environment, capture_output=True, check=False)
+    if done.returncode:
+        why = done.stderr.decode(errors="replace")
+        raise RuntimeError(f"a process that draws phantom images ended with {done.returncode}: {why}")
+    drawn: PhantomArrays = pickle.loads(done.stdout)
+    return drawn
 
 
 def cached(request: Request, folder: Path, *, processes: int, progress: bool = False) -> PhantomArrays:

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from conceptcam._checks import check_choice
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS
 
 Shortcut = Literal["none", "aligned", "clean", "reversed"]
@@ -58,10 +59,6 @@ class PhantomConfig:
             if not low <= value <= high or (name == "contrast" and value == 0):
                 raise ValueError(f"`{name}` must be from {low} to {high}, got {value!r}")
             object.__setattr__(self, name, float(value))
-        for name, known in (
-            ("shortcut", get_args(Shortcut)),
-            ("prevalence", get_args(Prevalence)),
-            ("shortcut_concept", PHANTOM_CONCEPTS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown `{name}` {getattr(self, name)!r}; known: {list(known)}")
+        check_choice("shortcut", self.shortcut, Shortcut)
+        check_choice("prevalence", self.prevalence, Prevalence)
+        check_choice("shortcut_concept", self.shortcut_concept, PHANTOM_CONCEPTS)

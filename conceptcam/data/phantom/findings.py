@@ -10,25 +10,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.random import Generator
 
+from conceptcam.data.phantom.anatomy import Window
 from conceptcam.data.phantom.arrays import Floats
 from conceptcam.data.phantom.bones import clavicle_fracture, rib_fracture
 from conceptcam.data.phantom.pleura import pleural_effusion, pleural_thickening, pneumothorax
 from conceptcam.data.phantom.scene import Attributes, Scene, Spot, Zone, draw_spot
 
 Traits = Mapping[str, bool]
+Radii = tuple[float, float]
 Painter = Callable[[Scene, Generator, Traits], Attributes]
 
 
 def _blob(
-    scene: Scene,
-    rng: Generator,
-    spot: Spot,
-    radii: tuple[float, float],
-    *,
-    edge: float,
-    lobes: float = 0.0,
-    grain: float = 0.0,
-) -> tuple[tuple[slice, slice], Floats]:
+    scene: Scene, rng: Generator, spot: Spot, radii: Radii, *, edge: float, lobes: float = 0.0, grain: float = 0.0
+) -> tuple[Window, Floats]:
     """A window and, in it, a disc of height 1 within the lung; `edge` is its steepness."""
     reach = 1 + 0.35 * lobes
     window, du, dv = scene.around(spot.u, spot.v, radii[0] * reach, radii[1] * reach)
@@ -71,8 +66,15 @@ def consolidation(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     """Air spaces full of fluid: dense, lobular, mostly low."""
     spot = draw_spot(rng, "basal" if rng.random() < 0.65 else None, pad=0.05)
     radii = rng.uniform(0.065, 0.105), rng.uniform(0.06, 0.105)
-    window, disc = _blob(scene, rng, spot, radii, edge=3.0, lobes=0.45, grain=0.10)
-    scene.paint("Consolidation", window, rng.uniform(0.24, 0.32) * disc)
+    return _patch(scene, rng, "Consolidation", spot, radii, (0.24, 0.32), edge=3.0, lobes=0.45, grain=0.10)
+
+
+def _patch(
+    scene: Scene, rng: Generator, finding: str, spot: Spot, radii: Radii, density: tuple[float, float], **look: float
+) -> Attributes:
+    """Paint a blob of some density, drawn between two bounds; `look` is as in `_blob`."""
+    window, disc = _blob(scene, rng, spot, radii, **look)
+    scene.paint(finding, window, rng.uniform(*density) * disc)
     return Attributes(spot.side, spot.zone, radii[0], 1)
 
 
@@ -105,15 +107,7 @@ def pulmonary_fibrosis(scene: Scene, rng: Generator, traits: Traits) -> Attribut
     return Attributes(spot.side, spot.zone, radii[0], 1)
 
 
-def _net(
-    scene: Scene,
-    rng: Generator,
-    finding: str,
-    spot: Spot,
-    radii: tuple[float, float],
-    strength: float,
-    veil: float,
-) -> None:
+def _net(scene: Scene, rng: Generator, finding: str, spot: Spot, radii: Radii, strength: float, veil: float) -> None:
     window, disc = _blob(scene, rng, spot, radii, edge=2.5)
     fibres = scene.chest.textures.crop("fibres", rng, disc.shape)
     scene.paint(finding, window, disc * (strength * (fibres - 0.55) + veil))
@@ -123,18 +117,14 @@ def infiltration(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     """Faint, patchy, without an edge."""
     spot = draw_spot(rng, "mid" if rng.random() < 0.6 else None, pad=0.05)
     radii = rng.uniform(0.07, 0.115), rng.uniform(0.07, 0.12)
-    window, disc = _blob(scene, rng, spot, radii, edge=1.3, lobes=0.3, grain=0.85)
-    scene.paint("Infiltration", window, rng.uniform(0.13, 0.19) * disc)
-    return Attributes(spot.side, spot.zone, radii[0], 1)
+    return _patch(scene, rng, "Infiltration", spot, radii, (0.13, 0.19), edge=1.3, lobes=0.3, grain=0.85)
 
 
 def lung_opacity(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
     """Faint and smooth, without an edge."""
     spot = draw_spot(rng, pad=0.04)
     radii = rng.uniform(0.06, 0.10), rng.uniform(0.055, 0.10)
-    window, disc = _blob(scene, rng, spot, radii, edge=1.1, lobes=0.15)
-    scene.paint("Lung opacity", window, rng.uniform(0.15, 0.22) * disc)
-    return Attributes(spot.side, spot.zone, radii[0], 1)
+    return _patch(scene, rng, "Lung opacity", spot, radii, (0.15, 0.22), edge=1.1, lobes=0.15)
 
 
 def lung_cavity(scene: Scene, rng: Generator, traits: Traits) -> Attributes:

@@ -5,7 +5,7 @@ An image takes crops of them, since making noise afresh would cost more than all
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -13,6 +13,7 @@ from numpy.random import Generator
 from conceptcam.data.phantom.arrays import Floats
 
 Texture = Literal["parenchyma", "shading", "fibres", "grain"]
+Point = tuple[float, float]
 
 HILA = ((0.395, 0.47), (0.60, 0.45))
 """Where the vessels of each lung enter it, (x, y) in the body; the image-left one lies lower."""
@@ -79,11 +80,19 @@ def _band(rng: Generator, count: int, side: int, low: float, high: float, slope:
     return (noise / noise.std(axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
+class Canvas(NamedTuple):
+    """Where vessels are drawn: an image of `size` with a margin on each side, in pixels."""
+
+    pixels: Floats
+    size: int
+    margin: int
+
+
 def _vessel_tree(rng: Generator, size: int, margin: int, lung: int) -> Floats:
     """Vessels that leave one hilum and branch outwards, on a canvas with a margin on each side."""
     place = (np.arange(size + 2 * margin) + 0.5 - margin) / size
     root = 1 - ((place[None] - HILA[lung][0]) / 0.05) ** 2 - ((place[:, None] - HILA[lung][1]) / 0.075) ** 2
-    canvas = 0.9 * root.clip(0, 1).astype(np.float32)
+    canvas = Canvas(0.9 * root.clip(0, 1).astype(np.float32), size, margin)
     outwards = (math.pi, 0.0)[lung]
     for angle in np.linspace(-1.35, 1.35, 9):
         angle += rng.normal(0, 0.08)
@@ -91,41 +100,31 @@ def _vessel_tree(rng: Generator, size: int, margin: int, lung: int) -> Floats:
         down = math.sin(angle)
         direction = outwards - angle if lung == 0 else outwards + angle
         length = 0.075 + 0.02 * down + rng.normal(0, 0.006)
-        _branch(rng, canvas, size, margin, HILA[lung], direction, length, 0.0085 + 0.0025 * down, 4)
-    return canvas
+        _branch(rng, canvas, HILA[lung], direction, length, 0.0085 + 0.0025 * down, 4)
+    return canvas.pixels
 
 
 def _branch(
-    rng: Generator,
-    canvas: Floats,
-    size: int,
-    margin: int,
-    start: tuple[float, float],
-    direction: float,
-    length: float,
-    width: float,
-    generations: int,
+    rng: Generator, canvas: Canvas, start: Point, direction: float, length: float, width: float, generations: int
 ) -> None:
     end = (start[0] + length * math.cos(direction), start[1] + length * math.sin(direction))
-    _stroke(canvas, size, margin, start, end, width)
+    _stroke(canvas, start, end, width)
     if generations:
         fork = rng.uniform(0.2, 0.45)
         for turn in (-fork, fork * rng.uniform(0.3, 1)):
             grown = (length * rng.uniform(0.7, 0.9), width * 0.72)
-            _branch(rng, canvas, size, margin, end, direction + turn, *grown, generations - 1)
+            _branch(rng, canvas, end, direction + turn, *grown, generations - 1)
 
 
-def _stroke(
-    canvas: Floats, size: int, margin: int, start: tuple[float, float], end: tuple[float, float], width: float
-) -> None:
+def _stroke(canvas: Canvas, start: Point, end: Point, width: float) -> None:
     """A line with soft edges; thinner than a pixel, it fades instead of breaking up."""
-    (x0, y0), (x1, y1) = ([coordinate * size + margin for coordinate in point] for point in (start, end))
-    pixels = width * size
+    (x0, y0), (x1, y1) = ([place * canvas.size + canvas.margin for place in point] for point in (start, end))
+    pixels, whole = width * canvas.size, canvas.pixels
     reach = max(pixels, 0.7)
     top, bottom = sorted((y0, y1))
     left, right = sorted((x0, x1))
-    rows = slice(max(0, int(top - reach)), max(0, min(canvas.shape[0], math.ceil(bottom + reach))))
-    columns = slice(max(0, int(left - reach)), max(0, min(canvas.shape[1], math.ceil(right + reach))))
+    rows = slice(max(0, int(top - reach)), max(0, min(whole.shape[0], math.ceil(bottom + reach))))
+    columns = slice(max(0, int(left - reach)), max(0, min(whole.shape[1], math.ceil(right + reach))))
     y = np.arange(rows.start, rows.stop)[:, None] + 0.5
     x = np.arange(columns.start, columns.stop)[None] + 0.5
     along = ((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-6)
@@ -133,5 +132,5 @@ def _stroke(
     away = np.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0))
     strength = min(1.0, pixels / reach) * (width / 0.0085) ** 0.5
     line = strength * (1 - (away / reach) ** 2).clip(0, 1)
-    window = canvas[rows, columns]
+    window = whole[rows, columns]
     np.maximum(window, line, out=window, casting="same_kind")

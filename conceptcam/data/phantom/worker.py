@@ -1,17 +1,12 @@
-"""A process that draws one part of a request; `cache.render` starts it."""
+"""A process that draws one part of a request; `cache.render` starts it.
 
+It reads the request from standard input and writes the arrays to standard output.
+"""
+
+import pickle
 import sys
 
-import numpy as np
-
-from conceptcam.data.phantom.cache import Request, render_part
-
-
-def main(target: str) -> None:
-    """Draw the request that stands on standard input, and write its arrays to `target`."""
-    arrays = render_part(Request.from_json(sys.stdin.read()))
-    np.savez(target, **arrays._asdict())
-
+from conceptcam.data.phantom.cache import render_part
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    pickle.dump(render_part(pickle.load(sys.stdin.buffer)), sys.stdout.buffer)
