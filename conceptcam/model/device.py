@@ -40,12 +40,14 @@ def _devices() -> list[str]:
 def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
     """A model in eval mode, and on a device, for a while; gives the device.
 
-    Mode and device are put back at the end.
+    The device, and the mode of each part, are put back at the end.
     """
-    was_training, home = model.training, next(model.parameters()).device
+    training, home = [part for part in model.modules() if part.training], next(model.parameters()).device
     where = home if device is None else resolve_device(device)
     try:
         model.to(where).eval()
         yield where
     finally:
-        model.to(home).train(was_training)
+        model.to(home)
+        for part in training:
+            part.training = True

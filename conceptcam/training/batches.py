@@ -1,14 +1,14 @@
 """Batches in an order that is known before any of them is loaded.
 
-So a pass can begin in its middle, be divided among processes, or be read from what was computed before, and it is
-the same pass. An item's random numbers (of augmentation) follow from its place in the order alone: they are the
-same with any number of loader workers and processes, and whatever else is random meanwhile.
+Because the order is known, a pass over the data can start in its middle, be divided among processes, or be read from
+a cache, and is still the same pass. The random numbers of an item, for its augmentation, follow from its place in the
+order. So they do not depend on the number of loader workers or processes, nor on what else draws random numbers.
 """
 
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence, Sized
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -32,20 +32,21 @@ class EpochPlan(NamedTuple):
     """What one pass over the data will read, and in which order."""
 
     batches: Sequence[Sequence[Any]] | None
-    """Each batch's samples, by the number (or key) that the data set knows them by; None if only the iterable knows."""
+    """The samples of each batch, by the number (or key) that the data set has for them; None if only an iterable
+    knows them."""
     seed: int
-    """Where the random numbers of the pass's items start."""
+    """Start of the random numbers of the pass; each item has a seed of its own from there on."""
 
 
 class RankBatch(NamedTuple):
-    """What one process is given of a batch."""
+    """The part of a batch that one process loads."""
 
     batch: ConceptBatch
-    """This process's rows; one row that is not counted, if this process has no sample of the batch."""
+    """The rows of this process. A process without a sample in the batch has one row, which does not count."""
     samples: tuple[Any, ...] | None
-    """The samples that its rows stand for, by the order's numbers; empty if for nobody, None if not known."""
+    """The samples of the rows, as the plan names them; empty if no row counts, None if the plan names none."""
     size: int
-    """How many samples the whole batch has."""
+    """Number of samples in the whole batch."""
 
     @property
     def own(self) -> int:
@@ -54,10 +55,11 @@ class RankBatch(NamedTuple):
 
 
 class BatchLoader:
-    """Batches as a user gives them, in an order that can be known.
+    """Batches as a user gives them, read in an order that is planned beforehand.
 
-    It can be known of a list of batches, and of a `DataLoader` that draws its batches from a sampler. In several
-    processes the batches given are those of all of them together: each process loads every n-th sample.
+    The order can be planned for a list of batches, and for a `DataLoader` that draws its batches from a sampler. Any
+    other iterable is read as it comes. In several processes, the batches are those of all processes together: each
+    process loads every n-th sample of a batch.
 
     Args:
         batches: A `DataLoader`, a list or any other iterable of `ConceptBatch`es or dicts as `as_batch` reads.
@@ -70,15 +72,16 @@ class BatchLoader:
 
     def __init__(self, batches: Batches, *, rank: int = 0, world: int = 1) -> None:
         self._rank, self._world = rank, world
-        self._given = batches
-        self._list = [as_batch(batch) for batch in batches] if isinstance(batches, list | tuple) else None
-        self._loader = _Items(batches) if _draws_from_sampler(batches) else None
+        self._given = _loader_of_rows(batches) if isinstance(batches, list | tuple) and batches else batches
+        # A list that is filled anew for each pass, because a loader with persistent workers keeps its batch sampler.
+        self._keys: list[list[tuple[Any, int]]] = []
+        self._planned = _planned_loader(self._given, self._keys) if _draws_from_sampler(self._given) else None
         if world > 1:
             self._check_divisible()
 
     @property
     def length(self) -> int | None:
-        """Batches per pass; None if nobody knows."""
+        """Batches per pass; None if that is not known."""
         try:
             return len(self._given)  # type: ignore[arg-type]
         except TypeError:  # also of a `DataLoader`, whose data set may not know its length
@@ -86,74 +89,62 @@ class BatchLoader:
 
     @property
     def samples(self) -> range | None:
-        """All samples that an order may name; None if that is not known."""
-        if self._list is not None:
-            return range(sum(len(batch.concepts) for batch in self._list))
-        dataset = self._loader and self._loader.dataset
-        return range(len(dataset)) if isinstance(dataset, Sized) else None
+        """All samples that a plan can name; None if they are not known."""
+        return range(len(self._dataset)) if isinstance(self._dataset, Sized) else None
 
     @property
     def repeatable(self) -> bool | None:
         """Whether a sample is the same each time it is read; None if only the user knows."""
-        if self._list is not None:
-            return True
-        return None if self._loader is None else _repeats(self._loader.dataset)
+        return _repeats(self._dataset)
 
     @property
     def labels(self) -> tuple[Tensor, Tensor] | None:
         """Labels of all samples, (N, K) and (N, T), where they are known without loading an image."""
-        if self._list:
-            return torch.cat([b.concepts for b in self._list]), torch.cat([b.targets for b in self._list])
-        dataset = self._loader and self._loader.dataset
-        return (dataset.concept_labels, dataset.task_labels) if isinstance(dataset, ConceptDataset) else None
+        dataset = self._dataset
+        return (dataset.concept_labels, dataset.task_labels) if isinstance(dataset, ConceptDataset | _Rows) else None
+
+    @property
+    def _dataset(self) -> Any:
+        return self._given.dataset if _draws_from_sampler(self._given) else None
 
     def draw(self, seed: int | None = None) -> EpochPlan:
-        """Draw the order of the next pass; in several processes, the first one's.
+        """Plan the next pass; in several processes, all get the plan of the first one.
 
         Args:
             seed: Of the random numbers of items; None draws it from torch's global generator.
         """
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if self._list is not None:
-            start, batches = 0, []
-            for batch in self._list:
-                batches.append(range(start, start + len(batch.concepts)))
-                start += len(batch.concepts)
-            return EpochPlan(batches, seed)
-        if self._loader is not None:
-            return broadcast(EpochPlan([tuple(batch) for batch in self._loader.batch_sampler], seed))
-        return EpochPlan(None, seed)
+        if not _draws_from_sampler(self._given):
+            return EpochPlan(None, seed)
+        sampler: Any = self._given.batch_sampler
+        return broadcast(EpochPlan([one if isinstance(one, range) else tuple(one) for one in sampler], seed))
 
-    def load(self, order: EpochPlan, start: int = 0) -> Iterator[RankBatch]:
-        """Load this process's share of each batch of an order.
+    def load(self, plan: EpochPlan, start: int = 0) -> Iterator[RankBatch]:
+        """Load this process's rows of each batch of a plan.
 
         Args:
-            order: As drawn, or any other that names samples of this feed. Of a list of batches it must be as drawn.
-            start: How many batches to leave out at the beginning. If the order is not known they are read and
+            plan: As drawn, or any other that names samples of these data.
+            start: How many batches to leave out at the beginning. If the plan names no samples, they are read and
                 thrown away, before this returns.
         """
-        if order.batches is None:
+        if self._planned is None or plan.batches is None:
             batches = iter(self._given)
             for _ in islice(batches, start):
                 pass
             return (RankBatch(batch, None, len(batch.images)) for batch in map(as_batch, batches))
-        rows = [range(self._rank, len(batch), self._world) for batch in order.batches[start:]]
-        owned = [tuple(batch[row] for row in mine) for batch, mine in zip(order.batches[start:], rows, strict=True)]
-        loaded: Iterator[ConceptBatch]
-        if self._list is not None:
-            loaded = (
-                batch if self._world == 1 else batch.select(list(mine) or [0])
-                for batch, mine in zip(self._list[start:], rows, strict=True)
-            )
-        else:
-            assert self._loader is not None
-            loaded = self._loader.load(order, start, [list(mine) or [0] for mine in rows])
-        sizes = [len(batch) for batch in order.batches[start:]]
-        return (RankBatch(*one) for one in zip(loaded, owned, sizes, strict=True))
+        seed = plan.seed + sum(map(len, plan.batches[:start]))
+        self._keys.clear()
+        for samples in plan.batches[start:]:
+            rows = range(self._rank, len(samples), self._world) or range(1)
+            self._keys.append([(samples[row], seed + row) for row in rows])
+            seed += len(samples)
+        self._planned.generator.manual_seed(plan.seed)
+        own = ((tuple(samples[self._rank :: self._world]), len(samples)) for samples in plan.batches[start:])
+        return (RankBatch(as_batch(batch), *one) for batch, one in zip(self._planned, own, strict=True))
 
     def random_state(self) -> list[Tensor]:
-        """States of the generators that the loader was given for itself."""
+        """States of the generators that the user gave to the loader."""
         return [generator.get_state() for generator in self._generators()]
 
     def set_random_state(self, states: Sequence[Tensor]) -> None:
@@ -162,25 +153,111 @@ class BatchLoader:
             generator.set_state(state)
 
     def _generators(self) -> list[torch.Generator]:
-        found: dict[int, torch.Generator] = {}
         sampler = getattr(self._given, "batch_sampler", None)
-        for holder in (self._given, getattr(self._given, "sampler", None), sampler, getattr(sampler, "sampler", None)):
-            generator = getattr(holder, "generator", None)
-            if isinstance(generator, torch.Generator):
-                found[id(generator)] = generator
-        return list(found.values())
+        holders = (self._given, getattr(self._given, "sampler", None), sampler, getattr(sampler, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
 
     def _check_divisible(self) -> None:
-        if self._list is None and self._loader is None:
+        if self._planned is None:
             raise ValueError(
                 f"a {type(self._given).__name__} cannot be divided among {self._world} processes; give a list of "
                 "batches, or a `DataLoader` of a data set whose items are read by number"
             )
-        sampler = getattr(self._given, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
+        if isinstance(getattr(self._given, "sampler", None), DistributedSampler):
             raise ValueError(
                 "the loader has a `DistributedSampler`; leave it out, each batch is divided among the processes here"
             )
+
+
+def _draws_from_sampler(batches: Batches) -> TypeGuard[DataLoader]:
+    """Whether batches come from a `DataLoader` whose sampler knows the order beforehand."""
+    return (
+        isinstance(batches, DataLoader)
+        and type(batches).__iter__ is DataLoader.__iter__  # a subclass may have an order of its own
+        and not isinstance(batches.dataset, IterableDataset)
+        and batches.batch_sampler is not None
+    )
+
+
+def _repeats(dataset: Any) -> bool | None:
+    """Whether a data set gives the same item each time; None if that is not known."""
+    if isinstance(dataset, Subset):
+        return _repeats(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        known = [_repeats(part) for part in dataset.datasets]
+        return False if False in known else None if None in known else True
+    if isinstance(dataset, ConceptDataset):
+        return dataset.augmentation is None
+    return True if isinstance(dataset, _Rows) else None
+
+
+class _Rows(Dataset[ConceptBatch]):
+    """The rows of a list of batches, one after the other, each as a batch of one."""
+
+    def __init__(self, batches: Sequence[ConceptBatch]) -> None:
+        self.concept_labels = torch.cat([batch.concepts for batch in batches])
+        self.task_labels = torch.cat([batch.targets for batch in batches])
+        self._places = [(batch, row) for batch in batches for row in range(len(batch.concepts))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> ConceptBatch:
+        batch, row = self._places[number]
+        return batch.select([row])
+
+
+def _loader_of_rows(given: Batches) -> DataLoader[ConceptBatch]:
+    """A loader that gives the batches of a list, by the numbers of their rows."""
+    batches = [as_batch(batch) for batch in given]
+    ends = accumulate((len(batch.concepts) for batch in batches), initial=0)
+    numbers = [range(*pair) for pair in pairwise(ends)]
+    return DataLoader(_Rows(batches), batch_sampler=numbers, collate_fn=ConceptBatch.cat)  # type: ignore[arg-type]
+
+
+def _planned_loader(given: DataLoader, keys: list[list[tuple[Any, int]]]) -> DataLoader:
+    """A loader of the same data, workers and collation that reads the batches in `keys`: pairs of sample and seed."""
+    return DataLoader(
+        _Seeded(given.dataset),
+        batch_sampler=keys,
+        num_workers=given.num_workers,
+        collate_fn=given.collate_fn,
+        pin_memory=given.pin_memory,
+        timeout=given.timeout,
+        worker_init_fn=_StartWorker(given.worker_init_fn),
+        multiprocessing_context=given.multiprocessing_context,
+        generator=torch.Generator(),
+        prefetch_factor=given.prefetch_factor,
+        persistent_workers=given.persistent_workers,
+    )
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose items are read with random numbers of their own; keys are pairs of sample and seed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[Any, int]) -> Any:
+        sample, seed = key
+        with seeded(seed):
+            return self.dataset[sample]
+
+
+class _StartWorker:
+    """Shows a worker the data set as the user gave it, then calls the user's own function for new workers."""
+
+    def __init__(self, user_function: Callable[[int], None] | None) -> None:
+        self._user_function = user_function
+
+    def __call__(self, worker: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        # The user's function looks for the data set there; torch has made the record read-only.
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
+        if self._user_function is not None:
+            self._user_function(worker)
 
 
 @contextlib.contextmanager
@@ -199,85 +276,3 @@ def worker_deaths_told() -> Iterator[None]:
             "a worker of the data loader died, most often because memory ran out; use fewer workers or smaller "
             f"batches, or find the sample it dies of with `num_workers=0`. The loader says: {error}"
         ) from error
-
-
-class _Items:
-    """Loads items of a data set in any order, with the workers and the collation of a given `DataLoader`."""
-
-    def __init__(self, given: DataLoader) -> None:
-        self.dataset = given.dataset
-        self.batch_sampler: Any = given.batch_sampler
-        # A list that is filled anew for each pass, because a loader with persistent workers keeps its batch sampler.
-        self._next: list[list[tuple[Any, int]]] = []
-        self._generator = torch.Generator()
-        self._loader: DataLoader = DataLoader(
-            _Seeded(given.dataset),
-            batch_sampler=self._next,
-            num_workers=given.num_workers,
-            collate_fn=given.collate_fn,
-            pin_memory=given.pin_memory,
-            timeout=given.timeout,
-            worker_init_fn=_StartWorker(given.worker_init_fn),
-            multiprocessing_context=given.multiprocessing_context,
-            generator=self._generator,
-            prefetch_factor=given.prefetch_factor,
-            persistent_workers=given.persistent_workers,
-        )
-
-    def load(self, order: EpochPlan, start: int, rows: Sequence[Sequence[int]]) -> Iterator[ConceptBatch]:
-        """Load the given rows of each of the order's batches, from one of them on."""
-        assert order.batches is not None
-        place = order.seed + sum(len(batch) for batch in order.batches[:start])
-        self._next.clear()
-        for batch, mine in zip(order.batches[start:], rows, strict=True):
-            self._next.append([(batch[row], place + row) for row in mine])
-            place += len(batch)
-        self._generator.manual_seed(order.seed)
-        return map(as_batch, self._loader)
-
-
-class _Seeded(Dataset[Any]):
-    """A data set whose items are read with random numbers of their own; keys are pairs of number and seed."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[Any, int]) -> Any:
-        number, seed = key
-        with seeded(seed):
-            return self.dataset[number]
-
-
-class _StartWorker:
-    """Shows a worker the data set as it was given, then does what the user wants done there."""
-
-    def __init__(self, then: Callable[[int], None] | None) -> None:
-        self.then = then
-
-    def __call__(self, worker: int) -> None:
-        info = get_worker_info()
-        assert info is not None
-        # The user's function looks for the data set there; torch has made the record read-only.
-        object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
-        if self.then is not None:
-            self.then(worker)
-
-
-def _draws_from_sampler(batches: Batches) -> TypeGuard[DataLoader]:
-    """Whether batches come from a `DataLoader` whose order its sampler knows beforehand."""
-    return (
-        isinstance(batches, DataLoader)
-        and type(batches).__iter__ is DataLoader.__iter__  # a subclass may have an order of its own
-        and not isinstance(batches.dataset, IterableDataset)
-        and batches.batch_sampler is not None
-    )
-
-
-def _repeats(dataset: Any) -> bool | None:
-    """Whether a data set gives the same item each time; None if that is not known."""
-    if isinstance(dataset, Subset):
-        return _repeats(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        known = [_repeats(part) for part in dataset.datasets]
-        return False if False in known else None if None in known else True
-    return dataset.augmentation is None if isinstance(dataset, ConceptDataset) else None

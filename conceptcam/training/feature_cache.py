@@ -1,25 +1,26 @@
-"""What frozen parts give for each sample, computed once and read in every epoch.
+"""Outputs of frozen parts, computed once for each sample and read in every epoch.
 
 Stages 2 and 3 learn from vectors of concepts and from evidence, which frozen parts compute. So each sample goes
 through these parts once: `FeatureCache` keeps the outputs in a `TensorStore`, and `CachedInputs` gives them to the
 loop, batch by batch.
 
 In fp32, losses are the same to the last bit with and without the cache, because both ways run the same functions on
-batches of one size. Libraries choose their algorithms by the shape of a batch, so the last bits of an image's
-features depend on how many other images are in its batch, but (measured on a CPU, with 1 and 2 threads) not on which
-ones, nor on its place among them. A batch that is smaller than the others is therefore filled up. This holds for
-parts that look at each image by itself, on one kind of device, with the same number of threads, of processes and of
-images per batch, and as long as `dtype` rounds nothing.
+batches of one size: a smaller batch is filled up. (Libraries choose their algorithms by the shape of a batch, so the
+last bits of an image's features depend on how many images are in its batch, but not on which ones: measured on a CPU,
+with 1 and 2 threads.) This holds for parts that look at each image by itself, on one kind of device, with the same
+number of threads, of processes and of images per batch, and as long as `dtype` rounds nothing.
 """
 
 import contextlib
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from conceptcam._checks import check_choice
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
 from conceptcam.model.outputs import ConceptPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader, EpochPlan, RankBatch
@@ -44,11 +46,11 @@ SMALL = 1_000_000_000
 """Bytes that a store of storage `"auto"` keeps in memory; a larger one moves to the disk."""
 
 
-class FeatureCache:
-    """Keeps what frozen parts give for each sample until it is closed; use it in a `with` statement.
+class FeatureCache(contextlib.AbstractContextManager["FeatureCache"]):
+    """Keeps the outputs of frozen parts for each sample until it is closed; use it in a `with` statement.
 
-    The first stage that can also keeps the features of each sample, if a later stage needs them and there is room,
-    so that the images of several stages are read once.
+    If a later stage needs the backbone's features and there is room, they are kept too, so that the images of
+    several stages are read once.
 
     Args:
         storage: Where to keep outputs: `"memory"`, `"disk"` (the folder for temporary files), `"auto"` (in memory if
@@ -77,7 +79,7 @@ class FeatureCache:
             raise ValueError(f"{folder} is not a folder to keep cached outputs in")
         self.storage, self.dtype, self.folder = storage, dtype, folder
         self.budget = Budget(limit)
-        self._entries: dict[BatchLoader, _CacheEntry] = {}
+        self._kept: dict[BatchLoader, _Kept] = {}
 
     def source(
         self,
@@ -101,41 +103,38 @@ class FeatureCache:
             autocast: Type of autocast for the frozen parts; None computes in the type of the weights.
             later: The stages to come.
         """
-        entry, forward = self._entries.setdefault(loader, _CacheEntry()), stage.split_forward(model)
+        if loader not in self._kept:
+            self._kept[loader] = _Kept(self._store(), self._store())
+        kept, forward = self._kept[loader], stage.split_forward(model)
         # Outputs stay right if the last stage had the same frozen half, because nothing in it has learned since.
-        if forward is None or entry.frozen_half is not forward.frozen_half:
-            entry.drop_outputs()
+        if forward is None or forward.frozen_half is not kept.frozen_half:
+            kept.outputs.close()
         if "backbone" in stage.parts:
-            entry.drop_features()
+            kept.features.close()
+        kept.frozen_half = forward and forward.frozen_half
         if forward is None:
             return Images(loader, stage, torch.device(device))
-        if self.storage != "off":
-            if reason := self._reason_against(loader):
-                log.info("stage %s reads its images in each epoch: %s", stage.name, reason)
-            else:
-                entry.outputs, entry.frozen_half = entry.outputs or self._store(), forward.frozen_half
-                if entry.features is None and _needs_features(model, later):
-                    entry.features = self._store()
-        return CachedInputs(model, stage, forward, loader, torch.device(device), autocast, entry)
+        if reason := self._reason_against(loader):
+            log.info("stage %s reads its images in each epoch: %s", stage.name, reason)
+        kept.wants_features = not reason and _needs_features(model, later)
+        return CachedInputs(model, stage, forward, loader, torch.device(device), autocast, kept, cached=not reason)
 
     def close(self) -> None:
         """Free everything."""
-        for entry in self._entries.values():
-            entry.drop_outputs()
-            entry.drop_features()
-        self._entries.clear()
-
-    def __enter__(self) -> Self:
-        return self
+        for kept in self._kept.values():
+            kept.outputs.close()
+            kept.features.close()
+        self._kept.clear()
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def _store(self) -> "TensorStore":
-        assert self.storage != "off"
         return TensorStore(self.storage, self.budget, dtype=self.dtype, folder=self.folder)
 
     def _reason_against(self, loader: BatchLoader) -> str:
+        if self.storage == "off":
+            return "the feature cache is off"
         if loader.samples is None:
             return "only the iterable knows its order"
         if loader.repeatable is False:
@@ -155,20 +154,35 @@ def _needs_features(model: ConceptModel, later: Iterable[Stage]) -> bool:
     return False
 
 
-class _Rows(NamedTuple):
-    """What the frozen half gives for some samples of this process."""
+@dataclass
+class _Kept:
+    """What is kept for the samples of one loader."""
 
-    samples: tuple[int, ...]
-    batch: ConceptBatch
-    """Without images."""
-    outputs: Tensor
+    outputs: "TensorStore"
+    """Of the frozen half of the stage that runs, for all samples."""
+    features: "TensorStore"
+    """Of the backbone, for the samples that this process has loaded."""
+    labels: dict[int, ConceptBatch] = field(default_factory=dict)
+    """Each sample as a batch of one, without its image."""
+    frozen_half: Callable[..., Tensor] | None = None
+    wants_features: bool = False
+
+    def batch(self, samples: Iterable[int]) -> ConceptBatch:
+        """The batch of some samples, without images."""
+        return ConceptBatch.cat([self.labels[sample] for sample in samples])
+
+    def drop(self, *stores: "TensorStore") -> None:
+        """Free the room of stores of features and outputs, and keep no features from now on."""
+        self.wants_features = False
+        for store in stores:
+            store.close()
 
 
 class CachedInputs:
     """The inputs of a stage's learning half: outputs of its frozen half, cached if there is room.
 
-    They are the same in every process: each computes a part of them and receives the others'. The batches have no
-    images, (B, 0). Make one with `FeatureCache.source`.
+    They are the same in every process: each process computes a part of them and receives the others' parts. The
+    batches have no images, (B, 0). Make one with `FeatureCache.source`.
     """
 
     divided = False
@@ -181,14 +195,17 @@ class CachedInputs:
         loader: BatchLoader,
         device: torch.device,
         autocast: torch.dtype | None,
-        entry: "_CacheEntry",
+        kept: _Kept,
+        *,
+        cached: bool,
     ) -> None:
-        self._model, self._stage, self._loader, self._device, self._entry = model, stage, loader, device, entry
+        self._model, self._stage, self._loader, self._device, self._kept = model, stage, loader, device, kept
         self._frozen_half, self._autocast = forward.frozen_half, autocast
         self.forward = forward.learning_half
-        self._size = 0  # of the batches that frozen parts are given
-        self.cached = entry.outputs is not None
+        self.cached = cached
         """Whether the outputs of frozen parts are kept."""
+        self._size = 0  # of the batches that frozen parts are given
+        self._expected = 0  # samples that this process is about to load
 
     def load(self, plan: EpochPlan, start: int = 0) -> Iterator[StepInput]:
         """The inputs of each batch of a plan, from the batch numbered `start` on.
@@ -196,202 +213,137 @@ class CachedInputs:
         What is not yet cached is computed first, for all of the plan.
         """
         if plan.batches and not self._size:
-            self._size = -(-max(map(len, plan.batches)) // distributed.world_size())
-        if self._entry.outputs is not None and plan.batches is not None:
+            self._size = math.ceil(max(map(len, plan.batches)) / distributed.world_size())
+        if self.cached and plan.batches is not None:
             try:
-                self._fill(plan, self._entry.outputs)
+                self._fill(plan.batches)
                 return map(self._read, plan.batches[start:])
             except CacheFull as error:
                 log.warning("stage %s reads its images in each epoch: %s", self._stage.name, error)
                 self.cached = False
-                self._entry.drop_outputs()
-                self._entry.drop_features()
+                self._kept.drop(self._kept.outputs, self._kept.features)
         return map(self._compute, self._loader.load(plan, start))
 
     def _read(self, samples: Sequence[int]) -> StepInput:
-        assert self._entry.outputs is not None
-        batch = ConceptBatch.cat([self._entry.batches[sample] for sample in samples])
-        return self._step_input(batch, self._entry.outputs.read(samples))
+        """The input of a batch, as it is kept."""
+        return self._step_input(self._kept.batch(samples)._replace(images=self._kept.outputs.read(samples)))
 
     def _compute(self, share: RankBatch) -> StepInput:
+        """The input of a batch, computed by all processes together."""
         self._size = self._size or share.size
         parts = distributed.gather(self._run(share))
-        order = rank_order(share.size, len(parts))
-        batch = ConceptBatch.cat([part.batch for part in parts]).select(order)
-        return self._step_input(batch, torch.cat([part.outputs for part in parts])[order])
+        whole = ConceptBatch.cat([part.batch for part in parts if part.own])
+        return self._step_input(whole.select(rank_order(share.size, len(parts))))
 
-    def _step_input(self, batch: ConceptBatch, outputs: Tensor) -> StepInput:
-        batch, outputs = batch.to(self._device, non_blocking=True), outputs.to(self._device, non_blocking=True)
-        return StepInput((outputs, self._stage.concept_mask(batch)), batch, None)
+    def _step_input(self, batch: ConceptBatch) -> StepInput:
+        """The input of a batch with outputs in place of images."""
+        batch = batch.to(self._device, non_blocking=True)
+        bare = _without_images(batch)
+        return StepInput((batch.images, self._stage.concept_mask(bare)), bare, None)
 
-    def _fill(self, plan: EpochPlan, outputs: "TensorStore") -> None:
-        """Cache the outputs of all samples of a plan, in every process.
+    def _fill(self, batches: Sequence[Sequence[Any]]) -> None:
+        """Keep the outputs of all samples of some batches, in every process.
 
         Raises:
             CacheFull: In every process, if they cannot be kept.
         """
-        assert plan.batches is not None
-        samples = {sample for batch in plan.batches for sample in batch}
+        kept = self._kept
+        samples = {sample for batch in batches for sample in batch}
         if other := [sample for sample in samples if not isinstance(sample, Integral)]:
             raise CacheFull(f"the sampler names samples by a {type(other[0]).__name__}, not by a whole number")
-        missing = sorted(sample for sample in samples if sample not in outputs)
+        missing = sorted(sample for sample in samples if sample not in kept.outputs)
         if not missing:
             return
-        reason = ""
-        for mine in self._run_all(self._pass_over(plan, missing)):
-            parts = distributed.gather((mine, reason))
-            if reason := next((why for _, why in parts if why), ""):
-                break  # in every process
-            try:
-                for rows, _ in parts:
-                    self._entry.add(rows)
-            except CacheFull as error:
-                reason = str(error)
-        if reason := next((why for why in distributed.gather(reason) if why), ""):
-            raise CacheFull(reason)
-        features = self._entry.features.size / 1e6 if self._entry.features is not None else 0.0
+        for share in self._shares(self._batches_once(batches, missing)):
+            parts = distributed.gather(self._run(share))
+            with _in_every_process():
+                for part in parts:
+                    kept.outputs.add(part.samples or (), part.batch.images)
+                    kept.labels.update(zip(part.samples or (), _without_images(part.batch).split(), strict=True))
         log.info(
             "stage %s: the outputs of frozen parts for %d samples are kept, %.3g MB of %s, and %.3g MB of features",
-            self._stage.name, len(outputs), outputs.size / 1e6, outputs.dtype, features,
+            self._stage.name, len(kept.outputs), kept.outputs.size / 1e6, kept.outputs.dtype, kept.features.size / 1e6,
         )  # fmt: skip
 
-    def _pass_over(self, plan: EpochPlan, missing: Sequence[int]) -> EpochPlan:
-        """A plan that names the missing samples once, in batches of one size."""
-        assert plan.batches is not None
-        if all(isinstance(batch, range) for batch in plan.batches):
-            return plan  # a list of batches can only be read as it is
+    def _batches_once(self, batches: Sequence[Sequence[int]], missing: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Batches of one size that name the missing samples once, in the same order for every stage."""
+        if all(isinstance(batch, range) for batch in batches):
+            return batches  # of a list, whose batches may differ in the size of their images
         size = self._size * distributed.world_size()
         once = [missing[first : first + size] for first in range(0, len(missing), size)]
-        if not self._entry.checked:
-            # Two passes with different random numbers must give the same images.
-            first, again = (next(self._loader.load(EpochPlan(once[:1], seed))).batch.images for seed in (1, 2))
-            if not all(distributed.gather(torch.equal(first, again))):
-                raise CacheFull("they differ each time they are read")
-            self._entry.checked = True
-        return EpochPlan(once, seed=0)
+        if not self._kept.labels:
+            with _in_every_process():  # two passes with different random numbers must give the same images
+                first, again = (next(self._loader.load(EpochPlan(once[:1], seed))).batch.images for seed in (1, 2))
+                if not torch.equal(first, again):
+                    raise CacheFull("they differ each time they are read")
+        return once
 
-    def _run_all(self, plan: EpochPlan) -> Iterator[_Rows]:
-        """What the frozen half gives for this process's part of each batch."""
-        assert plan.batches is not None
-        features, entry = self._entry.features, self._entry
-        owned = [tuple(batch[distributed.rank() :: distributed.world_size()]) for batch in plan.batches]
-        ready = features is not None and all(sample in features for own in owned for sample in own)
-        if not all(distributed.gather(ready)):
-            entry.expected = sum(map(len, owned))
-            yield from map(self._run, self._loader.load(plan))
-            return
-        assert features is not None
-        for own in owned:
-            pieces = [own[first : first + self._size] for first in range(0, len(own), self._size)]
-            kept = [self._outputs(_pad(features.read(piece), self._size))[: len(piece)] for piece in pieces]
-            if own:
-                yield _Rows(own, ConceptBatch.cat([entry.batches[sample] for sample in own]), torch.cat(kept))
-            else:
-                yield _nothing_of(entry)
+    def _shares(self, batches: Sequence[Sequence[int]]) -> Iterator[RankBatch]:
+        """This process's rows of each batch; without images, if their features are kept."""
+        own = [tuple(batch[distributed.rank() :: distributed.world_size()]) for batch in batches]
+        self._expected = sum(map(len, own))
+        if not all(sample in self._kept.features for samples in own for sample in samples):
+            return self._loader.load(EpochPlan(batches, seed=0))
+        return (
+            RankBatch(self._kept.batch(samples or batch[:1]), samples, len(batch))
+            for samples, batch in zip(own, batches, strict=True)
+        )
 
-    def _run(self, share: RankBatch) -> _Rows:
-        """Run the frozen half on this process's rows of a batch."""
-        batch = share.batch
-        bare = batch._replace(images=batch.images.new_empty(len(batch.images), 0)).to("cpu").select(range(share.own))
-        samples = tuple(range(share.own)) if share.samples is None else tuple(map(_plain, share.samples))
-        outputs = []
-        for first in range(0, max(1, share.own), self._size):
-            images = batch.images[first : min(first + self._size, max(1, share.own))]
-            features = self._features(_pad(images, self._size))
-            count = min(len(images), share.own - first)
-            self._entry.add_features(samples[first : first + count], features[:count])
-            outputs.append(self._outputs(features)[:count])
-        return _Rows(samples, bare, torch.cat(outputs))
+    def _run(self, share: RankBatch) -> RankBatch:
+        """This process's rows of a batch, with what the frozen half gives in place of images."""
+        batch = _without_images(share.batch).to("cpu").select(range(share.own))
+        if not share.own:
+            return share._replace(batch=batch)
+        autocast = torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
+        with eval_mode(self._model), torch.inference_mode(False), torch.no_grad(), autocast:
+            outputs = self._in_batches(self._outputs, self._features(share))
+        return share._replace(batch=batch._replace(images=outputs.cpu()))
 
-    def _features(self, images: Tensor) -> Tensor:
-        with self._frozen():
-            part = self._model.forward_concepts(images.to(self._device, non_blocking=True))
-            # The layout in memory decides over algorithms too: here it is the one that is stored.
-            return part.features.clone(memory_format=torch.contiguous_format)
+    def _features(self, share: RankBatch) -> Tensor:
+        """Features of this process's rows of a batch: those that are kept, or computed ones, which are then kept."""
+        kept, samples = self._kept, share.samples or ()
+        if samples and all(sample in kept.features for sample in samples):
+            return kept.features.read(samples)
+        # The layout in memory decides over last bits too: here it is the one that is stored.
+        see = lambda images: self._model.forward_concepts(images).features.contiguous()  # noqa: E731
+        features = self._in_batches(see, share.batch.images)
+        if kept.wants_features:
+            try:
+                if not len(kept.features):
+                    kept.features.check_room(features[:1], self._expected)
+                kept.features.add(samples, features.cpu())
+            except CacheFull as error:
+                log.warning("features are not kept, so a later stage reads the images once more: %s", error)
+                kept.drop(kept.features)
+        return features
 
     def _outputs(self, features: Tensor) -> Tensor:
-        with self._frozen():
-            features = features.to(self._device)
-            maps = self._model.concept_head(features)
-            return self._frozen_half(self._model, ConceptPart(features, maps, self._model.pool(maps))).cpu()
+        maps = self._model.concept_head(features)
+        return self._frozen_half(self._model, ConceptPart(features, maps, self._model.pool(maps)))
 
-    @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Eval mode without gradients, also while the loop trains; modes are set back afterwards."""
-        training = [module for module in self._model.modules() if module.training]
-        self._model.eval()
-        autocast = torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
-        try:
-            with torch.inference_mode(False), torch.no_grad(), autocast:
-                yield
-        finally:
-            for module in training:
-                module.training = True
+    def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """A function of rows, called with batches of one size: the size decides over the last bits."""
+        found = []
+        for piece in rows.split(self._size):
+            filling = piece[-1:].expand(self._size - len(piece), *piece.shape[1:])
+            found.append(function(torch.cat([piece, filling]).to(self._device, non_blocking=True))[: len(piece)])
+        return torch.cat(found)
 
 
-def _pad(rows: Tensor, size: int) -> Tensor:
-    """Rows, the last one repeated until there are `size`: the size of a batch decides over the last bits."""
-    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
+def _without_images(batch: ConceptBatch) -> ConceptBatch:
+    return batch._replace(images=batch.images.new_empty(len(batch.images), 0))
 
 
-def _plain(sample: Any) -> Any:
-    return int(sample) if isinstance(sample, Integral) else sample
-
-
-def _nothing_of(entry: "_CacheEntry") -> _Rows:
-    """No rows, of a process that has no sample of a batch."""
-    assert entry.outputs is not None
-    some = next(iter(entry.batches.values()))
-    return _Rows((), some.select([]), torch.empty(0))
-
-
-class _CacheEntry:
-    """What is kept for the samples of one loader."""
-
-    def __init__(self) -> None:
-        self.batches: dict[int, ConceptBatch] = {}  # each sample as a batch of one, without its image
-        self.outputs: TensorStore | None = None  # of the frozen half of the stage that runs
-        self.frozen_half: Callable[..., Tensor] | None = None
-        self.features: TensorStore | None = None  # of this process's samples
-        self.expected = 0  # samples whose features are to come
-        self.checked = False  # whether samples were found to be the same each time
-
-    def add(self, rows: _Rows) -> None:
-        """Keep what is new among the outputs of some samples.
-
-        Raises:
-            CacheFull: If there is no room.
-        """
-        assert self.outputs is not None
-        new = {sample: row for row, sample in enumerate(rows.samples) if sample not in self.outputs}
-        if new:
-            self.batches.update(zip(new, rows.batch.select(list(new.values())).split(), strict=True))
-            self.outputs.add(list(new), rows.outputs[list(new.values())])
-
-    def add_features(self, samples: Sequence[int], features: Tensor) -> None:
-        """Keep features for later stages; without room for all of them, those stages read images again."""
-        store = self.features
-        if store is None or not samples:
-            return
-        try:
-            if not len(store):
-                store.check_room(features[:1], self.expected)
-            new = {sample: row for row, sample in enumerate(samples) if sample not in store}
-            if new:
-                store.add(list(new), features[list(new.values())].cpu())
-        except CacheFull as error:
-            log.warning("features are not kept, so a later stage reads the images once more: %s", error)
-            self.drop_features()
-
-    def drop_outputs(self) -> None:
-        if self.outputs is not None:
-            self.outputs.close()
-        self.outputs = self.frozen_half = None
-
-    def drop_features(self) -> None:
-        if self.features is not None:
-            self.features.close()
-        self.features = None
+@contextlib.contextmanager
+def _in_every_process() -> Iterator[None]:
+    """Raise `CacheFull` in every process if it is raised in one of them."""
+    reason = ""
+    try:
+        yield
+    except CacheFull as error:
+        reason = str(error)
+    if reason := next(filter(None, distributed.gather(reason)), ""):
+        raise CacheFull(reason)
 
 
 class CacheFull(Exception):
@@ -405,11 +357,7 @@ class Budget:
         self.limit, self.used = limit, 0
 
     def check(self, count: int) -> None:
-        """Refuse to take a number of bytes more.
-
-        Raises:
-            CacheFull: If they are more than the limit allows.
-        """
+        """Raise `CacheFull` if a number of bytes more is more than the limit allows."""
         if self.used + count > self.limit:
             raise CacheFull(f"{(self.used + count) / 1e9:.3g} GB are wanted and {self.limit / 1e9:.3g} GB allowed")
 
@@ -422,26 +370,18 @@ class TensorStore:
     raises an error. The system keeps in free memory what was read or written lately.
 
     Args:
-        where: `"memory"`, `"disk"`, or `"auto"`: in memory as long as it is small.
+        where: `"disk"`, `"auto"` (in memory as long as it is small), or in memory.
         budget: Counts the bytes of this and other stores.
         dtype: Floating-point type to store as; None stores rows as they are. They are read in the type they had.
         folder: Of the file; None is the system's folder for temporary files, which on some systems is memory itself.
     """
 
     def __init__(
-        self,
-        where: Literal["auto", "memory", "disk"],
-        budget: Budget,
-        *,
-        dtype: torch.dtype | None = None,
-        folder: Path | None = None,
+        self, where: Storage, budget: Budget, *, dtype: torch.dtype | None = None, folder: Path | None = None
     ) -> None:
         self._folder = Path(tempfile.gettempdir()) if folder is None else folder
-        self._budget, self._stored_as, self._on_disk = budget, dtype, where == "disk"
-        # A size of 0 never leaves memory.
-        self._file: Any = tempfile.SpooledTemporaryFile(SMALL if where == "auto" else 0, dir=str(self._folder))  # noqa: SIM115
-        if where == "disk":
-            self._file.rollover()
+        self._where, self._budget, self._stored_as = where, budget, dtype
+        self._file: Any = None  # is made for the first rows
         self._places: dict[int, int] = {}  # number -> first byte
         self._like = torch.empty(0)  # no rows, of the rows' shape and type
         self.size = 0
@@ -459,33 +399,33 @@ class TensorStore:
         return self._narrow(self._like).dtype
 
     def check_room(self, row: Tensor, count: int) -> None:
-        """Refuse a number of rows like this one, if they cannot all be kept.
-
-        Raises:
-            CacheFull: If the budget or the disk has no room for them.
-        """
+        """Raise `CacheFull` if the budget or the disk has no room for a number of rows like this one."""
         wanted = count * self._narrow(row).nbytes
         self._budget.check(wanted)
         free = shutil.disk_usage(self._folder).free
-        if (self._on_disk or wanted > SMALL) and wanted > free:
+        if (self._where == "disk" or wanted > SMALL) and wanted > free:
             raise CacheFull(f"{wanted / 1e9:.3g} GB are wanted, and {self._folder} has {free / 1e9:.3g} GB free")
 
     def add(self, numbers: Sequence[int], rows: Tensor) -> None:
-        """Keep one row (n, ...) for each of n numbers.
+        """Keep one row (n, ...) for each of n numbers; those that have one already keep it.
 
         Raises:
             CacheFull: If the budget, the memory or the disk has no room for all of them; the store is of no use then.
         """
-        narrow = self._narrow(rows).contiguous()
+        new = {number: row for row, number in enumerate(numbers) if number not in self}
+        if not new:
+            return
+        narrow = self._narrow(rows[list(new.values())]).contiguous()
         self._budget.check(narrow.nbytes)
         try:
+            self._file = self._file or self._new_file()
             self._file.seek(self.size)
             self._file.write(_raw(narrow))
             self._file.flush()
         except (OSError, MemoryError) as error:
             raise CacheFull(f"writing them failed: {error or 'out of memory'}") from error
-        step = narrow.nbytes // len(numbers)
-        self._places.update((number, self.size + step * row) for row, number in enumerate(numbers))
+        places = range(self.size, self.size + narrow.nbytes, narrow[0].nbytes)
+        self._places.update(zip(new, places, strict=True))
         self._like = rows[:0].cpu()
         self.size += narrow.nbytes
         self._budget.used += narrow.nbytes
@@ -506,11 +446,19 @@ class TensorStore:
         return found.to(self._like.dtype)
 
     def close(self) -> None:
-        """Free everything."""
-        with contextlib.suppress(OSError):  # what a full disk has refused is tried once more, and not needed
-            self._file.close()
+        """Free everything; rows that are added later start anew."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what a full disk has refused is tried once more, and not needed
+                self._file.close()
         self._budget.used -= self.size
-        self._places, self.size = {}, 0
+        self._file, self._places, self.size = None, {}, 0
+
+    def _new_file(self) -> Any:
+        in_memory = SMALL if self._where == "auto" else 0  # a size of 0 never leaves memory
+        file = tempfile.SpooledTemporaryFile(in_memory, dir=str(self._folder))  # noqa: SIM115
+        if self._where == "disk":
+            file.rollover()
+        return file
 
     def _narrow(self, rows: Tensor) -> Tensor:
         return rows.to(self._stored_as) if self._stored_as is not None and rows.is_floating_point() else rows
