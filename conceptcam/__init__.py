@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         fit_thresholds as fit_thresholds,
     )
     from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
+    from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
     from conceptcam.backbones import (
         Backbone as Backbone,
         BackboneOptions as BackboneOptions,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
         CSVLogger as CSVLogger,
         EpochResult as EpochResult,
         TensorBoardLogger as TensorBoardLogger,
-        plot_learning_curves as plot_learning_curves,
         read_history as read_history,
     )
     from conceptcam.training.presets import Preset as Preset, get_preset as get_preset, list_presets as list_presets

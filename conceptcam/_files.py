@@ -10,10 +10,14 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
     """A hidden path beside `path` to write to, which takes the place of `path` at the end.
 
     Until then a file that is there stays as it is. If writing fails, the hidden file is removed. The folder is made.
+
+    Args:
+        path: Of the file.
+        durable: Whether the file must be found after a power cut, which takes longer.
 
     Raises:
         OSError: If the file cannot be written.
@@ -23,10 +27,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.part")
     try:
         yield scratch
+        if durable:
+            _sync(scratch, os.O_RDWR)
         os.replace(scratch, path)
+        if durable and os.name == "posix":  # other systems cannot open a folder
+            _sync(path.parent, os.O_RDONLY)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -12,5 +12,6 @@ if TYPE_CHECKING:
     )
     from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
+    from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
 
 __getattr__, __dir__ = hand_on(__name__)

@@ -47,6 +47,10 @@ class ConceptBatch(NamedTuple):
         moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in parts]
         return ConceptBatch._make([*moved, self.names])
 
+    def without_images(self) -> "ConceptBatch":
+        """The same batch with images of no size, (B, 0): labels, boxes and names are small."""
+        return self._replace(images=self.images.new_empty(len(self.images), 0))
+
     def select(self, rows: Sequence[int] | Tensor) -> "ConceptBatch":
         """Some rows in the order given, each at most once, with their names; boxes come image by image."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.concepts.device)

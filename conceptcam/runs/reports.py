@@ -14,6 +14,7 @@ from conceptcam._files import write_json, write_text
 from conceptcam.analysis.evaluation import Evaluation, evaluate
 from conceptcam.analysis.explanation import Explanation, _named, explain
 from conceptcam.analysis.figures import learning_figure, save_png
+from conceptcam.analysis.learning_curves import plot_learning_curves
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -22,7 +23,7 @@ from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader
-from conceptcam.training.history import EpochResult, plot_learning_curves, read_history
+from conceptcam.training.history import EpochResult, read_history
 
 
 class MapHistory:

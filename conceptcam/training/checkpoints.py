@@ -3,8 +3,8 @@
 The weights are the same to the bit on the same machine, with the same versions and the same number of threads and
 processes.
 
-A checkpoint is one file, complete or not there: it is written beside its place, forced to the disk and renamed. It
-holds tensors and plain values only, so it loads without running code (`weights_only=True`).
+A checkpoint is one file, which is complete or not there. It holds tensors and plain values only, so it loads without
+running code (`weights_only=True`).
 """
 
 import dataclasses
@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conceptcam._files import atomic_write
 from conceptcam.config import ConceptConfig
 from conceptcam.training.stages import Stage
 
 log = logging.getLogger(__name__)
-
-_UNFINISHED = ".part"
 
 FORMAT_VERSION = 2
 """Of what a checkpoint holds; conceptcam 0.1 wrote none."""
@@ -101,7 +100,7 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
-        for left_by_a_killed_run in self.folder.glob(f".checkpoint-*{_UNFINISHED}"):
+        for left_by_a_killed_run in self.folder.glob(".checkpoint-*.part"):
             left_by_a_killed_run.unlink()
         paths = self.paths()
         if not paths:
@@ -163,17 +162,13 @@ class Checkpoints:
             OSError: If it cannot be written; those before are as they were.
         """
         path = self.folder / f"checkpoint-{step:09d}.pt"
-        unfinished = self.folder / f".{path.name}{_UNFINISHED}"
         try:
-            _write(content, unfinished)
-            os.replace(unfinished, path)
+            with atomic_write(path, durable=True) as scratch:
+                _write(content, scratch)
         except OSError as error:
             raise OSError(
                 f"could not write the checkpoint {path}: {error}. Those before are as they were; make room, and resume"
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
-        _sync_folder(self.folder)
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
@@ -213,25 +208,11 @@ def check_fingerprint(then: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file and force it to the disk."""
     try:
         with path.open("wb") as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
     except RuntimeError as error:
         # Where a write fails, torch's own writer goes on to complain of its position in the file.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk, so that a renamed file is found after a power cut."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,8 +1,7 @@
 """Outputs of frozen parts, computed once for each sample and read in every epoch.
 
-Stages 2 and 3 learn from vectors of concepts and from evidence, which frozen parts compute. So each sample goes
-through these parts once: `FeatureCache` keeps the outputs in a `TensorStore`, and `CachedInputs` gives them to the
-loop, batch by batch.
+Stages 2 and 3 learn from what frozen parts compute: vectors of concepts, and evidence. `FeatureCache` keeps these
+outputs in a `TensorStore`, and `CachedInputs` gives them to the loop, batch by batch.
 
 In fp32, losses are the same to the last bit with and without the cache, because both ways run the same functions on
 batches of one size: a smaller batch is filled up. (Libraries choose their algorithms by the shape of a batch, so the
@@ -116,8 +115,8 @@ class FeatureCache(contextlib.AbstractContextManager["FeatureCache"]):
             return Images(loader, stage, torch.device(device))
         if reason := self._reason_against(loader):
             log.info("stage %s reads its images in each epoch: %s", stage.name, reason)
-        kept.wants_features = not reason and _needs_features(model, later)
-        return CachedInputs(model, stage, forward, loader, torch.device(device), autocast, kept, cached=not reason)
+        kept.wants_features = not reason and any(one.split_forward(model) for one in later)
+        return CachedInputs(model, stage, forward, loader, torch.device(device), autocast, kept, not reason)
 
     def close(self) -> None:
         """Free everything."""
@@ -144,16 +143,6 @@ class FeatureCache(contextlib.AbstractContextManager["FeatureCache"]):
         return ""
 
 
-def _needs_features(model: ConceptModel, later: Iterable[Stage]) -> bool:
-    """Whether a later stage can start from the features that the backbone gives now."""
-    for stage in later:
-        if "backbone" in stage.parts:
-            return False
-        if stage.split_forward(model) is not None:
-            return True
-    return False
-
-
 @dataclass
 class _Kept:
     """What is kept for the samples of one loader."""
@@ -171,13 +160,8 @@ class _Kept:
         """The batch of some samples, without images."""
         return ConceptBatch.cat([self.labels[sample] for sample in samples])
 
-    def drop(self, *stores: "TensorStore") -> None:
-        """Free the room of stores of features and outputs, and keep no features from now on."""
-        self.wants_features = False
-        for store in stores:
-            store.close()
 
-
+@dataclass
 class CachedInputs:
     """The inputs of a stage's learning half: outputs of its frozen half, cached if there is room.
 
@@ -185,61 +169,58 @@ class CachedInputs:
     batches have no images, (B, 0). Make one with `FeatureCache.source`.
     """
 
+    model: ConceptModel
+    stage: Stage
+    split: SplitForward
+    loader: BatchLoader
+    device: torch.device
+    autocast: torch.dtype | None
+    kept: _Kept
+    cached: bool
+    """Whether the outputs of frozen parts are kept."""
+    batch_size: int = 0
+    """Images that frozen parts are given at once; 0 before the first batch is known."""
+    expected: int = 0
+    """Samples that this process is about to load."""
     divided = False
 
-    def __init__(
-        self,
-        model: ConceptModel,
-        stage: Stage,
-        forward: SplitForward,
-        loader: BatchLoader,
-        device: torch.device,
-        autocast: torch.dtype | None,
-        kept: _Kept,
-        *,
-        cached: bool,
-    ) -> None:
-        self._model, self._stage, self._loader, self._device, self._kept = model, stage, loader, device, kept
-        self._frozen_half, self._autocast = forward.frozen_half, autocast
-        self.forward = forward.learning_half
-        self.cached = cached
-        """Whether the outputs of frozen parts are kept."""
-        self._size = 0  # of the batches that frozen parts are given
-        self._expected = 0  # samples that this process is about to load
+    def __post_init__(self) -> None:
+        self.forward = self.split.learning_half
 
     def load(self, plan: EpochPlan, start: int = 0) -> Iterator[StepInput]:
         """The inputs of each batch of a plan, from the batch numbered `start` on.
 
         What is not yet cached is computed first, for all of the plan.
         """
-        if plan.batches and not self._size:
-            self._size = math.ceil(max(map(len, plan.batches)) / distributed.world_size())
+        if plan.batches and not self.batch_size:
+            self.batch_size = math.ceil(max(map(len, plan.batches)) / distributed.world_size())
         if self.cached and plan.batches is not None:
             try:
                 self._fill(plan.batches)
                 return map(self._read, plan.batches[start:])
             except CacheFull as error:
-                log.warning("stage %s reads its images in each epoch: %s", self._stage.name, error)
-                self.cached = False
-                self._kept.drop(self._kept.outputs, self._kept.features)
-        return map(self._compute, self._loader.load(plan, start))
+                log.warning("stage %s reads its images in each epoch: %s", self.stage.name, error)
+                self.cached = self.kept.wants_features = False
+                self.kept.outputs.close()
+                self.kept.features.close()
+        return map(self._compute, self.loader.load(plan, start))
 
     def _read(self, samples: Sequence[int]) -> StepInput:
         """The input of a batch, as it is kept."""
-        return self._step_input(self._kept.batch(samples)._replace(images=self._kept.outputs.read(samples)))
+        return self._step_input(self.kept.batch(samples)._replace(images=self.kept.outputs.read(samples)))
 
     def _compute(self, share: RankBatch) -> StepInput:
         """The input of a batch, computed by all processes together."""
-        self._size = self._size or share.size
+        self.batch_size = self.batch_size or share.size
         parts = distributed.gather(self._run(share))
         whole = ConceptBatch.cat([part.batch for part in parts if part.own])
         return self._step_input(whole.select(rank_order(share.size, len(parts))))
 
     def _step_input(self, batch: ConceptBatch) -> StepInput:
         """The input of a batch with outputs in place of images."""
-        batch = batch.to(self._device, non_blocking=True)
-        bare = _without_images(batch)
-        return StepInput((batch.images, self._stage.concept_mask(bare)), bare, None)
+        batch = batch.to(self.device, non_blocking=True)
+        bare = batch.without_images()
+        return StepInput((batch.images, self.stage.concept_mask(bare)), bare, None)
 
     def _fill(self, batches: Sequence[Sequence[Any]]) -> None:
         """Keep the outputs of all samples of some batches, in every process.
@@ -247,7 +228,7 @@ class CachedInputs:
         Raises:
             CacheFull: In every process, if they cannot be kept.
         """
-        kept = self._kept
+        kept = self.kept
         samples = {sample for batch in batches for sample in batch}
         if other := [sample for sample in samples if not isinstance(sample, Integral)]:
             raise CacheFull(f"the sampler names samples by a {type(other[0]).__name__}, not by a whole number")
@@ -259,21 +240,21 @@ class CachedInputs:
             with _in_every_process():
                 for part in parts:
                     kept.outputs.add(part.samples or (), part.batch.images)
-                    kept.labels.update(zip(part.samples or (), _without_images(part.batch).split(), strict=True))
+                    kept.labels.update(zip(part.samples or (), part.batch.without_images().split(), strict=True))
         log.info(
             "stage %s: the outputs of frozen parts for %d samples are kept, %.3g MB of %s, and %.3g MB of features",
-            self._stage.name, len(kept.outputs), kept.outputs.size / 1e6, kept.outputs.dtype, kept.features.size / 1e6,
+            self.stage.name, len(kept.outputs), kept.outputs.size / 1e6, kept.outputs.dtype, kept.features.size / 1e6,
         )  # fmt: skip
 
     def _batches_once(self, batches: Sequence[Sequence[int]], missing: Sequence[int]) -> Sequence[Sequence[int]]:
         """Batches of one size that name the missing samples once, in the same order for every stage."""
         if all(isinstance(batch, range) for batch in batches):
             return batches  # of a list, whose batches may differ in the size of their images
-        size = self._size * distributed.world_size()
+        size = self.batch_size * distributed.world_size()
         once = [missing[first : first + size] for first in range(0, len(missing), size)]
-        if not self._kept.labels:
+        if not self.kept.labels:
             with _in_every_process():  # two passes with different random numbers must give the same images
-                first, again = (next(self._loader.load(EpochPlan(once[:1], seed))).batch.images for seed in (1, 2))
+                first, again = (next(self.loader.load(EpochPlan(once[:1], seed))).batch.images for seed in (1, 2))
                 if not torch.equal(first, again):
                     raise CacheFull("they differ each time they are read")
         return once
@@ -281,57 +262,56 @@ class CachedInputs:
     def _shares(self, batches: Sequence[Sequence[int]]) -> Iterator[RankBatch]:
         """This process's rows of each batch; without images, if their features are kept."""
         own = [tuple(batch[distributed.rank() :: distributed.world_size()]) for batch in batches]
-        self._expected = sum(map(len, own))
-        if not all(sample in self._kept.features for samples in own for sample in samples):
-            return self._loader.load(EpochPlan(batches, seed=0))
+        self.expected = sum(map(len, own))
+        if not all(sample in self.kept.features for samples in own for sample in samples):
+            return self.loader.load(EpochPlan(batches, seed=0))
         return (
-            RankBatch(self._kept.batch(samples or batch[:1]), samples, len(batch))
+            RankBatch(self.kept.batch(samples or batch[:1]), samples, len(batch))
             for samples, batch in zip(own, batches, strict=True)
         )
 
     def _run(self, share: RankBatch) -> RankBatch:
         """This process's rows of a batch, with what the frozen half gives in place of images."""
-        batch = _without_images(share.batch).to("cpu").select(range(share.own))
+        batch = share.batch.without_images().to("cpu").select(range(share.own))
         if not share.own:
             return share._replace(batch=batch)
-        autocast = torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
-        with eval_mode(self._model), torch.inference_mode(False), torch.no_grad(), autocast:
+        autocast = torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+        with eval_mode(self.model), torch.inference_mode(False), torch.no_grad(), autocast:
             outputs = self._in_batches(self._outputs, self._features(share))
         return share._replace(batch=batch._replace(images=outputs.cpu()))
 
     def _features(self, share: RankBatch) -> Tensor:
         """Features of this process's rows of a batch: those that are kept, or computed ones, which are then kept."""
-        kept, samples = self._kept, share.samples or ()
+        kept, samples = self.kept, share.samples or ()
         if samples and all(sample in kept.features for sample in samples):
             return kept.features.read(samples)
-        # The layout in memory decides over last bits too: here it is the one that is stored.
-        see = lambda images: self._model.forward_concepts(images).features.contiguous()  # noqa: E731
-        features = self._in_batches(see, share.batch.images)
+        features = self._in_batches(self._see, share.batch.images)
         if kept.wants_features:
             try:
                 if not len(kept.features):
-                    kept.features.check_room(features[:1], self._expected)
+                    kept.features.check_room(features[:1], self.expected)
                 kept.features.add(samples, features.cpu())
             except CacheFull as error:
                 log.warning("features are not kept, so a later stage reads the images once more: %s", error)
-                kept.drop(kept.features)
+                kept.wants_features = False
+                kept.features.close()
         return features
 
+    def _see(self, images: Tensor) -> Tensor:
+        # The layout in memory decides over last bits too: here it is the one that is stored.
+        return self.model.forward_concepts(images).features.contiguous()
+
     def _outputs(self, features: Tensor) -> Tensor:
-        maps = self._model.concept_head(features)
-        return self._frozen_half(self._model, ConceptPart(features, maps, self._model.pool(maps)))
+        maps = self.model.concept_head(features)
+        return self.split.frozen_half(self.model, ConceptPart(features, maps, self.model.pool(maps)))
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """A function of rows, called with batches of one size: the size decides over the last bits."""
         found = []
-        for piece in rows.split(self._size):
-            filling = piece[-1:].expand(self._size - len(piece), *piece.shape[1:])
-            found.append(function(torch.cat([piece, filling]).to(self._device, non_blocking=True))[: len(piece)])
+        for piece in rows.split(self.batch_size):
+            filling = piece[-1:].expand(self.batch_size - len(piece), *piece.shape[1:])
+            found.append(function(torch.cat([piece, filling]).to(self.device, non_blocking=True))[: len(piece)])
         return torch.cat(found)
-
-
-def _without_images(batch: ConceptBatch) -> ConceptBatch:
-    return batch._replace(images=batch.images.new_empty(len(batch.images), 0))
 
 
 @contextlib.contextmanager
@@ -418,7 +398,9 @@ class TensorStore:
         narrow = self._narrow(rows[list(new.values())]).contiguous()
         self._budget.check(narrow.nbytes)
         try:
-            self._file = self._file or self._new_file()
+            if self._file is None:
+                in_memory = {"auto": SMALL, "disk": 1}.get(self._where, 0)  # a size of 0 never leaves memory
+                self._file = tempfile.SpooledTemporaryFile(in_memory, dir=str(self._folder))  # noqa: SIM115
             self._file.seek(self.size)
             self._file.write(_raw(narrow))
             self._file.flush()
@@ -452,13 +434,6 @@ class TensorStore:
                 self._file.close()
         self._budget.used -= self.size
         self._file, self._places, self.size = None, {}, 0
-
-    def _new_file(self) -> Any:
-        in_memory = SMALL if self._where == "auto" else 0  # a size of 0 never leaves memory
-        file = tempfile.SpooledTemporaryFile(in_memory, dir=str(self._folder))  # noqa: SIM115
-        if self._where == "disk":
-            file.rollover()
-        return file
 
     def _narrow(self, rows: Tensor) -> Tensor:
         return rows.to(self._stored_as) if self._stored_as is not None and rows.is_floating_point() else rows

@@ -1,18 +1,13 @@
-"""What happened in each epoch of training: as records, a table, a TensorBoard log, and curves."""
+"""The result of each epoch of training, and where it is kept: in a CSV file or a TensorBoard log."""
 
 import csv
 import io
 import logging
-import math
-import os
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from conceptcam._files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +32,14 @@ class EpochResult(NamedTuple):
     seconds: float
     """How long the epoch took, validation included."""
     cached: bool
-    """Whether it read what frozen parts had said before, in place of images."""
+    """Whether it read outputs of frozen parts from the feature cache, in place of images."""
 
 
 class CSVLogger:
-    """Keeps a CSV file of all epochs; hand it to a `Trainer` as `callbacks`.
+    """Keeps a CSV file of all epochs; one of a `Trainer`'s `callbacks`.
 
-    A row is added as its epoch ends, in one write, so a killed run leaves every epoch that was finished. Nothing is
-    written before the first epoch ends. Of several processes, only the one that calls it writes.
+    A row is added as its epoch ends, in one write, so a killed run leaves a row of every epoch that it finished.
+    Nothing is written before the first epoch ends. Of several processes, only the one that calls it writes.
 
     Args:
         path: Where to write; the folder is made if it is not there.
@@ -69,12 +64,16 @@ class CSVLogger:
                 csv.writer(file).writerow(record)
             return
         before = read_history(self.path) if self.resume and self.path.exists() else []
-        _write_history(self.path, [*_before(before, record), record])
+        # Of an epoch that is trained again, the last row goes, and all rows behind it.
+        places = [i for i, old in enumerate(before) if (old.stage, old.epoch) == (record.stage, record.epoch)]
+        rows = before[: places[-1]] if places else before
+        with atomic_write(self.path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([EpochResult._fields, *rows, record])
         self._begun = True
 
 
 def read_history(path: str | Path) -> list[EpochResult]:
-    """The records in a file that `CSVLogger` wrote, equal to those it was given.
+    """The results in a file that `CSVLogger` wrote, equal to those it was given.
 
     A last row that was cut short, when the machine failed while it was written, is left out.
 
@@ -107,26 +106,11 @@ _truth = {"True": True, "False": False}.__getitem__
 _READERS: tuple[Callable[[str], Any], ...] = (str, int, float, float, float, float, _truth, float, _truth)
 
 
-def _before(records: list[EpochResult], record: EpochResult) -> list[EpochResult]:
-    """Records up to, but without, an epoch; all of them if it is not among them."""
-    places = [i for i, old in enumerate(records) if (old.stage, old.epoch) == (record.stage, record.epoch)]
-    return records[: places[-1]] if places else records
-
-
-def _write_history(path: Path, records: Sequence[EpochResult]) -> None:
-    """Write a whole table under another name first, so that the one that is there stays whole until it is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([EpochResult._fields, *records])
-    os.replace(scratch, path)
-
-
 class TensorBoardLogger:
-    """Writes each epoch to TensorBoard; hand it to a `Trainer` as `callbacks`, and run `tensorboard --logdir folder`.
+    """Writes each epoch to TensorBoard; one of a `Trainer`'s `callbacks`. Run `tensorboard --logdir folder` to see it.
 
-    Each stage is a run of its own, a folder named after it, whose steps are epochs. An epoch that is trained again,
-    after a resume or in a second training into the same folder, takes the place of what was there from it on.
+    Each stage is a run of its own, in a folder with its name; its steps are epochs. An epoch that is trained again,
+    after a resume or in a second training into the same folder, replaces itself and all epochs behind it.
 
     Args:
         folder: Where to write; made when the first epoch ends.
@@ -168,58 +152,3 @@ class TensorBoardLogger:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def plot_learning_curves(records: Iterable[EpochResult]) -> "Figure":
-    """Curves of every stage, a row each: losses, score and learning rate over epochs; the best epoch is marked.
-
-    Undefined values leave gaps. Save it with `figure.savefig("curves.png")`; it is no part of pyplot's state.
-
-    Args:
-        records: What `Trainer.fit` returns or `read_history` reads.
-
-    Raises:
-        ValueError: If there are no records.
-        ImportError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_learning_curves` needs matplotlib, which is not installed: pip install 'conceptcam[viz]'"
-        ) from error
-    stages = [(name, list(epochs)) for name, epochs in groupby(records, key=lambda record: record.stage)]
-    if not stages:
-        raise ValueError("there are no records to draw; `Trainer.fit` returns them, `read_history` reads them")
-    figure = Figure(figsize=(12, 2.9 * len(stages)), layout="constrained")
-    for row, (name, epochs) in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):
-        _draw_stage(list(row), name, epochs)
-    return figure
-
-
-def _draw_stage(row: Sequence["Axes"], name: str, records: Sequence[EpochResult]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    losses, scores, rates = row
-    epochs = [record.epoch for record in records]
-    losses.plot(epochs, [record.train_loss for record in records], ".-", label="training", color=_TRAINING)
-    losses.plot(epochs, [record.val_loss for record in records], ".-", label="validation", color=_VALIDATION)
-    scores.plot(epochs, [record.score for record in records], ".-", label="score", color=_VALIDATION)
-    rates.plot(epochs, [record.lr for record in records], ".-", label="learning rate", color=_RATE)
-    best = max((record.epoch for record in records if record.best), default=None)
-    for axes, title in zip(row, ("loss", "validation score", "highest learning rate"), strict=True):
-        if best is not None:
-            axes.axvline(best, label=f"best epoch: {best}", color=_BEST, linestyle="--", linewidth=1, zorder=0)
-        axes.set_title(f"{name}: {title}")
-        axes.set_xlabel("epoch")
-        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-    if all(math.isnan(record.score) for record in records):
-        scores.text(0.5, 0.5, "undefined", transform=scores.transAxes, ha="center", va="center")
-    losses.legend()
-    rates.set_ylim(bottom=0)
-
-
-# Told apart with every common colour blindness, and by their lightness in print.
-_TRAINING, _VALIDATION, _RATE, _BEST = "#56B4E9", "#D55E00", "#333333", "#009E73"

@@ -69,8 +69,7 @@ class Images:
         inputs = (mine.images, self._stage.concept_mask(mine)) if split else (mine.images,)
         if not self.divided:
             return StepInput(inputs, mine, None)
-        bare = share.batch._replace(images=share.batch.images[:, :0]).to("cpu").select(range(share.own))
-        parts = distributed.gather(bare)
+        parts = distributed.gather(share.batch.without_images().to("cpu").select(range(share.own)))
         whole = ConceptBatch.cat(parts).select(rank_order(share.size, len(parts)))
         return StepInput(inputs, whole.to(self._device, non_blocking=True), share.own)
 

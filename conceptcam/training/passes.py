@@ -1,9 +1,10 @@
 """Passes over batches: the loss of one, the validation of a stage, and what a stage needs of all training data."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,20 @@ from conceptcam.training.precision import AUTOCAST, Precision
 from conceptcam.training.stages import PROTOTYPE_FORWARD, Stage, embed_vectors
 
 
-def compute_loss(module: nn.Module, stage: Stage, step_input: StepInput, precision: Precision) -> tuple[Tensor, Any]:
-    """A stage's loss of a whole batch, a scalar, and the output that it was computed from."""
+def compute_output(module: Callable[..., Any], step_input: StepInput, precision: Precision) -> Any:
+    """The output of a forward pass for a whole batch, whichever process has its rows."""
     dtype = AUTOCAST[precision]
     with torch.autocast(step_input.batch.concepts.device.type, dtype, enabled=dtype is not None):
-        output: Any = module(*step_input.inputs)
+        output = module(*step_input.inputs)
     if dtype is not None:  # losses and metrics need full precision, features are in neither
         fields = {name: value.float() for name, value in output._asdict().items() if name != "features"}
         output = output._replace(**fields)
-    output = whole_output(output, step_input)
+    return whole_output(output, step_input)
+
+
+def compute_loss(module: nn.Module, stage: Stage, step_input: StepInput, precision: Precision) -> tuple[Tensor, Any]:
+    """A stage's loss of a whole batch, a scalar, and the output that it was computed from."""
+    output = compute_output(module, step_input, precision)
     return stage.loss_fn(output, step_input.batch), output
 
 
@@ -87,6 +93,11 @@ def no_batches(name: str) -> ValueError:
     )
 
 
+class _ConceptVectors(NamedTuple):
+    vectors: Tensor
+    """(B, K, D), projected; zeros where the concept mask is false."""
+
+
 @torch.no_grad()
 def collect_vectors(
     model: ConceptModel, loader: BatchLoader, source: Source, *, precision: Precision
@@ -102,31 +113,24 @@ def collect_vectors(
     Raises:
         ValueError: If there are no batches.
     """
+
+    def embed(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) -> _ConceptVectors:
+        embedded = embed_vectors(model, vectors, concept_mask)
+        whole = embedded.new_zeros(*concept_mask.shape, embedded.shape[-1])
+        return _ConceptVectors(whole.index_put((concept_mask,), embedded))
+
     model.eval()
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    dtype, first = AUTOCAST[precision], 0
-    embed: Callable[..., Tensor] = embed_vectors
-    if source.forward is PROTOTYPE_FORWARD:
-        embed = dataclasses.replace(PROTOTYPE_FORWARD, learning_half=embed_vectors)
+    learning_half_alone = source.forward is not PROTOTYPE_FORWARD
+    forward = embed if learning_half_alone else dataclasses.replace(PROTOTYPE_FORWARD, learning_half=embed)
+    vectors, concepts = [], []
     for step_input in source.load(_plan_without_drawing(loader)):
-        rows = torch.arange(len(step_input.batch.concepts))
-        if step_input.own is not None:
-            rows = rows[distributed.rank() :: distributed.world_size()]
-        labels = step_input.batch.concepts[rows]
-        mask = step_input.inputs[1][: len(labels)]
-        with torch.autocast(labels.device.type, dtype, enabled=dtype is not None):
-            vectors = embed(model, *step_input.inputs)[: mask.sum()]
-        present = labels[mask] > 0.5
-        row, concept = mask.nonzero()[present].cpu().T
-        found.append((vectors[present].float().cpu(), concept, first + rows[row]))
-        first += len(step_input.batch.concepts)
-    if not first:
+        present = step_input.batch.concepts > 0.5
+        output = compute_output(functools.partial(forward, model), step_input, precision)
+        vectors.append(output.vectors[present].float().cpu())
+        concepts.append(present.nonzero()[:, 1].cpu())
+    if not vectors:
         raise no_batches("train_batches")
-    mine = tuple(torch.cat([one[part] for one in found]) for part in (0, 1, 2))
-    parts = distributed.gather(mine) if source.divided else [mine]
-    vectors, concept, sample = (torch.cat([part[i] for part in parts]) for i in (0, 1, 2))
-    order = torch.argsort(sample, stable=True)  # as one process would have found them
-    return vectors[order], concept[order]
+    return torch.cat(vectors), torch.cat(concepts)
 
 
 @torch.no_grad()
