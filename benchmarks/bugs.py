@@ -24,10 +24,10 @@ from torch import Tensor
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, ConceptPart, Stage, Trainer, evaluate
 from conceptcam.data.phantom import ONE_SIDED, SIDED_CONCEPTS, SMALL_FINDINGS, UPRIGHT
+from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.losses import box_localization_loss, compute_pos_weight, multilabel_loss
 from conceptcam.metrics.classification import macro_average
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
-from conceptcam.runs.demo import phantom_data
 from conceptcam.runs.options import RunOptions, loader
 from conceptcam.training.stages import Loss
 

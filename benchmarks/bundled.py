@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
+from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.hub.card import model_card
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, read_folder
 from conceptcam.hub.zoo import MODELS
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.runs.demo import phantom_data, run_demo
+from conceptcam.runs.demo import demo_config, run_demo
 from conceptcam.runs.options import RunOptions
 
 MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
@@ -38,7 +39,7 @@ def train(name: str, folder: Path, options: argparse.Namespace) -> None:
     run = RunOptions(epochs=EPOCHS, batch_size=64, precision="bf16", progress_bar=True)
     with tempfile.TemporaryDirectory() as scratch:
         bottleneck, backbone = MODELS_TO_TRAIN[name]
-        run_demo(Path(scratch), data, run, bottleneck=bottleneck, backbone=backbone, echo=print)
+        run_demo(Path(scratch), demo_config(112, bottleneck, backbone=backbone), data, run, echo=print)
         model = ConceptModel.from_pretrained(scratch)
     model.record = dataclasses.replace(model.record, license=LICENSE)
     model.save_pretrained(folder, card=card_of(name, model.config, model.record))

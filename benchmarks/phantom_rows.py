@@ -15,11 +15,12 @@ from measuring import machine
 from conceptcam import ConceptItem, ConceptModel, Stage, Trainer, evaluate, get_preset
 from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import PHANTOM_VERSION, SIDED_CONCEPTS
+from conceptcam.data.phantom.dataset import PhantomData, phantom_data
 from conceptcam.losses import PrototypeContrastiveLoss, class_balanced_loss
 from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.metrics.prototypes import PrototypeAccuracy, prototype_health, prototype_usage
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.runs.demo import DemoData, demo_config, headline, phantom_data
+from conceptcam.runs.demo import demo_config, headline
 from conceptcam.runs.options import RunOptions, loader
 from conceptcam.training.precision import Precision
 from conceptcam.training.stages import PROTOTYPE_FORWARD, prototype_stage
@@ -153,7 +154,7 @@ def run_row(name: str, seed: int, scale: Scale, seen: Path | None = None) -> dic
 
 
 def taught_to_see(
-    name: str, data: DemoData, seed: int, scale: Scale, folder: Path | None
+    name: str, data: PhantomData, seed: int, scale: Scale, folder: Path | None
 ) -> tuple[ConceptModel, list[float]]:
     """A model after stage 1, and its score at each epoch."""
     shared = ROWS[name].same_seen_as or name
@@ -177,7 +178,7 @@ def taught_to_see(
 
 
 def run_later_stages(
-    row: Row, seer: ConceptModel, bottleneck: Bottleneck, drawn: dict[float, DemoData], seed: int, scale: Scale
+    row: Row, seer: ConceptModel, bottleneck: Bottleneck, drawn: dict[float, PhantomData], seed: int, scale: Scale
 ) -> dict[str, float]:
     """Stage 2 once, and stage 3 for the diseases of each completeness."""
     model = build(row, scale, seed, bottleneck)
@@ -199,7 +200,7 @@ def run_later_stages(
     return figures
 
 
-def run_black_box(row: Row, drawn: dict[float, DemoData], seed: int, scale: Scale) -> dict[str, float]:
+def run_black_box(row: Row, drawn: dict[float, PhantomData], seed: int, scale: Scale) -> dict[str, float]:
     """Teach the same backbone the diseases themselves, through one linear layer on its pooled features."""
     figures = {}
     for number, (completeness, data) in enumerate(drawn.items()):
@@ -241,7 +242,7 @@ def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptM
     return ConceptModel.from_config(config)
 
 
-def stage_options(data: DemoData, scale: Scale) -> dict[str, Any]:
+def stage_options(data: PhantomData, scale: Scale) -> dict[str, Any]:
     return dict(
         concept_loss=class_balanced_loss("ratio", data.train.concept_labels),
         task_loss=class_balanced_loss("ratio", data.train.task_labels),
@@ -249,14 +250,14 @@ def stage_options(data: DemoData, scale: Scale) -> dict[str, Any]:
     )
 
 
-def prepare(data: DemoData, model: ConceptModel, scale: Scale, seed: int) -> tuple[Any, Any]:
+def prepare(data: PhantomData, model: ConceptModel, scale: Scale, seed: int) -> tuple[Any, Any]:
     """Batches to train on and to validate on."""
     data.train.preprocess = data.val.preprocess = data.test.preprocess = model.preprocess
     options = RunOptions(batch_size=scale.batch_size, seed=seed)
     return loader(data.train, options, shuffle=True), loader(data.val, options)
 
 
-def measure(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, float]:
+def measure(model: ConceptModel, data: PhantomData, scale: Scale) -> dict[str, float]:
     """The figures of a trained model on test images."""
     result = evaluate(model, loader(data.test, RunOptions(batch_size=scale.batch_size)), sided_concepts=SIDED_CONCEPTS)
     first = headline(model, result, data)
@@ -276,7 +277,7 @@ def measure(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, floa
 
 
 @torch.inference_mode()
-def health(model: ConceptModel, data: DemoData, scale: Scale) -> dict[str, float]:
+def health(model: ConceptModel, data: PhantomData, scale: Scale) -> dict[str, float]:
     """What became of the prototypes, on test images."""
     accuracy, usage, evidence = PrototypeAccuracy(), torch.zeros(()), []
     for batch in loader(data.test, RunOptions(batch_size=scale.batch_size)):

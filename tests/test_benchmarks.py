@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, PhantomDataset
 from conceptcam.data.phantom import PhantomConfig
+from conceptcam.data.phantom.dataset import PhantomData
 from conceptcam.losses import box_localization_loss
-from conceptcam.runs.demo import DemoData
 from conceptcam.training.optimizer import parameter_groups
 from conceptcam.training.presets import get_preset
 
@@ -42,7 +42,7 @@ def tiny_phantom(monkeypatch):
     """Few images, drawn once and kept in memory."""
     config = PhantomConfig(size=64)
     parts = [PhantomDataset(24, seed=seed, config=config, cache_dir=False) for seed in range(3)]
-    data = DemoData(train=parts[0], val=parts[1], test=parts[2], phantom_config=config)
+    data = PhantomData(train=parts[0], val=parts[1], test=parts[2], phantom_config=config)
     for module in (phantom_rows, bugs):
         monkeypatch.setattr(module, "phantom_data", lambda count, size, seed, completeness=0.0: data)
     return data

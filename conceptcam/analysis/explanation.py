@@ -97,6 +97,29 @@ class Explanation(NamedTuple):
         }
         return nan_to_null({"concepts": concepts, "tasks": tasks})
 
+    def lines(self, *, top: int = 5, tasks: int | None = None) -> list[str]:
+        """The most probable concepts, and each task logit as a sum, as lines to read.
+
+        Args:
+            top: How many concepts to name, above and in each sum.
+            tasks: How many tasks to show, the most probable ones; None shows all, in the model's order.
+        """
+        lines = []
+        for prediction in self.concepts[:top]:
+            known = not math.isnan(prediction.threshold)
+            above = "present" if prediction.probability > prediction.threshold else "absent"
+            verdict = f"{above} (threshold {prediction.threshold:.3f})" if known else ""
+            lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}".rstrip())
+        chosen = self.tasks
+        if tasks is not None:
+            chosen = tuple(sorted(chosen, key=lambda task: -task.probability)[:tasks])
+        for task in chosen:
+            more = ", ..." if len(task.contributions) > top else ""
+            parts = ", ".join(f"{part.concept} {part.value:+.2f}" for part in task.contributions[:top])
+            figures = f"p = {task.probability:.3f}, logit {task.logit:+.2f} = bias {task.bias:+.2f}"
+            lines.append(f"  {task.task}: {figures}, {parts}{more}")
+        return lines if chosen else [*lines, "  (this model was taught no task)"]
+
     def figure(self, *, boxes: ConceptBoxes | None = None, concepts: Sequence[str] = (), top: int = 5) -> "Image":
         """The image beside the maps of its concepts.
 

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from conceptcam._files import atomic_write
+from conceptcam.data.batch import ConceptDataset
+from conceptcam.data.boxes import ConceptBoxes
 
 # Colours at 0, 1/4, 1/2, 3/4 and 1: lightness rises steadily, and blue and yellow differ for people with any common
 # colour blindness.
@@ -113,6 +115,19 @@ def contact_sheet(
     rows = [[Tile(*tile) for tile in tiles[start : start + columns]] for start in range(0, len(tiles), columns)]
     width = max(_NARROWEST, *(tile.image.width for row in rows for tile in row))
     return _page([_row(row, width, _GAP) for row in rows], _GAP + 4, heading, legend)
+
+
+def concept_sheet(dataset: ConceptDataset, *, columns: int = 6) -> Image.Image:
+    """A contact sheet of a data set: one image of each concept, with the boxes of the concept."""
+    tiles = []
+    for k, name in enumerate(dataset.concepts):
+        rows = (dataset.concept_labels[:, k] > 0).nonzero()[:, 0]
+        if len(rows):
+            # The image with the fewest other findings shows this one best.
+            item = dataset.load_item(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
+            boxes = item.boxes or ConceptBoxes.empty()
+            tiles.append(Tile(name, blend(item.image, boxes=boxes.xyxy[boxes.concept == k])))
+    return contact_sheet(tiles, columns=columns)
 
 
 def concept_panel(

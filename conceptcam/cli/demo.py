@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, look at and check a model of a drawn chest."""
-    from conceptcam.runs.demo import FULL, QUICK, demo_config, first_look, phantom_data, run_demo
+    from conceptcam.data.phantom.dataset import phantom_data
+    from conceptcam.runs.demo import FULL, QUICK, demo_config, first_look, run_demo
     from conceptcam.runs.folder import RunFolder
     from conceptcam.runs.options import options_to_dict
-    from conceptcam.runs.run import check_resume_options
 
     start = time.perf_counter()
     settings = FULL if options.full else QUICK
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         config = demo_config(options.size, options.bottleneck, backbone=settings.backbone)
         model = {name: getattr(config, name) for name in ("image_size", "bottleneck", "backbone")}
         known = {"data": {"train_images": images}, "model": model}
-        check_resume_options(folder, {**options_to_dict(how, "multilabel"), **known})
+        folder.check_resume_options({**options_to_dict(how, "multilabel"), **known})
         return show(FINISHED.format(place))
     with folder.removed_unless_trained():
         first_look(place, show, seed=how.seed)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
             test_count=max(300, round(part * settings.test_images)),
             size=options.size, seed=how.seed, progress=sys.stderr.isatty(),
         )  # fmt: skip
-        figures = run_demo(place, data, how, bottleneck=options.bottleneck, backbone=settings.backbone, echo=show)
+        figures = run_demo(place, config, data, how, echo=show)
     for name, value in figures.items():
         show(f"{name:<50} {'-' if math.isnan(value) else f'{value:.3f}'}")
     show(f"\nMinutes taken: {(time.perf_counter() - start) / 60:.1f}\nWritten to {place}")

@@ -37,7 +37,6 @@ def run(options: argparse.Namespace) -> None:
     from conceptcam.analysis.figures import save_png
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.model.taught import check_taught
-    from conceptcam.runs.reports import explanation_lines
 
     model = ConceptModel.from_pretrained(options.model, device=make_options(options).device)
     check_taught(model.config, model.record, task=options.task)
@@ -47,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     folder = output_folder(options)
     for path, name in zip(options.images, _file_names(options.images), strict=True):
         explanation = explain(model, path, task=options.task)
-        show("\n".join([f"\n{path}", *explanation_lines(explanation, top=options.top)]))
+        show("\n".join([f"\n{path}", *explanation.lines(top=options.top)]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         write_json(folder / f"{name}.json", explanation.as_dict())
     show(f"Written to {folder}")

@@ -70,7 +70,7 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     from conceptcam.config import ConceptConfig
     from conceptcam.data.transforms import default_augmentation
     from conceptcam.runs.options import options_to_dict
-    from conceptcam.runs.run import check_resume_options, train_run
+    from conceptcam.runs.run import train_run
 
     config_flags = ("task_kind", "backbone", "feature_level", "bottleneck")
     fields = {name: getattr(options, name) for name in config_flags} | preprocessing(options)
@@ -78,8 +78,7 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     places = {"folder": str(options.data.resolve()), "images": str(images_folder(options).resolve())}
     data = places | {name: getattr(options, name) for name in data_flags}
     if run.state == "finished":
-        check_resume_options(run, {**options_to_dict(how, options.task_kind), "data": data, "model": fields})
-        return echo(FINISHED.format(run.path))
+    from conceptcam.runs.run import train_run
     train = read_data(options, "train", uncertain=options.uncertain, task_kind=options.task_kind)
     val = read_data(options, "val", concepts=train.concepts, tasks=train.tasks)
     if shared := sorted({*train.names} & {*val.names}):

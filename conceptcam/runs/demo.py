@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from conceptcam.analysis.evaluation import Evaluation
 from conceptcam.analysis.explanation import explain
-from conceptcam.analysis.figures import Tile, blend, contact_sheet, save_png
+from conceptcam.analysis.figures import concept_sheet, save_png
 from conceptcam.config import Bottleneck, ConceptConfig
-from conceptcam.data.batch import ConceptDataset
-from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.phantom import (
     ONE_SIDED,
     PHANTOM_CONCEPTS,
@@ -23,15 +20,14 @@ from conceptcam.data.phantom import (
     SMALL_FINDINGS,
     PhantomConfig,
 )
-from conceptcam.data.phantom.dataset import PhantomDataset
+from conceptcam.data.phantom.dataset import PhantomData, PhantomDataset
 from conceptcam.data.phantom.diseases import disease_ceiling
 from conceptcam.losses.classification import multilabel_loss
 from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.heads import TaskHead
+from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions
-from conceptcam.runs.reports import explanation_lines
 from conceptcam.runs.run import train_run
 
 EXAMPLE_CONCEPTS = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolidation")
@@ -76,46 +72,6 @@ FULL = DemoSettings(
 """What `conceptcam demo --full` trains, and the bundled models were."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoData:
-    """Three disjoint draws of the phantom."""
-
-    train: ConceptDataset
-    val: ConceptDataset
-    test: ConceptDataset
-    phantom_config: PhantomConfig
-
-
-def phantom_data(
-    count: int,
-    *,
-    val_count: int | None = None,
-    test_count: int | None = None,
-    size: int = 112,
-    seed: int = 0,
-    completeness: float = 0.0,
-    progress: bool = False,
-) -> DemoData:
-    """Drawn images to train on, to validate and to test.
-
-    Args:
-        count: Training images.
-        val_count: Validation images; None is an eighth of `count`, and 200 at least.
-        test_count: Test images; None is a fifth of `count`, and 300 at least.
-        size: Side of the images in pixels.
-        seed: Of the training images; validation and test images come from seeds of their own, so another
-            `seed` draws all of them afresh.
-        completeness: Of `PhantomConfig`: how much of the diseases is in the pixels only.
-        progress: Whether to show a bar while drawing.
-    """
-    phantom_config = PhantomConfig(size=size, completeness=completeness)
-    parts = [
-        PhantomDataset(number, seed=3 * seed + part, config=phantom_config, progress=progress)
-        for part, number in enumerate((count, val_count or max(200, count // 8), test_count or max(300, count // 5)))
-    ]
-    return DemoData(train=parts[0], val=parts[1], test=parts[2], phantom_config=phantom_config)
-
-
 def demo_config(size: int, bottleneck: Bottleneck = "prototypes", *, backbone: str = "small_cnn_s8") -> ConceptConfig:
     """The model of the demonstration: the small backbone, from scratch, on the phantom's concepts and diseases."""
     return ConceptConfig(
@@ -130,32 +86,25 @@ def demo_config(size: int, bottleneck: Bottleneck = "prototypes", *, backbone: s
 
 
 def run_demo(
-    folder: Path,
-    data: DemoData,
-    options: RunOptions,
-    *,
-    bottleneck: Bottleneck = "prototypes",
-    backbone: str = "small_cnn_s8",
-    echo: Callable[[str], None],
+    folder: Path, config: ConceptConfig, data: PhantomData, options: RunOptions, *, echo: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train, evaluate and draw, and write everything into a folder.
 
     Args:
         folder: Where to write.
+        config: What the model is; see `demo_config`.
         data: What to train and test on.
         options: How to train.
-        bottleneck: What the task head reads.
-        backbone: Name of the backbone, which learns from scratch.
         echo: Is given lines for the reader.
 
     Returns:
         The headline figures.
     """
-    save_png(finding_sheet(data.test), RunFolder(folder).figures / "phantom.png")
-    example = next(i for i in range(len(data.val)) if _has(data.val, i, EXAMPLE_CONCEPTS, at_least=2))
+    save_png(concept_sheet(data.test), RunFolder(folder).figures / "phantom.png")
+    examples = data.val.concept_labels[:, [data.val.concepts.index(name) for name in EXAMPLE_CONCEPTS]]
     echo("Training ...")
     result = train_run(
-        demo_config(data.phantom_config.size, bottleneck, backbone=backbone),
+        config,
         data.train,
         data.val,
         folder,
@@ -165,8 +114,8 @@ def run_demo(
         measured_on=f"{len(data.test)} drawn chest radiographs of another seed (conceptcam phantom)",
         sided_concepts=SIDED_CONCEPTS,
         summarize=lambda model, evaluation: headline(model, evaluation, data),
-        drawn=_interesting(data.test, 12),
-        example_image=data.val.load_item(example),
+        drawn=_with_findings(data.test.concept_labels, 2, 4)[:12],
+        example_image=data.val.load_item(_with_findings(examples, 2, 4)[0]),
         example_concepts=EXAMPLE_CONCEPTS,
         echo=echo,
     )
@@ -184,16 +133,20 @@ def first_look(folder: Path, echo: Callable[[str], None], *, seed: int = 0) -> N
     path = RunFolder(folder).figures / "first.png"
     save_png(explanation.figure(boxes=item.boxes), path)
     echo(f"A first look, by the bundled model phantom-csr at a chest drawn just now: {path}")
-    for line in explanation_lines(explanation, top=3, tasks=1):
+    for line in explanation.lines(top=3, tasks=1):
         echo(line)
 
 
-def headline(model: ConceptModel, result: Evaluation, data: DemoData) -> dict[str, Any]:
+def headline(model: ConceptModel, result: Evaluation, data: PhantomData) -> dict[str, Any]:
     """The figures a reader should see first, each disease figure beside what can be had at all."""
     summary = result.summary()
     small, one_sided = ([result.concepts.index(name) for name in names] for names in (SMALL_FINDINGS, ONE_SIDED))
     targets = data.test.task_labels
-    true_head = fit_linear(data.train.concept_labels, data.train.task_labels)(data.test.concept_labels)
+    # The most that a linear head can tell: one on the true concepts. Some diseases follow from the concepts for sure,
+    # so without a touch of weight decay its weights would grow forever.
+    solver = LinearSolver(l2=1e-5)
+    weight, bias = solver.solve(data.train.concept_labels[..., None], data.train.task_labels, multilabel_loss)
+    of_true_concepts = data.test.concept_labels @ weight[..., 0].T + bias
     ceiling = disease_ceiling(data.test.concept_labels.numpy(), targets.numpy(), data.phantom_config)
     return {
         "concept AUROC": summary["concept_auroc"],
@@ -205,47 +158,13 @@ def headline(model: ConceptModel, result: Evaluation, data: DemoData) -> dict[st
         "mirror gap of the one-sided findings": float(macro_average(result.localization.mirror_gap[one_sided])),
         f"disease AUROC, {model.config.bottleneck} bottleneck": summary["task_auroc"],
         "disease AUROC, linear head on the true concepts": float(
-            macro_average(per_label_metrics(true_head, targets).auroc)
+            macro_average(per_label_metrics(of_true_concepts, targets).auroc)
         ),
         "disease AUROC, ceiling by enumeration": float(np.nanmean(list(ceiling.values()))),
     }
 
 
-def fit_linear(inputs: Tensor, targets: Tensor, *, steps: int = 100) -> Callable[[Tensor], Tensor]:
-    """A logistic regression of targets (N, T) on inputs (N, K): the most a linear task head can make of them."""
-    head = TaskHead(inputs.shape[1], 1, targets.shape[1])  # starts at 0
-    # A touch of weight decay, since some diseases follow from the concepts for sure and weights would grow forever.
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = multilabel_loss(head(inputs[..., None]), targets) + 1e-4 * head.weight.square().mean()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return lambda rows: head(rows[..., None]).detach()
-
-
-def finding_sheet(dataset: ConceptDataset, columns: int = 6) -> Any:
-    """A contact sheet with one image of each concept, its boxes drawn."""
-    tiles = []
-    for k, name in enumerate(dataset.concepts):
-        rows = (dataset.concept_labels[:, k] > 0).nonzero()[:, 0]
-        if len(rows):
-            # The image with the fewest other findings shows this one best.
-            item = dataset.load_item(int(rows[dataset.concept_labels[rows].sum(dim=1).argmin()]))
-            boxes = item.boxes or ConceptBoxes.empty()
-            tiles.append(Tile(name, blend(item.image, boxes=boxes.xyxy[boxes.concept == k])))
-    return contact_sheet(tiles, columns=columns)
-
-
-def _has(dataset: ConceptDataset, index: int, names: tuple[str, ...], at_least: int) -> bool:
-    row = dataset.concept_labels[index]
-    return int(sum(row[dataset.concepts.index(name)] for name in names)) >= at_least
-
-
-def _interesting(dataset: ConceptDataset, count: int) -> list[int]:
-    """Images with two to four findings, the first few."""
-    findings = dataset.concept_labels.sum(dim=1)
-    return ((findings >= 2) & (findings <= 4)).nonzero()[:count, 0].tolist()
+def _with_findings(labels: Tensor, least: int, most: int) -> list[int]:
+    """Images with so many findings, by their labels (N, K)."""
+    findings = labels.sum(dim=1)
+    return ((findings >= least) & (findings <= most)).nonzero()[:, 0].tolist()

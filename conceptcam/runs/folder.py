@@ -3,12 +3,13 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from conceptcam._files import as_json, write_json
 from conceptcam.hub.model_folder import WEIGHTS_FILE
+from conceptcam.runs.options import MAY_CHANGE
 
 FORMAT_VERSION = 2
 """Of `run.json`; conceptcam 0.1 wrote it without a number."""
@@ -75,20 +76,22 @@ class RunFolder:
         if self.state == "new" and strange:
             raise FileExistsError(f"{self.path} holds {strange[:3]} but no {self.run.name}; choose another folder")
 
-    def check_resume_options(self, current: Mapping[str, Any], *, free: Mapping[str, Collection[str]]) -> None:
-        """Check that a run is resumed with the options that it began with.
+    def check_resume_options(self, current: Mapping[str, Any]) -> None:
+        """Check that a run, if it has begun, is resumed with options that teach the same; see `MAY_CHANGE`.
 
         A finished run of conceptcam 0.1 is not checked, because its options had other names.
 
         Args:
             current: Today's content of `run.json`, or the part that is known; the rest is not compared.
-            free: What may differ: names of entries of `"data"`, of `"model"`, and, under `""`, of the rest.
 
         Raises:
             ValueError: Naming what differs.
         """
         if not self.saved or self.saved.get("format_version") != FORMAT_VERSION:
             return
+        free = dict(MAY_CHANGE)
+        if current.get("precision") == "auto":  # the choice that the run began with stays
+            free[""] = (*free[""], "precision")
         before, after = _flat(self.saved), _flat(json.loads(as_json(current)))
         different = [key for key in after if key[1] not in free.get(key[0], ()) and after[key] != before.get(key)]
         if different:

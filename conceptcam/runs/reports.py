@@ -1,18 +1,18 @@
 """Figures and tables of a run, written into its folder."""
 
 import importlib.util
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from conceptcam._checks import check_not_str
+from conceptcam._checks import check_known, check_not_str
 from conceptcam._files import write_json, write_text
 from conceptcam.analysis.evaluation import Evaluation, evaluate
-from conceptcam.analysis.explanation import Explanation, _named, explain
+from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
 from conceptcam.analysis.learning_curves import plot_learning_curves
 from conceptcam.data.batch import ConceptDataset, ConceptItem
@@ -44,7 +44,7 @@ class MapHistory:
         check_not_str("concepts", concepts)
         self.image = load_image(image)
         for name in concepts if known else ():
-            _named(name, dict.fromkeys(known), "concept")
+            check_known("concept", name, known)
         self.concepts = tuple(concepts)
         self.epochs: list[int] = []
         self.heatmaps: list[Tensor] = []
@@ -54,18 +54,32 @@ class MapHistory:
         """Keep the (len(concepts), H, W) maps of this epoch."""
         if result.stage != "concepts":
             return
+        for name in self.concepts:
+            check_known("concept", name, model.config.concepts)
         with eval_mode(model) as device:
-            seen = model.forward_concepts(model.preprocess(self.image)[None].to(device))
-        known = {name: place for place, name in enumerate(model.config.concepts)}
-        index = [_named(name, known, "concept") for name in self.concepts]
+            part = model.forward_concepts(model.preprocess(self.image)[None].to(device))
+        index = [model.config.concepts.index(name) for name in self.concepts]
         self.epochs.append(result.epoch)
-        self.heatmaps.append(upsample(seen.concept_maps[0, index], model.config.image_size).sigmoid().cpu())
+        self.heatmaps.append(upsample(part.concept_maps[0, index], model.config.image_size).sigmoid().cpu())
+
+    def figure(self, model: ConceptModel, boxes: ConceptBoxes | None) -> Image:
+        """The image's maps with its boxes, a column per epoch, up to eight of them."""
+        drawn = boxes or ConceptBoxes.empty()
+        shown = torch.linspace(0, len(self.epochs) - 1, min(8, len(self.epochs))).round().int().tolist()
+        return learning_figure(
+            model.preprocess.denormalize(model.preprocess(self.image)),
+            self.concepts,
+            [self.epochs[i] for i in shown],
+            [self.heatmaps[i] for i in shown],
+            boxes=[drawn.xyxy[drawn.concept == model.config.concepts.index(name)] for name in self.concepts],
+        )
 
 
-def draw_learning(run: RunFolder, model: ConceptModel, maps: MapHistory | None, example: ConceptItem | None) -> None:
+def draw_learning(run: RunFolder, model: ConceptModel, maps: Iterable[MapHistory], example: ConceptItem | None) -> None:
     """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed."""
-    if example is not None and maps is not None and maps.epochs:
-        save_learning(maps, example, model, run.figures / "learning.png")
+    for history in maps:
+        if example is not None and history.epochs:
+            save_png(history.figure(model, example.boxes), run.figures / "learning.png")
     if importlib.util.find_spec("matplotlib") is not None:
         run.figures.mkdir(parents=True, exist_ok=True)
         plot_learning_curves(read_history(run.history)).savefig(run.figures / "curves.png")
@@ -87,32 +101,6 @@ def measure(
     return result
 
 
-def explanation_lines(explanation: Explanation, *, top: int = 5, tasks: int | None = None) -> list[str]:
-    """The most probable concepts, and each task logit as a sum, as lines to read.
-
-    Args:
-        explanation: Of one image.
-        top: How many concepts to name, above and in each sum.
-        tasks: How many tasks to show, the most probable ones; None shows all, in the model's order.
-    """
-    lines = []
-    for prediction in explanation.concepts[:top]:
-        known = not math.isnan(prediction.threshold)
-        above = "present" if prediction.probability > prediction.threshold else "absent"
-        verdict = f"{above} (threshold {prediction.threshold:.3f})" if known else ""
-        lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}".rstrip())
-    chosen = explanation.tasks
-    if tasks is not None:
-        chosen = tuple(sorted(chosen, key=lambda task: -task.probability)[:tasks])
-    for task in chosen:
-        more = ", ..." if len(task.contributions) > top else ""
-        parts = ", ".join(f"{part.concept} {part.value:+.2f}" for part in task.contributions[:top])
-        lines.append(
-            f"  {task.task}: p = {task.probability:.3f}, logit {task.logit:+.2f} = bias {task.bias:+.2f}, {parts}{more}"
-        )
-    return lines if chosen else [*lines, "  (this model was taught no task)"]
-
-
 def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder: Path) -> list[Path]:
     """Draw what a model sees in images as read: one figure each, of the concepts with boxes and the most probable.
 
@@ -129,18 +117,3 @@ def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder:
         paths.append(folder / (str(Path(item.name).with_suffix("")).replace("/", "-") + ".png"))
         save_png(picture, paths[-1])
     return paths
-
-
-def save_learning(maps: MapHistory, item: ConceptItem, model: ConceptModel, path: Path) -> None:
-    """Draw the picture of learning: the same image's maps, epoch by epoch, up to eight of them."""
-    boxes = item.boxes or ConceptBoxes.empty()
-    index = [model.config.concepts.index(name) for name in maps.concepts]
-    shown = torch.linspace(0, len(maps.epochs) - 1, min(8, len(maps.epochs))).round().int().tolist()
-    picture = learning_figure(
-        model.preprocess.denormalize(model.preprocess(item.image)),
-        maps.concepts,
-        [maps.epochs[i] for i in shown],
-        [maps.heatmaps[i] for i in shown],
-        boxes=[boxes.xyxy[boxes.concept == k] for k in index],
-    )
-    save_png(picture, path)

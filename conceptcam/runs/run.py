@@ -17,20 +17,20 @@ from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.labels import digest
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
-from conceptcam.runs.options import MAY_CHANGE, RunOptions, loader, make_stages, options_to_dict, trainer_options
+from conceptcam.runs.options import RunOptions, loader, make_stages, options_to_dict, trainer_options
 from conceptcam.runs.reports import MapHistory, draw_learning, measure, save_explanations
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
-from conceptcam.training.optimizer import checkpointing, parameter_groups
+from conceptcam.training.optimizer import checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.precision import faster_precision
 from conceptcam.training.presets import get_preset
+from conceptcam.training.seeding import seeded
 from conceptcam.training.stages import Stage
 from conceptcam.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 Echo = Callable[[str], None]
-EpochCallback = Callable[[ConceptModel, EpochResult], None]
 
 
 class RunResult(NamedTuple):
@@ -97,7 +97,7 @@ def train_run(
     stages = make_stages(options, config, train)
     with distributed.process_group(options.device):
         first = distributed.is_main_process()
-        echo = echo if first else _ignore
+        echo = echo if first else (lambda line: None)
         run = distributed.broadcast(RunFolder(folder) if first else None)
         assert run is not None
         run.check_begin(resume=options.resume)
@@ -110,7 +110,7 @@ def train_run(
             "conceptcam": __version__,
             "torch": str(torch.__version__),
         }
-        check_resume_options(run, content)
+        run.check_resume_options(content)
         finished = run.state == "finished"
         model = ConceptModel.from_pretrained(run.path, device=options.device) if finished else _create(config, options)
         train.preprocess = val.preprocess = model.preprocess
@@ -119,17 +119,12 @@ def train_run(
         echo(_beginning(run, config, options))
         _check_stages(model, stages, options)
         options = _with_precision(options, run, model, stages[0], val, echo)
-        maps = None if example_image is None else MapHistory(example_image.image, example_concepts, config.concepts)
+        maps = [] if example_image is None else [MapHistory(example_image.image, example_concepts, config.concepts)]
+        options = dataclasses.replace(options, callbacks=[EpochPrinter(stages, echo), *maps, *options.callbacks])
         with run.removed_unless_trained() if first else contextlib.nullcontext():
             if first and run.state == "new":
                 run.begin({**content, "precision": options.precision})
-            callbacks: Sequence[EpochCallback] = [
-                EpochPrinter(stages, echo), *([maps] if maps is not None else []), *options.callbacks
-            ]  # fmt: skip
-            _train(
-                model, stages, train, val, run, dataclasses.replace(options, callbacks=callbacks),
-                augmentation=augmentation or train.augmentation, training_data=training_data,
-            )  # fmt: skip
+            _train(model, stages, train, val, run, options, augmentation or train.augmentation, training_data)
     if not first:
         return RunResult(model, None)
     draw_learning(run, model, maps, example_image)
@@ -143,20 +138,6 @@ def train_run(
     save_explanations(model, [test.load_item(i) for i in drawn if i < len(test)], run.explanations)
     run.finish()
     return RunResult(model, evaluation)
-
-
-def check_resume_options(run: RunFolder, content: Mapping[str, Any]) -> None:
-    """Check that a run, if it has begun, is resumed with options that teach the same.
-
-    Args:
-        run: The folder.
-        content: What `run.json` would hold now, or the part of it that is known.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
-    chosen_before = ("precision",) if content.get("precision") == "auto" else ()
-    run.check_resume_options(content, free={**MAY_CHANGE, "": (*MAY_CHANGE[""], *chosen_before)})
 
 
 class EpochPrinter:
@@ -196,7 +177,6 @@ def _train(
     val: ConceptDataset,
     run: RunFolder,
     options: RunOptions,
-    *,
     augmentation: Callable[[ConceptItem], ConceptItem] | None,
     training_data: str,
 ) -> None:
@@ -242,8 +222,7 @@ def _beginning(run: RunFolder, config: ConceptConfig, options: RunOptions) -> st
 
 def _create(config: ConceptConfig, options: RunOptions) -> ConceptModel:
     """The model to train, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         return ConceptModel.from_config(
             config, pretrained_backbone=options.pretrained, backbone_weights=options.weights
         )
@@ -255,14 +234,11 @@ def _check_stages(model: ConceptModel, stages: Sequence[Stage], options: RunOpti
     Raises:
         ValueError: If a stage cannot teach this model with these options.
     """
-    learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for stage in stages:
-        parameter_groups(model, stage)
-        with checkpointing(model.backbone, stage, wanted=options.gradient_checkpointing):
-            pass
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(learning[name])
-    model.eval()
+    with frozen_as_before(model):
+        for stage in stages:
+            parameter_groups(model, stage)
+            with checkpointing(model.backbone, stage, wanted=options.gradient_checkpointing):
+                pass
 
 
 def _with_precision(
@@ -277,7 +253,3 @@ def _with_precision(
     chosen = distributed.broadcast(faster_precision(model, stage, batch, options.device, echo=echo))
     echo(f"Training in {chosen}.")
     return dataclasses.replace(options, precision=chosen)
-
-
-def _ignore(line: str) -> None:
-    """What processes other than the first do with a line."""

@@ -7,6 +7,7 @@ A checkpoint is one file, which is complete or not there. It holds tensors and p
 running code (`weights_only=True`).
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from conceptcam._files import atomic_write
 from conceptcam.config import ConceptConfig
+from conceptcam.training.history import EpochResult
 from conceptcam.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,11 @@ class LoopState:
     """Its number; 0 if there is none yet."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     """Its weights."""
-    records: list[tuple[Any, ...]] = field(default_factory=list)
-    """Records of all epochs."""
+    records: list[EpochResult] = field(default_factory=list)
+    """Results of all epochs."""
+
+    def __post_init__(self) -> None:
+        self.records = [EpochResult(*record) for record in self.records]
 
     def start_epoch(self, epoch: int) -> None:
         """Set the counts of an epoch to nothing."""
@@ -74,12 +79,11 @@ class LoopState:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values and tensors, of which `LoopState(**values)` makes the same."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {**values, "records": [tuple(record) for record in self.records]}
+        return {**vars(self), "records": [tuple(record) for record in self.records]}
 
 
-class Checkpoints:
-    """The checkpoints in a folder, which is made if it is not there.
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints in a folder, which is made if it is not there. A `with` statement closes them at its end.
 
     Args:
         folder: Where they are; nothing else should be kept there.
@@ -129,6 +133,9 @@ class Checkpoints:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _lock_folder(self) -> None:
         """Keep other processes out until this one closes the folder or ends, however it ends."""

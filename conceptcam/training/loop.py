@@ -1,9 +1,11 @@
 """The training loop: a model goes through its stages, epoch by epoch, from where a killed run stopped."""
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from conceptcam.training.checkpoints import FORMAT_VERSION, Checkpoints, LoopSta
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source
-from conceptcam.training.optimizer import StageOptimizer, checkpointing
+from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before
 from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import collect_vectors, no_batches, solve_task_head, validate
 from conceptcam.training.precision import AUTOCAST
@@ -33,10 +35,11 @@ OVERFITTING_GAP = 0.1
 """Validation minus training loss above which the loop warns of overfitting (the original document's rule)."""
 
 
+@dataclass
 class TrainingLoop:
     """One call of `Trainer.fit`.
 
-    Args:
+    Attributes:
         options: How to train.
         model: On its device.
         stages: What it goes through.
@@ -45,40 +48,32 @@ class TrainingLoop:
         device: Where to train.
     """
 
-    def __init__(
-        self,
-        options: TrainerOptions,
-        model: ConceptModel,
-        stages: tuple[Stage, ...],
-        train: BatchLoader,
-        val: BatchLoader,
-        device: torch.device,
-    ) -> None:
-        self.options, self.model, self.stages, self.train, self.val = options, model, stages, train, val
-        self.device = device
-        self.frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    options: TrainerOptions
+    model: ConceptModel
+    stages: tuple[Stage, ...]
+    train: BatchLoader
+    val: BatchLoader
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        folder = self.options.checkpoint_dir
+        self.frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.state = LoopState()
         self.epoch_random: dict[str, Any] | None = None  # the random states that this epoch started from
         self.saved: dict[str, Any] = {}  # what is still to be taken from the checkpoint resumed from
         self.checkpoints: Checkpoints | None = None
-        if options.checkpoint_dir is not None:
-            self.checkpoints = Checkpoints(Path(options.checkpoint_dir).expanduser(), options.keep_checkpoints)
+        if folder is not None:
+            self.checkpoints = Checkpoints(Path(folder).expanduser(), self.options.keep_checkpoints)
 
     def run(self, *, resume: bool) -> list[EpochResult]:
         """Take the model through its stages; returns the results of all epochs. See `Trainer.fit`."""
-        try:
+        with frozen_as_before(self.model), self.checkpoints or contextlib.nullcontext():
             self._resume(wanted=resume)
             self._check_labels()
             with self.options.frozen_outputs() as cache:
                 while self.state.stage < len(self.stages):
                     self._run_stage(self.stages[self.state.stage], cache)
-        finally:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name not in self.frozen)
-            self.model.eval()
-            if self.checkpoints is not None:
-                self.checkpoints.close()
-        return self._results()
+        return self.state.records
 
     def _run_stage(self, stage: Stage, cache: FeatureCache) -> None:
         self.model.record = self.model.record.without(stage.parts)  # true from the first step on
@@ -95,7 +90,7 @@ class TrainingLoop:
             self._solve(stage, train, val)
         else:
             self._run_epochs(stage, train, val)
-        self._warn_of_undefined_score(stage, self._results()[1 - self.state.epoch :])
+        self._warn_of_undefined_score(stage, self.state.records[1 - self.state.epoch :])
         self.model.record = self.model.record.after(stage.name, stage.parts)
         self.state.start_stage(self.state.stage + 1)
         self._save(None)
@@ -111,7 +106,9 @@ class TrainingLoop:
 
     def _run_epochs(self, stage: Stage, train: Source, val: Source) -> None:
         """Learn for some epochs, then take the best epoch's weights."""
-        optimizer = self._new_optimizer(stage, train)
+        length, group = self.train.length, self.options.gradient_accumulation_steps
+        steps = None if length is None else math.ceil(length / group) * stage.epochs
+        optimizer = StageOptimizer(self.model, stage, train, self.options, frozen=self.frozen, steps=steps)
         if "optimizer" in self.saved:
             optimizer.load_state_dict(self.saved.pop("optimizer"))
         with checkpointing(self.model.backbone, stage, wanted=self.options.gradient_checkpointing):
@@ -169,8 +166,8 @@ class TrainingLoop:
 
     def _validate(self, stage: Stage, val: Source) -> tuple[float, float]:
         """Validation loss and score, the same in every process."""
-        precision = self.options.precision
-        return distributed.broadcast(validate(self.model, stage, val, self.val.draw(seed=0), precision=precision))
+        plan = self.val.draw(seed=0)
+        return distributed.broadcast(validate(self.model, stage, val, plan, precision=self.options.precision))
 
     def _end_epoch(
         self, stage: Stage, train_loss: float, val_loss: float, score: float, *, started: float, cached: bool
@@ -191,15 +188,10 @@ class TrainingLoop:
         result = EpochResult(stage.name, state.epoch, train_loss, val_loss, score, state.rate, best, seconds, cached)
         state.records.append(result)
         if distributed.is_main_process():
-            _log_epoch(self._results()[-state.epoch :])
+            _log_epoch(state.records[-state.epoch :])
             for callback in self.options.callbacks:
                 callback(self.model, result)
         state.start_epoch(state.epoch + 1)
-
-    def _new_optimizer(self, stage: Stage, train: Source) -> StageOptimizer:
-        length, group = self.train.length, self.options.gradient_accumulation_steps
-        steps = None if length is None else math.ceil(length / group) * stage.epochs
-        return StageOptimizer(self.model, stage, train, self.options, frozen=self.frozen, steps=steps)
 
     def _resume(self, *, wanted: bool) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -252,9 +244,6 @@ class TrainingLoop:
             frozen=sorted(self.frozen),
             **self.options.fixed,
         )
-
-    def _results(self) -> list[EpochResult]:
-        return [EpochResult(*record) for record in self.state.records]
 
     def _bar(self, title: str) -> Any:
         from tqdm import tqdm

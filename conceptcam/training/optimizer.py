@@ -211,6 +211,18 @@ class StageOptimizer:
 
 
 @contextlib.contextmanager
+def frozen_as_before(model: nn.Module) -> Iterator[None]:
+    """Let stages freeze parts of a model; at the end it is in eval mode, and what was frozen before is frozen again."""
+    frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter not in frozen)
+        model.eval()
+
+
+@contextlib.contextmanager
 def checkpointing(backbone: nn.Module, stage: Stage, *, wanted: bool) -> Iterator[None]:
     """Let a backbone that learns compute its activations again in the backward pass, which saves memory.
 

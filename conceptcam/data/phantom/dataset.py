@@ -1,6 +1,7 @@
 """Phantom images as a data set."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,3 +102,43 @@ class PhantomDataset(ConceptDataset):
 def _default_folder() -> Path:
     chosen = os.environ.get("CONCEPTCAM_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "conceptcam"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomData:
+    """Three disjoint draws of the phantom."""
+
+    train: PhantomDataset
+    val: PhantomDataset
+    test: PhantomDataset
+    phantom_config: PhantomConfig
+
+
+def phantom_data(
+    count: int,
+    *,
+    val_count: int | None = None,
+    test_count: int | None = None,
+    size: int = 112,
+    seed: int = 0,
+    completeness: float = 0.0,
+    progress: bool = False,
+) -> PhantomData:
+    """Drawn images to train on, to validate and to test.
+
+    Args:
+        count: Training images.
+        val_count: Validation images; None is an eighth of `count`, and 200 at least.
+        test_count: Test images; None is a fifth of `count`, and 300 at least.
+        size: Side of the images in pixels.
+        seed: Of the training images; validation and test images come from seeds of their own, so another
+            `seed` draws all of them afresh.
+        completeness: Of `PhantomConfig`: how much of the diseases is in the pixels only.
+        progress: Whether to show a bar while drawing.
+    """
+    phantom_config = PhantomConfig(size=size, completeness=completeness)
+    parts = [
+        PhantomDataset(number, seed=3 * seed + part, config=phantom_config, progress=progress)
+        for part, number in enumerate((count, val_count or max(200, count // 8), test_count or max(300, count // 5)))
+    ]
+    return PhantomData(train=parts[0], val=parts[1], test=parts[2], phantom_config=phantom_config)
