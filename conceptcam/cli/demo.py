@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> None:
     how, place = make_options(options, settings.options), output_folder(options, resume=options.resume)
     if options.size % 8:
         raise ValueError(f"--size must be a multiple of 8, the small backbone's stride, got {options.size}")
+    config = demo_config(options.size, options.bottleneck, backbone=settings.backbone)
     folder = RunFolder(place)
     if folder.state == "finished":
-        config = demo_config(options.size, options.bottleneck, backbone=settings.backbone)
         model = {name: getattr(config, name) for name in ("image_size", "bottleneck", "backbone")}
         known = {"data": {"train_images": images}, "model": model}
         folder.check_resume_options({**options_to_dict(how, "multilabel"), **known})

@@ -78,7 +78,8 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     places = {"folder": str(options.data.resolve()), "images": str(images_folder(options).resolve())}
     data = places | {name: getattr(options, name) for name in data_flags}
     if run.state == "finished":
-    from conceptcam.runs.run import train_run
+        run.check_resume_options({**options_to_dict(how, options.task_kind), "data": data, "model": fields})
+        return echo(FINISHED.format(run.path))
     train = read_data(options, "train", uncertain=options.uncertain, task_kind=options.task_kind)
     val = read_data(options, "val", concepts=train.concepts, tasks=train.tasks)
     if shared := sorted({*train.names} & {*val.names}):
