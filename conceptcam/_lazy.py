@@ -1,9 +1,9 @@
 """Names that a room hands on and loads when they are first used (PEP 562)."""
 
-import ast
 import functools
 import importlib
-import pkgutil
+import re
+import sys
 from collections.abc import Callable
 
 
@@ -33,6 +33,8 @@ def hand_on(room: str) -> tuple[Callable[[str], object], Callable[[], list[str]]
 @functools.cache
 def _homes(room: str) -> dict[str, str]:
     """Name -> the module that the room imports it from for type checkers."""
-    source = ast.parse(pkgutil.get_data(room, "__init__.py") or b"")
-    imports = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom)]
-    return {name.name: node.module or "" for node in imports for name in node.names if name.asname == name.name}
+    with open(str(sys.modules[room].__file__), encoding="utf-8") as file:
+        source = file.read()
+    # By patterns, since Python's own parser takes longer to import than a name does.
+    imports = re.findall(r"from (\S+) import (\([^)]*\)|.*)", source)
+    return {name: module for module, names in imports for name in re.findall(r"(\w+) as \1\b", names)}

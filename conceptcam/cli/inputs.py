@@ -61,17 +61,12 @@ def read_data(options: argparse.Namespace, flag: str, **names: Any) -> "CocoData
             f"there is no {path}; {options.data} has {there or 'no JSON files'}: name the annotations with --{flag}"
         )
     try:
-        return CocoDataset(path, images_folder(options), invalid_boxes=options.invalid_boxes, **names)
+        images = options.images or options.data / "images"
+        return CocoDataset(path, images, invalid_boxes=options.invalid_boxes, **names)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-
-def images_folder(options: argparse.Namespace) -> Path:
-    """The folder that file names of images are relative to."""
-    folder: Path = options.data / "images" if options.images is None else options.images
-    return folder
 
 
 def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
@@ -84,12 +79,11 @@ def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
     from conceptcam.runs.folder import RunFolder
 
     folder: Path = options.out or Path("runs", f"{options.command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if resume and options.out is None:
+        raise ValueError("--resume needs --out with the folder of the run to go on with")
     if resume:
-        if options.out is None:
-            raise ValueError("--resume needs --out with the folder of the run to go on with")
         RunFolder(folder).check_only_a_run()
-        return folder
-    if is_taken(folder):
+    elif is_taken(folder):
         if options.command in ("demo", "train"):
             RunFolder(folder).check_begin(resume=False)
         raise FileExistsError(f"{folder} is there already and not an empty folder; choose another --out")

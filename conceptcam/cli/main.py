@@ -61,7 +61,3 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
             command.add_arguments(own)
         own.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show tracebacks")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,9 +15,9 @@ Examples:
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from conceptcam.cli.inputs import FINISHED, images_folder, make_options, output_folder, read_data, show
+from conceptcam.cli.inputs import FINISHED, make_options, output_folder, read_data, show
 from conceptcam.cli.options import (
     add_bottleneck,
     add_data_options,
@@ -72,11 +72,8 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import train_run
 
-    config_flags = ("task_kind", "backbone", "feature_level", "bottleneck")
-    fields = {name: getattr(options, name) for name in config_flags} | preprocessing(options)
-    data_flags = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
-    places = {"folder": str(options.data.resolve()), "images": str(images_folder(options).resolve())}
-    data = places | {name: getattr(options, name) for name in data_flags}
+    names = ("task_kind", "backbone", "feature_level", "bottleneck")
+    data, fields = _data_record(options), {name: getattr(options, name) for name in names} | preprocessing(options)
     if run.state == "finished":
         run.check_resume_options({**options_to_dict(how, options.task_kind), "data": data, "model": fields})
         return echo(FINISHED.format(run.path))
@@ -108,3 +105,10 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
         echo(f"Written to {run.path}")
     return None
+
+
+def _data_record(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the data are and how they are read."""
+    places = {"folder": options.data, "images": options.images or options.data / "images"}
+    names = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
+    return {name: str(place.resolve()) for name, place in places.items()} | {n: getattr(options, n) for n in names}

@@ -102,7 +102,7 @@ def test_two_processes_write_one_folder_with_the_weights_of_one(data, tmp_path):
     command = ["train", str(data), *VIT]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    run += ["--rdzv-endpoint=localhost:0", "-m", "conceptcam.cli.main", *command, "--out", str(tmp_path / "two")]
+    run += ["--rdzv-endpoint=localhost:0", "-m", "conceptcam", *command, "--out", str(tmp_path / "two")]
     start(run)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
