@@ -6,19 +6,26 @@ boxes); and the tasks, if they were taught. Writes metrics.json, metrics.txt and
 
 Examples:
     conceptcam evaluate runs/train-20260101-120000 smears --annotations val.json
+    conceptcam evaluate runs/lungs labels.csv --images films --split runs/lungs/split.csv --part val
 """
 
 import argparse
+from pathlib import Path
 
-from conceptcam.cli.inputs import make_options, output_folder, read_data, show
-from conceptcam.cli.options import MODEL, add_data_options, add_flag, add_out, add_run_options
+from conceptcam.cli.data import add_data_options, read_data, read_part
+from conceptcam.cli.inputs import make_options, output_folder, show
+from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam evaluate`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_data_options(parser)
-    add_flag(parser, "annotations", "val.json", "annotations within DATA", metavar="FILE")
+    add_flag(parser, "annotations", "val.json", "table or COCO file within the folder DATA", metavar="FILE")
+    split = "split.csv of a run, which says which part each image is in"
+    add_flag(parser, "split", None, split, type=Path, metavar="FILE")
+    part = "measure on this part alone, by --split or the table's split column, such as val or test (default: all)"
+    add_flag(parser, "part", None, part)
     add_flag(parser, "sided", [], "a concept that has one place by nature; may be repeated", action="append")
     add_out(parser, figures=True)
     add_run_options(parser, names=("batch_size", "device", "num_workers"))
@@ -32,9 +39,7 @@ def run(options: argparse.Namespace) -> None:
 
     place, how = output_folder(options), make_options(options)
     model = ConceptModel.from_pretrained(options.model)
-    dataset = read_data(options, "annotations", concepts=model.config.concepts)
-    if dataset.tasks:  # in the model's order, and all of them
-        dataset = read_data(options, "annotations", concepts=model.config.concepts, tasks=model.config.tasks)
+    dataset = read_part(options, read_data(options, "annotations", like=model.config), show)
     folder = RunFolder(place)
     result = measure(model, dataset, folder, how, sided_concepts=options.sided)
     drawn = range(min(options.figures, len(dataset)))

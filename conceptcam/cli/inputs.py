@@ -1,4 +1,4 @@
-"""What commands check before they begin: options of training, data to read, a folder to write."""
+"""What commands check before they begin: options of training, a folder to write."""
 
 import argparse
 import dataclasses
@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conceptcam.data.coco import CocoDataset
     from conceptcam.runs.options import RunOptions
 
 FINISHED = "The run in {} is finished; there is nothing left to do."
@@ -41,32 +40,6 @@ def make_options(options: argparse.Namespace, defaults: "RunOptions | None" = No
         named["weights"] = str(Path(named["weights"]).expanduser().resolve())  # `run.json` tells which file it was
     epochs = usual | dict(named.pop("epochs", None) or ())  # the last number of a stage counts
     return dataclasses.replace(defaults, **named, epochs=epochs, progress_bar=sys.stderr.isatty())
-
-
-def read_data(options: argparse.Namespace, flag: str, **names: Any) -> "CocoDataset":
-    """The data set whose annotations a flag names.
-
-    Raises:
-        OSError: If a file or folder is not there, or cannot be read.
-        ValueError: If the annotations cannot be used.
-    """
-    from conceptcam.data.coco import CocoDataset
-
-    path = options.data / getattr(options, flag)
-    if not options.data.is_dir():
-        raise FileNotFoundError(f"there is no folder {options.data} with {path.name} in it; see `conceptcam train -h`")
-    if not path.exists():
-        there = sorted(file.name for file in options.data.glob("*.json"))
-        raise FileNotFoundError(
-            f"there is no {path}; {options.data} has {there or 'no JSON files'}: name the annotations with --{flag}"
-        )
-    try:
-        images = options.images or options.data / "images"
-        return CocoDataset(path, images, invalid_boxes=options.invalid_boxes, **names)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:

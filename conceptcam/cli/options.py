@@ -57,6 +57,17 @@ def _whole_number(text: str, *, at_least: int) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return number
+
+
 def _as_text(default: Any) -> str:
     """A default as one types it; empty if there is none."""
     if default is None or isinstance(default, bool):
@@ -96,16 +107,6 @@ def add_run_options(
         kind = {key: value for key, value in field.metadata.items() if value or value == 0}
         if kind.pop("flag", True) and (field.name in names or not names) and field.name not in leave_out:
             add_flag(parser, field.name, getattr(defaults, field.name), **kind)
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Which annotated images a command reads, and how."""
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the annotations and images/")
-    add_flag(parser, "images", None, "folder of the images (default: DATA/images)", type=Path, metavar="DIR")
-    add_flag(
-        parser, "invalid_boxes", "error", "what to do with a box that is empty or far outside its image: error refuses "
-        "the file, skip leaves the box out", choices=("error", "skip"),
-    )  # fmt: skip
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:

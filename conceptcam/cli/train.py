@@ -1,13 +1,14 @@
-r"""Train on your own images with boxes.
+r"""Train on your own images and labels.
 
-Trains a model on images with COCO detection annotations: each category is a concept, present in an image if it has
-a box there. Trains concepts and prototypes, and the task head if images carry task labels (an object "tasks" of
-name: 0 or 1 in the image's record).
+Trains a model on a table of labels (CSV, TSV, Parquet) with a column per concept and task, or on images with COCO
+detection annotations: there each category is a concept, present in an image if it has a box there. Trains concepts and
+prototypes, and the task head if images carry task labels.
 
-DATA is a folder with train.json, val.json and images/. Writes config.json, model.safetensors, run.json,
-history.csv, metrics.json, metrics.txt and figures/.
+DATA is a table, a COCO file, or a folder with train.json, val.json and images/. Writes config.json, model.safetensors,
+run.json, history.csv, metrics.json, metrics.txt, figures/ and, where it divided the data, split.csv.
 
 Examples:
+    conceptcam train labels.csv --images films --concepts nodule edema --task diagnosis
     conceptcam train smears --backbone timm:resnet18 --pretrained
     conceptcam train smears --backbone timm:tf_efficientnet_lite0 --weights lite0.safetensors \
         --feature-level -2 --image-size 320 320
@@ -15,16 +16,17 @@ Examples:
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from conceptcam.cli.inputs import FINISHED, make_options, output_folder, read_data, show
+from conceptcam.cli.data import add_data_options, data_name, data_record, read_train_and_val
+from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
 from conceptcam.cli.options import (
     add_bottleneck,
-    add_data_options,
     add_flag,
     add_out,
     add_preprocessing,
     add_run_options,
+    fraction,
     preprocessing,
 )
 
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam train`."""
     add_data_options(parser)
-    for name, use in (("train", "learn from"), ("val", "choose the best epoch by")):
-        add_flag(parser, name, f"{name}.json", f"annotations within DATA to {use}", metavar="FILE")
+    add_flag(parser, "train", "train.json", "table or COCO file within the folder DATA to learn from", metavar="FILE")
+    val = "table or COCO file beside it to choose the best epoch by (default: val.json if the folder DATA has it; else "
+    add_flag(parser, "val", None, f"{val}some patients are split off, and split.csv says which)", metavar="FILE")
+    part = "how much of the data is split off where there is no --val"
+    add_flag(parser, "val_fraction", 0.2, part, type=fraction, metavar="F")
     uncertain = "what a training label of -1 counts as; in validation data it is always ignored"
     add_flag(parser, "uncertain", "ignore", uncertain, choices=("ignore", "zeros", "ones", "soft"))
     add_flag(parser, "no_augment", False, "do not shift, scale, turn and light images anew")
@@ -45,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     level = "how fine the grid is: -1 is the last, coarsest one, -2 the one before"
     add_flag(parser, "feature_level", -1, level, metavar="N")
     add_preprocessing(parser)
-    kind = "whether any number of tasks can be true, or exactly one is"
-    add_flag(parser, "task_kind", "multilabel", kind, choices=("multilabel", "multiclass"))
+    kind = "whether any number of tasks can be true, or exactly one is (default: as a table shows, else multilabel)"
+    add_flag(parser, "task_kind", None, kind, choices=("multilabel", "multiclass"))
     add_bottleneck(parser)
     add_out(parser, figures=True)
     add_run_options(parser)
@@ -72,27 +77,27 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import train_run
 
-    names = ("task_kind", "backbone", "feature_level", "bottleneck")
-    data, fields = _data_record(options), {name: getattr(options, name) for name in names} | preprocessing(options)
+    config_flags = ("backbone", "feature_level", "bottleneck")
+    fields = {name: getattr(options, name) for name in config_flags} | preprocessing(options)
+    data = data_record(options)
     if run.state == "finished":
-        run.check_resume_options({**options_to_dict(how, options.task_kind), "data": data, "model": fields})
+        kind = options.task_kind or run.saved["model"]["task_kind"]
+        model = {**fields, "task_kind": kind}
+        run.check_resume_options({**options_to_dict(how, kind), "data": data, "model": model})
         return echo(FINISHED.format(run.path))
-    train = read_data(options, "train", uncertain=options.uncertain, task_kind=options.task_kind)
-    val = read_data(options, "val", concepts=train.concepts, tasks=train.tasks)
-    if shared := sorted({*train.names} & {*val.names}):
-        raise ValueError(
-            f"{len(shared)} images are in both training and validation data: {shared[:3]}; take them out of one"
-        )
+    train, val, split = read_train_and_val(options, run, echo)
+    fields["task_kind"] = train.task_kind
     usual = dict(zip(("mean", "std"), backbone_normalization(options.backbone), strict=True))
     config = ConceptConfig(concepts=train.concepts, tasks=train.tasks, **{**usual, **fields})
     if not config.tasks:
         echo("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
     echo(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
-    measured_on = f"the {len(val)} validation images of {options.data.name}/{options.val}"
+    measured_on = f"the {len(val)} validation images of {data_name(options, 'val')}"
     result = train_run(
         config, train, val, run.path, how,
-        training_data=f"{len(train)} images of {options.data.name}/{options.train}",
+        training_data=f"{len(train)} images of {data_name(options, 'train')}",
         data=data,
+        split=split,
         measured_on=f"{measured_on}, which also chose epochs and thresholds",
         drawn=range(options.figures),
         example_image=val.load_item(int(val.concept_labels.nan_to_num().sum(dim=1).argmax())),  # shows most concepts
@@ -105,10 +110,3 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
         echo(f"Written to {run.path}")
     return None
-
-
-def _data_record(options: argparse.Namespace) -> dict[str, Any]:
-    """Where the data are and how they are read."""
-    places = {"folder": options.data, "images": options.images or options.data / "images"}
-    names = ("train", "val", "invalid_boxes", "uncertain", "no_augment")
-    return {name: str(place.resolve()) for name, place in places.items()} | {n: getattr(options, n) for n in names}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from conceptcam._checks import did_you_mean
+from conceptcam.config import TaskKind
 from conceptcam.data.boxes import ConceptBoxes
 
 
@@ -151,6 +152,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         tasks: Task names; empty if there are none.
         concept_labels: (N, K) labels of every image, known without decoding any; NaN where unknown.
         task_labels: (N, T) task labels of every image.
+        task_kind: As in `ConceptConfig`; the labels of a `"multiclass"` task sum to 1.
         patients: (N,) patient ids, empty where unknown; None if the reader knows of none.
         notes: What the reader recognized or left out, in sentences for whoever runs it.
         augmentation: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
@@ -162,6 +164,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     tasks: tuple[str, ...]
     concept_labels: Tensor
     task_labels: Tensor
+    task_kind: TaskKind = "multilabel"
     patients: Sequence[str] | None = None
     notes: Sequence[str] = ()
     augmentation: Callable[[ConceptItem], ConceptItem] | None = None

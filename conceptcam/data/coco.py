@@ -77,7 +77,7 @@ class CocoDataset(ConceptDataset):
     ) -> None:
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
         check_choice("task_kind", task_kind, TaskKind)
-        self.augmentation, self.preprocess = augmentation, preprocess
+        self.augmentation, self.preprocess, self.task_kind = augmentation, preprocess, task_kind
         self.folder = Path(images)
         content = read_coco(Path(annotations))
         self._images: list[dict[str, Any]] = content["images"]

@@ -61,11 +61,13 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
     )  # fmt: skip
     listings: dict[str, _Listing] = {}
     found: list[str | None] = []
+    inner = f"{os.path.basename(root)}/"
     for path in paths:
-        parent, name = posixpath.split(path or "")
-        if parent not in listings:
-            listings[parent] = _list(os.path.join(root, parent))
-        found.append(_find(parent, name, listings[parent]))
+        image = _find(path or "", root, listings)
+        # Names may begin with the folder itself: `images/a.png` in the folder `images`.
+        if image is None and (path or "").startswith(inner):
+            image = _find((path or "")[len(inner) :], root, listings)
+        found.append(image)
     missing = [path is None for path in found]
     if any(missing):
         raise ValueError(_missing(cells, where, missing, root, listings))
@@ -106,7 +108,12 @@ def _list(folder: str) -> _Listing:
     return _Listing(frozenset(files), frozenset(broken), {stem: name for stem, name in stems.items() if name})
 
 
-def _find(parent: str, name: str, listing: _Listing) -> str | None:
+def _find(path: str, root: str, listings: dict[str, _Listing]) -> str | None:
+    """The file that a path means; folders that were not seen before are listed."""
+    parent, name = posixpath.split(path)
+    if parent not in listings:
+        listings[parent] = _list(os.path.join(root, parent))
+    listing = listings[parent]
     if name not in listing.files:
         name = listing.by_stem.get(name, "")
     return posixpath.join(parent, name) if name else None

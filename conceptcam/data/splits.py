@@ -171,7 +171,7 @@ class ConceptSubset(ConceptDataset):
             raise ValueError("`rows` must be indices, got a mask; pass mask.nonzero()[:, 0]")
         self.dataset = dataset
         self.rows: list[int] = index.long().tolist()
-        self.concepts, self.tasks = dataset.concepts, dataset.tasks
+        self.concepts, self.tasks, self.task_kind = dataset.concepts, dataset.tasks, dataset.task_kind
         self.concept_labels, self.task_labels = dataset.concept_labels[self.rows], dataset.task_labels[self.rows]
         self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
         self.patients = None if dataset.patients is None else [dataset.patients[row] for row in self.rows]

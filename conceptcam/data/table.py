@@ -65,7 +65,7 @@ class TableDataset(ConceptDataset):
         box_unit: `"pixels"` of the images as they are stored, or of the columns `image_width` and `image_height`;
             `"fractions"` of them; None recognizes it.
         invalid_boxes: As `CocoDataset` has it.
-        uncertain: What a label of -1 counts as; see `resolve_uncertain`.
+        uncertain: What a label of -1 counts as; see `resolve_uncertain`. Of classes it is always unknown.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -117,7 +117,9 @@ class TableDataset(ConceptDataset):
         self.parts = parts and [PARTS.get(part.lower(), part) for part in parts]
         chosen = read_tasks(rows, tasks, task_kind, classes)
         self.tasks, self.task_kind = chosen.names, chosen.kind
-        self.task_labels = resolve_uncertain(chosen.labels, uncertain, uncertain=_UNCERTAIN)
+        # Nobody can say which part of the 1 that classes share an uncertain one has.
+        policy: Uncertain = "ignore" if chosen.kind == "multiclass" else uncertain
+        self.task_labels = resolve_uncertain(chosen.labels, policy, uncertain=_UNCERTAIN)
         self._drawn_on = _drawn_on(rows)
         self._boxes = no_boxes(len(rows))
         if boxes is not None:

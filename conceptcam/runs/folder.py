@@ -35,6 +35,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.run = self.path / "run.json"
+        self.split = self.path / "split.csv"
         self.history = self.path / "history.csv"
         self.metrics = self.path / "metrics.json"
         self.table = self.path / "metrics.txt"
@@ -119,7 +120,8 @@ class RunFolder:
     @contextlib.contextmanager
     def removed_unless_trained(self) -> Iterator[None]:
         """Remove what a run has made here if an error comes before anything was learned; all else stays."""
-        made = (self.run, self.run.with_name(f".{self.run.name}.part"), *self._phases(), self.figures, self.tensorboard)
+        made = (self.run, self.run.with_name(f".{self.run.name}.part"), self.split, *self._phases())
+        made += (self.figures, self.tensorboard)
         new, own = not self.path.exists(), [path for path in made if not path.exists()]
         try:
             yield

@@ -15,6 +15,7 @@ from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.labels import digest
+from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader, make_stages, options_to_dict, trainer_options
@@ -51,6 +52,7 @@ def train_run(
     *,
     training_data: str,
     data: Mapping[str, Any] | None = None,
+    split: tuple[Sequence[str], Sequence[str]] | None = None,
     test: ConceptDataset | None = None,
     measured_on: str = "the validation images, which also chose epochs and thresholds",
     sided_concepts: Sequence[str] = (),
@@ -78,6 +80,7 @@ def train_run(
         training_data: What to call the training data in the model's record.
         data: Where the data came from and how they were read, for `run.json`. When the run resumes, entries other than
             `folder` and `images` must be the same; labels are always compared.
+        split: Names and parts of the images, if one set of data was divided; written to `split.csv` as the run begins.
         test: What to evaluate on; None is `val`.
         measured_on: What to call it in the model's record.
         sided_concepts: Names of concepts that have one place by nature; see `evaluate`.
@@ -124,6 +127,8 @@ def train_run(
         with run.removed_unless_trained() if first else contextlib.nullcontext():
             if first and run.state == "new":
                 run.begin({**content, "precision": options.precision})
+                if split is not None:
+                    save_split(run.split, *split)
             _train(model, stages, train, val, run, options, augmentation or train.augmentation, training_data)
     if not first:
         return RunResult(model, None)

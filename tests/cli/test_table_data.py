@@ -1,0 +1,161 @@
+"""A table goes in where a COCO file goes, by the same option, and what was decided about it is said and kept."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from conceptcam.cli.main import main
+from conceptcam.data.splits import load_split
+from conceptcam.model.concept_model import ConceptModel
+from tests.worlds import CONCEPTS, SIZE, Squares
+
+TINY = [
+    *("--backbone", "small_cnn_s8", "--image-size", "48", "64", "--epochs", "concepts=1", "prototypes=1", "task=1"),
+    *("--batch-size", "8", "--figures", "1", "--precision", "fp32"),
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images of 12 patients, three concepts, a column of classes, a split column under another name, and boxes."""
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "films").mkdir()
+    data, boxes = Squares(24, 0, preprocess=False), [["image", "concept", "x_min", "y_min", "x_max", "y_max"]]
+    rows: list[list[Any]] = [["file_name", "patient_id", *CONCEPTS, "kind", "old_split"]]
+    for index in range(len(data)):
+        item, name = data.load_item(index), f"s{index:02d}.png"
+        Image.fromarray(item.image.permute(1, 2, 0).numpy()).save(folder / "films" / name)
+        labels = [int(value) for value in item.concepts]
+        part = "test" if index % 6 == 5 else "valid" if index % 6 == 4 else "train"
+        rows.append([name, f"p{index // 2}", *labels, ["calm", "busy"][int(sum(labels) > 1)], part])
+        assert item.boxes is not None
+        sides = torch.tensor([SIZE[1], SIZE[0]] * 2)
+        for corners, concept in zip(item.boxes.xyxy * sides, item.boxes.concept.tolist(), strict=True):
+            boxes.append([name, CONCEPTS[concept], *map(str, corners.tolist())])
+        if not len(item.boxes):
+            boxes.append([name, *[""] * 5])
+    for name, content in (("labels.csv", rows), ("boxes.csv", boxes)):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    more = ["--task", "kind", "--boxes", str(table / "boxes.csv"), "--out", str(out)]
+    assert main(["train", *arguments, *more, *TINY]) == 0
+    return out
+
+
+def names(table: Path, column: int = 0) -> list[str]:
+    with (table / "labels.csv").open() as file:
+        return [row[column] for row in csv.reader(file)][1:]
+
+
+def test_one_command_trains_on_a_table(run: Path):
+    model = ConceptModel.from_pretrained(run)
+    assert model.config.concepts == CONCEPTS and model.config.tasks == ("busy", "calm")
+    assert model.config.task_kind == "multiclass"
+    assert "images of labels.csv" in model.record.training_data
+
+
+def test_the_split_is_by_patient_and_kept(run: Path, table: Path):
+    parts = load_split(run / "split.csv", names(table))
+    assert sorted(set(parts)) == ["train", "val"] and 3 <= parts.count("val") <= 7
+    for first, second in zip(parts[::2], parts[1::2], strict=True):  # two images of one patient
+        assert first == second
+
+
+def test_what_was_recognized_is_said(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    more = ["--task", "kind", "--boxes", str(table / "boxes.csv"), "--out", str(tmp_path / "out")]
+    assert main(["train", *arguments, *more, *TINY]) == 0
+    said = capsys.readouterr().out
+    for sentence in (
+        "Images are named in the column 'file_name'.",
+        "Patients are in the column 'patient_id'.",
+        "'kind' has 2 classes: busy (",
+        "The boxes of boxes.csv are in pixels.",
+        "Divided by patient: ",
+        "written to split.csv.",
+    ):
+        assert sentence in said
+
+
+def test_a_finished_run_on_a_table_is_left_alone(run: Path, table: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    more = ["--task", "kind", "--boxes", str(table / "boxes.csv"), "--out", str(run), "--resume"]
+    assert main(["train", *arguments, *more, *TINY]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main(["train", *arguments, *more, *TINY, "--val-fraction", "0.3"]) == 2
+    assert "`val_fraction` was 0.2 and is 0.3" in capsys.readouterr().err
+
+
+def test_evaluate_finds_the_classes_and_measures_on_a_part(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = ["evaluate", str(run), str(table / "labels.csv"), "--images", str(table / "films"), "--figures", "0"]
+    boxes = ["--boxes", str(table / "boxes.csv")]
+    part = ["--split", str(run / "split.csv"), "--part", "val"]
+    assert main([*data, *boxes, *part, "--out", str(tmp_path / "val")]) == 0
+    val = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    trained = json.loads((run / "metrics.json").read_text())
+    assert val == trained
+    capsys.readouterr()
+    assert main([*data, "--out", str(tmp_path / "all")]) == 0
+    said = capsys.readouterr().out
+    assert "WARNING" in said and "--part val" in said and "'kind' has 2 classes" in said
+    assert main([*data, *part[:2], "--part", "test", "--out", str(tmp_path / "test")]) == 2
+    assert "there is no part 'test': the parts are ['train', 'val']" in capsys.readouterr().err
+
+
+def test_a_split_column_divides_the_images(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = (table / "labels.csv").read_text().replace("old_split", "split")
+    (tmp_path / "labels.csv").write_text(text)
+    arguments = [str(tmp_path / "labels.csv"), "--images", str(table / "films"), "--concepts", "bright"]
+    assert main(["train", *arguments, "--task", "kind", *TINY, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "images of 'test' are left out" in said
+    assert "Training on 16 images, validating on 4" in said
+    assert load_split(tmp_path / "out" / "split.csv", names(table))[4:6] == ["val", "test"]
+
+
+def test_two_tables_train_and_validate(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = (table / "labels.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join(lines[:16]))
+    (tmp_path / "val.csv").write_text(lines[0] + "".join(lines[16:]))
+    arguments = [str(tmp_path / "train.csv"), "--val", "val.csv", "--images", str(table / "films")]
+    more = ["--concepts", *CONCEPTS, "--task", "kind", "--out", str(tmp_path / "out")]
+    assert main(["train", *arguments, *more, *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "Training on 15 images, validating on 9" in said
+    assert "WARNING: 1 patients are in both training and validation data: p7." in said
+    assert not (tmp_path / "out" / "split.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["labels.csv", "--images", "films"], "name those of its columns that are concepts with --concepts: ["),
+        (["labels.csv", "--concepts", "bright"], "24 of 24 images are missing from"),
+        (["labels.csv", "--concepts", "bright"], "name the folder of the images with --images"),
+        (["labels.csv", "--images", "films", "--concepts", "brihgt"], "did you mean ['bright'"),
+        (["nothing.csv", "--concepts", "bright"], "there is no file"),
+        (["labels.csv", "--images", "films", "--concepts", "bright", "--val", "v.csv"], "name the annotations with --"),
+        (["labels.csv", "--images", "films", "--concepts", "bright", "--boxes", "labels.csv"], "csv has no boxes"),
+    ],
+)  # fmt: skip
+def test_errors_about_tables_are_one_sentence(
+    arguments: list[str], said: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    paths = [str(table / one) if one in ("labels.csv", "films", "nothing.csv") else one for one in arguments]
+    assert main(["train", *paths, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
