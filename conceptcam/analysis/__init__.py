@@ -10,7 +10,11 @@ if TYPE_CHECKING:
         evaluate as evaluate,
         fit_thresholds as fit_thresholds,
     )
-    from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
+    from conceptcam.analysis.explanation import (
+        Explanation as Explanation,
+        explain as explain,
+        explain_images as explain_images,
+    )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
 

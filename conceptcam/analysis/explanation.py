@@ -1,7 +1,7 @@
 """Why a model said what it said: named concepts, their places, and what each contributed to each task logit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -146,7 +146,6 @@ class Explanation(NamedTuple):
         )
 
 
-@torch.inference_mode()
 def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Explanation:
     """Which concepts a model sees in an image, where, and how much each contributes to every task.
 
@@ -163,10 +162,37 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
         ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
             `task` is unknown or was never taught.
     """
+    return next(explain_images(model, [image], task=task))
+
+
+def explain_images(
+    model: ConceptModel, images: Sequence[Any], *, task: str | None = None, batch_size: int = 32
+) -> Iterator[Explanation]:
+    """The explanation of each image, in order, computed in batches as they are asked for.
+
+    Args:
+        model: As in `explain`.
+        images: Each as in `explain`.
+        task: As in `explain`.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ValueError: As `explain`, once the first explanation is asked for, or that of an image that cannot be used.
+    """
     check_taught(model.config, model.record, task=task)
-    pixels = model.preprocess(image).cpu()
-    with eval_mode(model) as device:
-        output = ConceptOutput(*(field.cpu() for field in model(pixels[None].to(device))))
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+    for start in range(0, len(images), batch_size):
+        pixels = torch.stack([model.preprocess(image).cpu() for image in images[start : start + batch_size]])
+        with torch.inference_mode(), eval_mode(model) as device:
+            output = ConceptOutput(*(field.cpu() for field in model(pixels.to(device))))
+        for row in range(len(pixels)):
+            yield _explanation(model, pixels[row], ConceptOutput(*(field[row : row + 1] for field in output)))
+
+
+@torch.inference_mode()
+def _explanation(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -> Explanation:
+    """The explanation of one image, from what the model says about it in a batch of one."""
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     probabilities = output.concept_logits[0].sigmoid().tolist()
     predictions = [

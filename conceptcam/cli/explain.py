@@ -28,24 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "top", 5, "how many concepts to print and draw", at_least=1, metavar="N")
     add_out(parser)
-    add_run_options(parser, names=("device",))
+    add_run_options(parser, names=("batch_size", "device"))
 
 
 def run(options: argparse.Namespace) -> None:
     """Print and draw what a model sees in images."""
-    from conceptcam.analysis.explanation import explain
+    from conceptcam.analysis.explanation import explain_images
     from conceptcam.analysis.figures import save_png
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.model.taught import check_taught
 
-    model = ConceptModel.from_pretrained(options.model, device=make_options(options).device)
+    how = make_options(options)
+    model = ConceptModel.from_pretrained(options.model, device=how.device)
     check_taught(model.config, model.record, task=options.task)
     for name in options.concept:
         check_known("concept", name, model.config.concepts)
     check_images(options.images)
     folder = output_folder(options)
-    for path, name in zip(options.images, _file_names(options.images), strict=True):
-        explanation = explain(model, path, task=options.task)
+    explanations = explain_images(model, options.images, task=options.task, batch_size=how.batch_size)
+    for path, name, explanation in zip(options.images, _file_names(options.images), explanations, strict=True):
         show("\n".join([f"\n{path}", *explanation.lines(top=options.top)]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         write_json(folder / f"{name}.json", explanation.as_dict())

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from conceptcam.analysis.explanation import explain
+from conceptcam.analysis.explanation import explain, explain_images
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.runs.reports import MapHistory
 from tests.worlds import SIZE, Squares, tiny_model
@@ -76,6 +76,28 @@ def test_model_that_was_taught_no_task_gives_concepts_and_maps_alone():
     assert len(explanation.concepts) == 3
     with pytest.raises(ValueError, match="the model was taught no task, so it cannot explain 'any'"):
         explanation.task("any")
+
+
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_images_in_batches_are_explained_as_one_by_one(bottleneck):
+    model = taught("concepts", "prototypes", "task", bottleneck=bottleneck)
+    images = [Squares(5, preprocess=False).load_item(index).image for index in range(5)]
+    for batched, image in zip(explain_images(model, images, batch_size=2), images, strict=True):
+        alone = explain(model, image)
+        assert torch.equal(batched.image, alone.image)
+        for mine, other in zip(batched.tasks, alone.tasks, strict=True):
+            assert mine.logit == pytest.approx(other.logit, abs=1e-5)
+            for part, expected in zip(mine.contributions, other.contributions, strict=True):
+                assert part.concept == expected.concept and part.value == pytest.approx(expected.value, abs=1e-5)
+                torch.testing.assert_close(part.heatmap, expected.heatmap, atol=1e-5, rtol=0)
+
+
+def test_explaining_in_batches_runs_the_model_once_a_batch(monkeypatch):
+    model, sizes = taught("concepts"), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda images: sizes.append(len(images)) or forward(images))
+    assert len(list(explain_images(model, [ITEM.image] * 5, batch_size=2))) == 5
+    assert sizes == [2, 2, 1]
 
 
 def test_untaught_task_is_refused():
