@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from conceptcam._checks import _MANY, check_choice, check_names, check_not_str, shorten
-from conceptcam._files import nan_to_null
+from conceptcam._files import as_json
+from conceptcam._version import __version__
 
 FORMAT_VERSION = 2
 
@@ -223,15 +224,13 @@ def _few(value: object) -> str:
 
 def to_json(config: ConceptConfig, record: TrainingRecord) -> str:
     """The text of `config.json`."""
-    from conceptcam._version import __version__
-
     content = {
         "format_version": FORMAT_VERSION,
         "conceptcam": __version__,
         "config": config.to_dict(),
         "record": dataclasses.asdict(record),
     }
-    return json.dumps(nan_to_null(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return as_json(content)
 
 
 def from_json(text: str) -> tuple[ConceptConfig, TrainingRecord]:

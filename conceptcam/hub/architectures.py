@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conceptcam._checks import check_known, did_you_mean
+from conceptcam._checks import check_known, check_not_str, did_you_mean
 from conceptcam.config import ConceptConfig
 from conceptcam.hub.published_backbones import BACKBONES, backbone_info
 
@@ -87,11 +87,9 @@ def architecture_config(
         hint = did_you_mean(field_name, known)
         raise ValueError(f"a config has no field {field_name!r}{hint}; it has {sorted(known)}")
     values = {"backbone": ARCHITECTURES[name].backbone, **ARCHITECTURES[name].fields, **overrides}
-    names = {
-        what: given if isinstance(given, str) else tuple(given)
-        for what, given in (("concepts", concepts), ("tasks", tasks))
-    }
-    return ConceptConfig(**{**_preprocessing(values), **values, **names})
+    check_not_str("concepts", concepts)
+    check_not_str("tasks", tasks)
+    return ConceptConfig(**{**_preprocessing(values), **values, "concepts": tuple(concepts), "tasks": tuple(tasks)})
 
 
 def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
