@@ -1,5 +1,6 @@
 """Reading an image without changing what it shows: from a file, or from whatever a caller holds."""
 
+import logging
 import math
 import struct
 from os import PathLike, fspath
@@ -9,8 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conceptcam.data.dicom import MAX_PIXELS, dicom_size, is_dicom, read_dicom
+
 if TYPE_CHECKING:
     from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+"""What Pillow may open, by its own names. Nothing else is tried, whatever a file's name: some formats run programs."""
 
 # Modes of 8 bits or less per channel that Pillow converts to RGB without loss.
 _OPAQUE = ("1", "L", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -18,21 +24,30 @@ _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # What Pillow raises on files that are cut short, damaged, or larger than it dares to decode.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
+# Numbers of more than 8 bits that use less than this fraction of their range come out black or white.
+_SLIVER = 1 / 8
 # Resizing may overshoot [0, 1] by rounding; more than this is another scale.
 _SLACK = 1e-3
+_log = logging.getLogger(__name__)
+_noticed: set[int] = set()  # bit depths that were said, so that each is said once
 
 
-def load_image(image: Any) -> Tensor:
+def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
     """An image as a tensor, checked, upright and at its full bit depth.
 
     Grey images are repeated to three channels. In files and Pillow images, a rotation noted in EXIF is applied,
     palettes are looked up, and transparent pixels are laid over black. Colour files of 16 bits per channel come at
     8 bits, because Pillow reads them so.
 
+    A DICOM file comes as it says that it is to be shown, by its own window or VOI LUT; see `read_dicom`. Which format a
+    file has, its content says, not its name.
+
     Args:
-        image: The path of a file in any single-image format that Pillow reads; a Pillow image; or a numpy array or
-            tensor of shape (H, W), (3, H, W), (H, W, 3), (1, H, W) or (H, W, 1), of type uint8, uint16, or float in
-            [0, 1].
+        image: The path of a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, PNM or, with the extra `dicom`, DICOM file; a
+            Pillow image; or a numpy array or tensor of shape (H, W), (3, H, W), (H, W, 3), (1, H, W) or (H, W, 1), of
+            type uint8, uint16, or float in [0, 1].
+        bit_depth: Bits that the values of a 16-bit image really use, such as 12; None takes all of them. If they use a
+            sliver of their range, and so come out black, that is logged once.
 
     Returns:
         (3, H, W) uint8, or, for more than 8 bits, float32 in [0, 1], where 1 is the highest value that the bit depth
@@ -41,24 +56,28 @@ def load_image(image: Any) -> Tensor:
     Raises:
         TypeError: If `image` is none of these.
         FileNotFoundError: If there is no such file.
-        ValueError: If a file cannot be read, is cut short, holds several pages, or holds numbers without a known
-            range (32-bit integers, floats outside [0, 1]); or if shape, type or range cannot be those of a raw image.
+        ImportError: If a file is DICOM and pydicom is not installed.
+        ValueError: If a file cannot be read, is of another format, cut short or far too large, holds several pages, or
+            holds numbers without a known range (32-bit integers, floats outside [0, 1]); or if shape, type or range
+            cannot be those of a raw image.
     """
+    if bit_depth is not None and not 8 < bit_depth <= 16:
+        raise ValueError(f"`bit_depth` must be 9 to 16, got {bit_depth}")
     if isinstance(image, str | PathLike):
-        return _from_file(image)
+        return _from_file(image, bit_depth)
     if isinstance(image, Tensor):
-        return _from_numbers(image.detach(), prefer_last=False)
+        return _from_numbers(image.detach(), bit_depth, prefer_last=False)
     if isinstance(image, np.ndarray):
         # A copy in the machine's byte order, which torch needs.
         native = np.array(image, dtype=image.dtype.newbyteorder("="))
         if native.dtype.kind not in "uifb":
             raise ValueError(f"image has dtype {image.dtype}; expected uint8, uint16 or float in [0, 1]")
-        return _from_numbers(torch.from_numpy(native), prefer_last=True)
+        return _from_numbers(torch.from_numpy(native), bit_depth, prefer_last=True)
     from PIL import Image
 
     if isinstance(image, Image.Image):
         try:
-            return _from_pillow(image)
+            return _from_pillow(image, bit_depth)
         except _DAMAGE as error:
             raise ValueError(f"cannot use the Pillow image: {error}") from error
     raise TypeError(f"expected a path, Pillow image, numpy array or tensor, got {type(image).__name__}")
@@ -74,7 +93,9 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        if is_dicom(path):
+            return dicom_size(path)
+        with _open(path) as image:
             turned = image.getexif().get(0x0112, 1) >= 5
             return (image.height, image.width) if turned else (image.width, image.height)
     except FileNotFoundError:
@@ -83,31 +104,82 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
         raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
 
 
-def _from_file(path: str | PathLike[str]) -> Tensor:
+def _from_file(path: str | PathLike[str], bit_depth: int | None) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return _from_pillow(image)
+        if is_dicom(path):
+            picture = read_dicom(path, bit_depth=bit_depth)
+            tensor = torch.from_numpy(picture)
+            tensor = _grey(tensor) if picture.ndim == 2 else tensor.permute(2, 0, 1)
+        else:
+            with _open(path) as image:
+                tensor = _from_pillow(image, bit_depth)
     except FileNotFoundError:
         raise
     except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
+        text = str(error)
+        if not text.startswith("cannot read"):  # as of DICOM
+            text = f"cannot read the image {fspath(path)!r}: {text}"
+        raise ValueError(text) from error
+    if tensor.is_floating_point():
+        _notice_sliver(tensor, fspath(path))
+    return tensor
 
 
-def _from_pillow(image: "Image.Image") -> Tensor:
+def _open(path: str | PathLike[str]) -> "Image.Image":
+    """A file that Pillow opens as one of the formats that may be opened, not yet decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
+        raise ValueError("it is empty, of 0 bytes")
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if start in (b"II*\0", b"MM\0*"):
+            raise ValueError(
+                "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
+            ) from error
+        raise ValueError(f"it is none of {', '.join(FORMATS)} and DICOM, or damaged") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it is {image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
+    return image
+
+
+def _notice_sliver(image: Tensor, name: str) -> None:
+    """Log, once for each bit depth, that an image of more than 8 bits uses a sliver of its range."""
+    low, high = (float(value) for value in image.aminmax())
+    if high >= _SLIVER or high == low:
+        return
+    needed = round(high * 65535).bit_length()
+    bits = next(known for known in (10, 12, 14) if known >= needed)
+    if bits not in _noticed:
+        _noticed.add(bits)
+        _log.warning(
+            "image %r uses %.2g of its range of values at most, so it comes out black; if it holds numbers of %d bits, "
+            "say so with `bit_depth` (--bit-depth)", name, high, bits,
+        )  # fmt: skip
+
+
+def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
     """(3, H, W) uint8 or float32 in [0, 1]; ValueError if the mode has no known range."""
     from PIL import ImageOps
 
+    if image.format not in (None, "MPO", *FORMATS):
+        raise ValueError(f"its format is {image.format}; expected one of {', '.join(FORMATS)}")
     # An MPO is a photograph with previews of itself; in all other formats pages are different pictures.
     pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if pages > 1:
         raise ValueError(f"it holds {pages} pages or frames; save the one you mean as its own file")
     deep = image.mode in _SIXTEEN_BIT or image.mode in ("I", "F")
-    highest = _highest(image) if deep else 255  # read now: turning an image forgets its file's tags
+    # Read now: turning an image forgets its file's tags.
+    highest, negative = _highest(image, bit_depth) if deep else 255, deep and _is_white_zero(image)
     image = ImageOps.exif_transpose(image)
     if deep:
-        return _grey(_unit_range(np.array(image), highest))
+        values = _unit_range(np.array(image), highest)
+        return _grey(1 - values if negative else values)
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in _TRANSPARENT:
@@ -120,8 +192,15 @@ def _from_pillow(image: "Image.Image") -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _highest(image: "Image.Image") -> int:
-    """The highest value that a file of more than 8 bits per pixel can hold."""
+def _is_white_zero(image: "Image.Image") -> bool:
+    """Whether 0 is white, as a TIFF may say; Pillow minds that up to 8 bits alone."""
+    from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _highest(image: "Image.Image", bit_depth: int | None) -> int:
+    """The highest value that a file of more than 8 bits per pixel can hold, or is said to hold."""
     from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
     if image.mode == "F":
@@ -133,7 +212,7 @@ def _highest(image: "Image.Image") -> int:
         )
     # TIFF packs 12 bits into the 16-bit modes without rescaling.
     bits = image.tag_v2[BITSPERSAMPLE][0] if isinstance(image, TiffImageFile) else 16
-    return int(2**bits - 1)
+    return int(2 ** (bit_depth or bits) - 1)
 
 
 def _unit_range(values: "np.ndarray[Any, Any]", highest: int) -> Tensor:
@@ -154,13 +233,13 @@ def _over_black(image: "Image.Image") -> "Image.Image":
     return Image.alpha_composite(black, image).convert("RGB")
 
 
-def _from_numbers(values: Tensor, *, prefer_last: bool) -> Tensor:
+def _from_numbers(values: Tensor, bit_depth: int | None, *, prefer_last: bool) -> Tensor:
     """(3, H, W) uint8 or float32 in [0, 1] from an array of a caller."""
     image = _channels_first(values, prefer_last=prefer_last)
     if image.dtype == torch.uint8:
         return image.contiguous()
     if image.dtype == torch.uint16:
-        return (image.float() / 65535).contiguous()
+        return _check_range(image.float() / (2 ** (bit_depth or 16) - 1)).contiguous()
     if not image.is_floating_point():
         kind = str(image.dtype).removeprefix("torch.")
         raise ValueError(

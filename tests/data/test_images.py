@@ -1,6 +1,8 @@
 """An image is read as it is, or refused with a sentence that says why; it is never quietly changed."""
 
+import logging
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, TiffImagePlugin
 
-from conceptcam.data.images import load_image
+from conceptcam.data import images
+from conceptcam.data.images import image_size, load_image
 
 RAMP = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)  # 0 to 64491
 COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -42,6 +45,48 @@ def test_sixteen_bits_are_scaled_by_the_bit_depth_and_none_are_lost(tmp_path: Pa
 def test_twelve_bits_packed_in_a_tiff_are_scaled_by_twelve_bits(tmp_path: Path):
     (tmp_path / "a.tif").write_bytes(twelve_bit_tiff([0, 4095, 2048, 1024]))
     assert first(load_image(tmp_path / "a.tif")) == pytest.approx(np.array([[0, 4095], [2048, 1024]]) / 4095, abs=1e-6)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_white_is_zero_in_a_tiff_of_sixteen_bits(tmp_path: Path, compression: str | None):
+    """Pillow turns such images up to 8 bits over, and leaves 16 as they are."""
+    Image.fromarray(RAMP).save(tmp_path / "a.tif", compression=compression, tiffinfo={262: 0})
+    assert np.allclose(first(load_image(tmp_path / "a.tif")), 1 - RAMP / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_tiff_of_any_depth_shows_its_values_or_is_refused(tmp_path: Path, bits: int, white_is_zero: bool):
+    values = [0, 2**bits - 1, 2 ** (bits - 1), 0, 2**bits - 1, 0, 0, 0]
+    path = tmp_path / "a.tif"
+    path.write_bytes(packed_tiff([values], bits, photometric=0 if white_is_zero else 1))
+    if bits == 12 and white_is_zero:
+        assert "it is a TIFF of a kind that is not read" in refused(path)
+        return
+    image = load_image(path)
+    shown = first(image) / (255 if image.dtype == torch.uint8 else 1)
+    expected = np.array([values]) / (2**bits - 1)
+    assert shown == pytest.approx(1 - expected if white_is_zero else expected, abs=1e-6)
+
+
+def packed_tiff(rows: list[list[int]], bits: int, *, photometric: int) -> bytes:
+    """An uncompressed grey TIFF, little-endian; values of less than 16 bits are packed from the left."""
+    if bits == 16:
+        pixels = np.array(rows, "<u2").tobytes()
+    else:
+        text = "".join(f"{value:0{bits}b}" for row in rows for value in row)
+        pixels = int(text, 2).to_bytes(len(text) // 8, "big")
+    tags = {
+        256: len(rows[0]), 257: len(rows), 258: bits, 259: 1, 262: photometric,
+        273: 8, 277: 1, 278: len(rows), 279: len(pixels),
+    }  # fmt: skip
+    pixels += bytes(len(pixels) % 2)
+    entries = b"".join(
+        tag.to_bytes(2, "little") + b"\x03\x00\x01\x00\x00\x00" + value.to_bytes(4, "little")
+        for tag, value in tags.items()
+    )
+    header = b"II*\x00" + (8 + len(pixels)).to_bytes(4, "little")
+    return header + pixels + len(tags).to_bytes(2, "little") + entries + bytes(4)
 
 
 def twelve_bit_tiff(values: list[int]) -> bytes:
@@ -132,8 +177,83 @@ def test_a_file_cut_short_is_refused_by_name(tmp_path_factory: pytest.TempPathFa
 
 def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path):
     (tmp_path / "a.png").write_text("not found")
-    assert "cannot identify image file" in refused(tmp_path / "a.png")
+    assert "it is none of PNG, JPEG, TIFF" in refused(tmp_path / "a.png")
     assert "irectory" in refused(tmp_path) or "ermission" in refused(tmp_path)
+
+
+def test_a_format_that_runs_programs_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An EPS file is a program, which Pillow hands to Ghostscript, whatever the file's name."""
+    from PIL import EpsImagePlugin
+
+    Image.fromarray(COLORS).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **more: pytest.fail("Ghostscript ran"))
+    assert "it is none of PNG, JPEG" in refused(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(ValueError, match="its format is EPS; expected one of"):
+        load_image(image)
+
+
+def test_a_wrong_suffix_does_no_harm(tmp_path: Path):
+    Image.fromarray(COLORS).save(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").rename(tmp_path / "a.jpg")
+    assert np.array_equal(load_image(tmp_path / "a.jpg").permute(1, 2, 0).numpy(), COLORS)
+
+
+def test_an_empty_file_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    assert "it is empty, of 0 bytes" in refused(tmp_path / "a.png")
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG file that claims a size, with next to nothing in it."""
+    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    data = b"IDAT" + zlib.compress(bytes(100))
+    parts = [(13, chunk), (len(data) - 4, data), (0, b"IEND")]
+    body = b"".join(n.to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for n, part in parts)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png_of_size(100_000, 100_000))
+    assert "decompression bomb" in refused(tmp_path / "a.png")
+
+
+def test_an_image_without_pixels_is_refused(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png_of_size(0, 5))
+    refused(tmp_path / "a.png")
+
+
+def test_twelve_bits_in_a_file_of_sixteen_are_noticed_once_and_scaled_if_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(images, "_noticed", set())
+    twelve = RAMP // 16
+    for name in ("a.png", "b.png"):
+        Image.fromarray(twelve).save(tmp_path / name)
+        with caplog.at_level(logging.WARNING):
+            assert first(load_image(tmp_path / name)).max() * 255 <= 16
+    assert caplog.text.count("so it comes out black; if it holds numbers of 12 bits, say so with `bit_depth`") == 1
+    assert np.allclose(first(load_image(tmp_path / "a.png", bit_depth=12)) * 4095, twelve, atol=0.01)
+    assert np.allclose(first(load_image(twelve, bit_depth=12)) * 4095, twelve, atol=0.01)
+    with pytest.raises(ValueError, match="its values span 0 to 64491, expected 0 to 4095"):
+        Image.fromarray(RAMP).save(tmp_path / "c.png")
+        load_image(tmp_path / "c.png", bit_depth=12)
+    with pytest.raises(ValueError, match="`bit_depth` must be 9 to 16, got 8"):
+        load_image(tmp_path / "a.png", bit_depth=8)
+
+
+def test_a_full_range_is_not_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    load_image(tmp_path / "a.png")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_of_an_image_is_that_of_its_picture(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLORS).save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == tuple(load_image(tmp_path / "a.jpg").shape[:0:-1])
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path: Path):
