@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conceptcam._checks import shorten
-from conceptcam.cli.options import add_flag
+from conceptcam.cli.options import add_bit_depth, add_flag
 
 if TYPE_CHECKING:
     from conceptcam.config import ConceptConfig, TaskKind
@@ -33,6 +33,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "box_unit", None, unit, choices=("pixels", "fractions"))
     for what in ("image", "patient"):
         add_flag(parser, f"{what}_column", None, f"column of the {what}s (default: recognized and said)")
+    add_bit_depth(parser)
     add_flag(
         parser, "invalid_boxes", "error", "what to do with a box that is empty or far outside its image: error refuses "
         "the file, skip leaves the box out", choices=("error", "skip"),
@@ -201,7 +202,16 @@ def data_name(options: argparse.Namespace, flag: str) -> str:
 
 def data_record(options: argparse.Namespace) -> dict[str, Any]:
     """Where training and validation data are and how they are read, for `run.json`."""
-    names = ("concepts", "task", "box_unit", "image_column", "patient_column", "invalid_boxes", "uncertain")
+    names = (
+        "concepts",
+        "task",
+        "box_unit",
+        "image_column",
+        "patient_column",
+        "invalid_boxes",
+        "uncertain",
+        "bit_depth",
+    )
     boxes = None if options.boxes is None else options.boxes.name
     return {
         "folder": str(options.data.resolve()),
@@ -257,7 +267,8 @@ def _read_coco(
     if options.boxes is not None:
         raise ValueError(f"--boxes is for a table of labels; {path} is a COCO file, which has boxes of its own")
     concepts, tasks = (like.concepts, like.tasks) if like is not None else (options.concepts, options.task)
-    how = {"invalid_boxes": options.invalid_boxes, "uncertain": uncertain, "concepts": concepts}
+    how = {"invalid_boxes": options.invalid_boxes, "bit_depth": options.bit_depth, "uncertain": uncertain}
+    how["concepts"] = concepts
     folder = images_folder(options, path)
     data = CocoDataset(path, folder, task_kind=task_kind or "multilabel", **how)
     # A model measured on data without tasks is measured by its concepts.
@@ -293,6 +304,7 @@ def _read_table(
         boxes=options.boxes,
         box_unit=options.box_unit,
         invalid_boxes=options.invalid_boxes,
+        bit_depth=options.bit_depth,
         uncertain=uncertain,
     )
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from conceptcam._checks import check_known
 from conceptcam._files import write_json
-from conceptcam.cli.inputs import check_images, make_options, output_folder, show
-from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
+from conceptcam.cli.inputs import list_images, load_model, make_options, output_folder, show
+from conceptcam.cli.options import MODEL, add_flag, add_images, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam explain`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    add_images(parser)
     add_flag(parser, "task", None, "explain this task alone (default: all)")
     add_flag(
         parser, "concept", [], "draw this concept; may be repeated (default: the most probable ones)", action="append"
@@ -35,18 +35,17 @@ def run(options: argparse.Namespace) -> None:
     """Print and draw what a model sees in images."""
     from conceptcam.analysis.explanation import explain_images
     from conceptcam.analysis.figures import save_png
-    from conceptcam.model.concept_model import ConceptModel
     from conceptcam.model.taught import check_taught
 
     how = make_options(options)
-    model = ConceptModel.from_pretrained(options.model, device=how.device)
+    model = load_model(options)
     check_taught(model.config, model.record, task=options.task)
     for name in options.concept:
         check_known("concept", name, model.config.concepts)
-    check_images(options.images)
+    images = list_images(options.images)
     folder = output_folder(options)
-    explanations = explain_images(model, options.images, task=options.task, batch_size=how.batch_size)
-    for path, name, explanation in zip(options.images, _file_names(options.images), explanations, strict=True):
+    explanations = explain_images(model, images, task=options.task, batch_size=how.batch_size)
+    for path, name, explanation in zip(images, _file_names(images), explanations, strict=True):
         show("\n".join([f"\n{path}", *explanation.lines(top=options.top)]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         write_json(folder / f"{name}.json", explanation.as_dict())

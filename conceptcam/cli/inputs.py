@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from conceptcam.model.concept_model import ConceptModel
     from conceptcam.runs.options import RunOptions
 
 FINISHED = "The run in {} is finished; there is nothing left to do."
@@ -68,11 +69,29 @@ def is_taken(place: Path) -> bool:
     return place.exists() and (not place.is_dir() or any(place.iterdir()))
 
 
-def check_images(paths: Sequence[Path]) -> None:
-    """Check that all images are there before the first one is read.
+def list_images(paths: Sequence[Path]) -> list[Path]:
+    """The images that paths name: files, and all images in folders and below them, in order.
 
     Raises:
-        FileNotFoundError: Naming the first ones that are not.
+        FileNotFoundError: Naming the first ones that are not there, or a folder without images.
     """
-    if missing := [str(path) for path in paths if not path.is_file()]:
+    from conceptcam.data.image_files import is_image
+
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} images are not there: {missing[:3]}")
+    images = []
+    for path in paths:
+        found = sorted(file for file in path.rglob("*") if is_image(file)) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(f"there are no images in the folder {path}")
+        images += found
+    return images
+
+
+def load_model(options: argparse.Namespace) -> "ConceptModel":
+    """The model that a command names, on its device; it reads images with the bit depth that the command says."""
+    from conceptcam.model.concept_model import ConceptModel
+
+    model = ConceptModel.from_pretrained(options.model, device=make_options(options).device)
+    model.preprocess = dataclasses.replace(model.preprocess, bit_depth=options.bit_depth)
+    return model

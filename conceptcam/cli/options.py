@@ -109,6 +109,19 @@ def add_run_options(
             add_flag(parser, field.name, getattr(defaults, field.name), **kind)
 
 
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Which images a command reads that need no labels."""
+    text = "image files, DICOM among them, or folders of them"
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=text)
+    add_bit_depth(parser)
+
+
+def add_bit_depth(parser: argparse.ArgumentParser) -> None:
+    """How many bits the values of images use."""
+    text = "bits that 16-bit images really use, such as 12 (default: all)"
+    add_flag(parser, "bit_depth", None, text, type=int, metavar="N")
+
+
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     """Size and normalization of the images that a model takes; `preprocessing` reads them."""
     size = "size in pixels that images are resized to"

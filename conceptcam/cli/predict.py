@@ -5,33 +5,43 @@ taught any.
 
 Examples:
     conceptcam predict phantom-csr chest.png
+    conceptcam predict runs/lungs films/ --ids --out lungs.csv
     conceptcam predict runs/train-20260101-120000 smears/*.png --out smears.csv --device cuda
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from conceptcam.cli.inputs import check_images, is_taken, make_options, show
-from conceptcam.cli.options import MODEL, add_flag, add_run_options
+from conceptcam.cli.inputs import is_taken, list_images, load_model, make_options, show
+from conceptcam.cli.options import MODEL, add_flag, add_images, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam predict`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    add_images(parser)
     add_flag(parser, "out", Path("predictions.csv"), "CSV file to write", type=Path, metavar="FILE")
+    add_flag(parser, "ids", False, "add the patient and study that DICOM files name")
     add_run_options(parser, names=("batch_size", "device"))
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the probabilities of images."""
-    from conceptcam.model.concept_model import ConceptModel
-
     how = make_options(options)
     if is_taken(options.out):
         raise FileExistsError(f"{options.out} is there already; choose another --out")
-    check_images(options.images)
-    model = ConceptModel.from_pretrained(options.model, device=how.device)
-    table = model.predict(options.images, batch_size=how.batch_size)
-    table.to_csv(options.out)
+    images = list_images(options.images)
+    ids = _ids(images) if options.ids else {}
+    model = load_model(options)
+    table = model.predict(images, batch_size=how.batch_size)
+    table.to_csv(options.out, more=ids)
     show(f"{len(table.names)} images, {len(model.config.concepts)} concepts: written to {options.out}")
+
+
+def _ids(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """Patient and study of each image; empty for files that are not DICOM."""
+    from conceptcam.data.dicom import DicomIds, dicom_ids, is_dicom
+
+    found = [dicom_ids(path) if is_dicom(path) else DicomIds("", "") for path in paths]
+    return {"patient": [ids.patient for ids in found], "study": [ids.study for ids in found]}

@@ -51,6 +51,7 @@ class CocoDataset(ConceptDataset):
             the loss weighs it by its label.
         task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, and nobody can say which part of
             it an uncertain one has: it can only be ignored.
+        bit_depth: Bits that 16-bit images really use; see `load_image`.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -72,12 +73,14 @@ class CocoDataset(ConceptDataset):
         invalid_boxes: InvalidBoxes = "error",
         uncertain: Uncertain = "ignore",
         task_kind: TaskKind = "multilabel",
+        bit_depth: int | None = None,
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
         check_choice("task_kind", task_kind, TaskKind)
         self.augmentation, self.preprocess, self.task_kind = augmentation, preprocess, task_kind
+        self.bit_depth = bit_depth
         self.folder = Path(images)
         content = read_coco(Path(annotations))
         self._images: list[dict[str, Any]] = content["images"]
@@ -119,7 +122,7 @@ class CocoDataset(ConceptDataset):
         """
         index = range(len(self))[index]  # -1 is the last, whose boxes are not those before the first
         entry = self._images[index]
-        image = load_image(self.folder / entry["file_name"])
+        image = load_image(self.folder / entry["file_name"], bit_depth=self.bit_depth)
         height, width = image.shape[1:]
         if (width, height) != (entry["width"], entry["height"]):
             raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conceptcam._checks import shorten
+from conceptcam.data.dicom import is_dicom
 from conceptcam.data.table_file import is_unknown
 
 IMAGE_SUFFIXES = (
@@ -75,7 +76,9 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
     _refuse_repeated(names, cells, where)
     known = set(names)
     present = (posixpath.join(parent, name) for parent, listing in listings.items() for name in listing.files)
-    return FoundImages(names, sorted(path for path in present if path not in known and _is_image(path)))
+    return FoundImages(
+        names, sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
+    )
 
 
 def _relative(cell: str, root: str) -> str | None:
@@ -154,5 +157,12 @@ def _refuse_repeated(names: Sequence[str], cells: Sequence[str], where: Callable
         )
 
 
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)
+def is_image(path: Path) -> bool:
+    """Whether a file counts as an image where a folder is listed: by its suffix, or as DICOM, which often has none."""
+    if not path.is_file() or path.name.startswith("."):
+        return False
+    return (
+        path.name.lower().endswith(IMAGE_SUFFIXES)
+        or (path.suffix == "" or path.suffix[1:].isdigit())
+        and is_dicom(path)
+    )

@@ -66,6 +66,7 @@ class TableDataset(ConceptDataset):
             `"fractions"` of them; None recognizes it.
         invalid_boxes: As `CocoDataset` has it.
         uncertain: What a label of -1 counts as; see `resolve_uncertain`. Of classes it is always unknown.
+        bit_depth: Bits that 16-bit images really use; see `load_image`.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -97,6 +98,7 @@ class TableDataset(ConceptDataset):
         box_unit: BoxUnit | None = None,
         invalid_boxes: InvalidBoxes = "error",
         uncertain: Uncertain = "ignore",
+        bit_depth: int | None = None,
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -105,7 +107,7 @@ class TableDataset(ConceptDataset):
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
         if box_unit is not None:
             check_choice("box_unit", box_unit, BoxUnit)
-        self.augmentation, self.preprocess = augmentation, preprocess
+        self.augmentation, self.preprocess, self.bit_depth = augmentation, preprocess, bit_depth
         self.folder, self.concepts = Path(images), tuple(concepts)
         rows = read_table(table)
         column = _image_column(rows, image_column)
@@ -151,7 +153,7 @@ class TableDataset(ConceptDataset):
         """
         index = range(len(self))[index]
         name = str(self._names[index])
-        image = load_image(self.folder / name)
+        image = load_image(self.folder / name, bit_depth=self.bit_depth)
         boxes = None
         if self._boxes.looked[index]:
             self._check_shape(index, image)

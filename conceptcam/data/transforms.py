@@ -30,11 +30,13 @@ class Preprocess:
         image_size: (H, W) in pixels.
         mean: Per-channel mean subtracted from images in [0, 1].
         std: Per-channel standard deviation that images are divided by.
+        bit_depth: Bits that 16-bit images really use; see `load_image`. It belongs to the files, not to the model.
     """
 
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    bit_depth: int | None = None
     _scale: Tensor = field(init=False, repr=False, compare=False)
     _shift: Tensor = field(init=False, repr=False, compare=False)
 
@@ -64,7 +66,7 @@ class Preprocess:
         """
         # Bytes of the right shape need no check, and keep their order in memory, on which the speed of resizing hangs.
         if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3):
-            image = load_image(image)
+            image = load_image(image, bit_depth=self.bit_depth)
         bytes_ = image.dtype == torch.uint8
         if tuple(image.shape[1:]) != self.image_size:
             image = _resize(image, self.image_size)

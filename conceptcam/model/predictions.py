@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -49,15 +49,23 @@ class Predictions:
             raise ImportError("a data frame needs pandas: pip install pandas; `to_csv` works without it") from error
         return pandas.DataFrame(self._rows(), columns=self._columns())
 
-    def to_csv(self, path: str | PathLike[str]) -> None:
+    def to_csv(self, path: str | PathLike[str], *, more: Mapping[str, Sequence[str]] | None = None) -> None:
         """Write the table to a file, whole or not at all: `image`, then a column per concept and per task.
 
         A task with the name of a concept has " (task)" after its name.
+
+        Args:
+            path: The file to write.
+            more: Columns of N texts to write behind `image`, by their names, such as patients.
         """
+        between = more or {}
+        texts = list(zip(*between.values(), strict=True)) if between else [()] * len(self)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._columns())
-        writer.writerows([name, *(f"{value:.6g}" for value in values)] for name, *values in self._rows())
+        image, *columns = self._columns()
+        writer.writerow([image, *between, *columns])
+        for (name, *values), more_texts in zip(self._rows(), texts, strict=True):
+            writer.writerow([name, *more_texts, *(f"{value:.6g}" for value in values)])
         write_text(Path(path), text.getvalue())
 
     def __len__(self) -> int:

@@ -159,3 +159,27 @@ def test_errors_about_tables_are_one_sentence(
     assert main(["train", *paths, "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_predict_reads_whole_folders_and_adds_ids_if_asked(run: Path, tmp_path: Path):
+    pytest.importorskip("pydicom")
+    from tests.data.test_dicom import RAMP, write
+
+    folder = tmp_path / "study" / "series"
+    folder.mkdir(parents=True)
+    write(folder / "IM0001", RAMP)  # as archives name them
+    Image.new("L", (64, 48), 90).save(folder / "b.png")
+    (folder / "notes.txt").write_text("no image")
+    assert main(["predict", str(run), str(tmp_path / "study"), "--ids", "--out", str(tmp_path / "p.csv")]) == 0
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(Path(row["image"]).name, row["patient"], row["study"]) for row in rows] == [
+        ("IM0001", "p-17", "1.2.3.4"), ("b.png", "", ""),
+    ]  # fmt: skip
+    assert main(["predict", str(run), str(tmp_path / "study"), "--out", str(tmp_path / "q.csv")]) == 0
+    assert "p-17" not in (tmp_path / "q.csv").read_text()
+
+
+def test_a_folder_without_images_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "p.csv")]) == 2
+    assert "there are no images in the folder" in capsys.readouterr().err
