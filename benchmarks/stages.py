@@ -18,7 +18,7 @@ from torch import Tensor
 
 from conceptcam import ConceptConfig, ConceptModel, Trainer, get_preset
 from conceptcam.data.batch import ConceptBatch
-from conceptcam.training.feature_cache import Storage
+from conceptcam.training.tensor_store import Storage
 
 VIT = "timm:vit_base_patch16_224"
 TARGETS = {"kept": 1.3, "gain": 12.0}

@@ -1,7 +1,9 @@
 """What a data set gives: items, batches, and how the first become the second."""
 
+import contextlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -142,6 +144,24 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
     if not len(images) == len(concepts) == len(targets):
         raise ValueError(f"batch parts differ in length: {len(images)}, {len(concepts)}, {len(targets)}")
     return ConceptBatch(images, concepts, targets, boxes, tuple(map(str, batch.get("names", ()))))
+
+
+@contextlib.contextmanager
+def worker_deaths_told() -> Iterator[None]:
+    """Tell in one sentence that a worker of a loader has died, whenever torch notices.
+
+    Raises:
+        RuntimeError: With that sentence.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error), re.DOTALL):
+            raise
+        raise RuntimeError(
+            "a worker of the data loader died, most often because memory ran out; use fewer workers or smaller "
+            f"batches, or find the sample it dies of with `num_workers=0`. The loader says: {error}"
+        ) from error
 
 
 class ConceptDataset(Dataset[ConceptItem], ABC):

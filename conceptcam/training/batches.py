@@ -5,8 +5,6 @@ a cache, and is still the same pass. The random numbers of an item, for its augm
 order. So they do not depend on the number of loader workers or processes, nor on what else draws random numbers.
 """
 
-import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple, TypeGuard
@@ -258,21 +256,3 @@ class _StartWorker:
         object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
         if self._user_function is not None:
             self._user_function(worker)
-
-
-@contextlib.contextmanager
-def worker_deaths_told() -> Iterator[None]:
-    """Tell in one sentence that a worker of a loader has died, whenever torch notices.
-
-    Raises:
-        RuntimeError: With that sentence.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error), re.DOTALL):
-            raise
-        raise RuntimeError(
-            "a worker of the data loader died, most often because memory ran out; use fewer workers or smaller "
-            f"batches, or find the sample it dies of with `num_workers=0`. The loader says: {error}"
-        ) from error

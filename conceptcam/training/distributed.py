@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -67,6 +68,13 @@ def rank() -> int:
 def is_main_process() -> bool:
     """Whether this is the process that writes files and logs."""
     return rank() == 0
+
+
+def main_process_logger(name: str) -> logging.Logger:
+    """A logger that is silent in all processes but the first, so that nothing is said several times."""
+    log = logging.getLogger(name)
+    log.addFilter(lambda record: is_main_process())
+    return log
 
 
 def broadcast(value: T) -> T:

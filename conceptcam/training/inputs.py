@@ -6,13 +6,11 @@ batch, with gradients through its own rows only. The sum of the processes' gradi
 process, for any loss.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
@@ -109,14 +107,3 @@ class StageModule(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """What the stage computes."""
         return self._forward(self.model, *inputs)
-
-
-def wrap_ddp(module: nn.Module) -> nn.Module:
-    """The module, with gradients averaged over all processes."""
-    device = next(module.parameters()).device
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-
-
-def no_sync(module: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """A `with` block whose gradients stay in this process, because more will be added."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()

@@ -1,7 +1,6 @@
 """The training loop: a model goes through its stages, epoch by epoch, from where a killed run stopped."""
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.stages import Stage
 
-log = logging.getLogger(__name__)
+log = distributed.main_process_logger(__name__)
 
 OVERFITTING_GAP = 0.1
 """Validation minus training loss above which the loop warns of overfitting (the original document's rule)."""
@@ -116,7 +115,7 @@ class TrainingLoop:
                 self._run_epoch(stage, optimizer, train, val)
                 if self._continues(stage):
                     self._save(optimizer)  # after the last epoch the stage's best weights are saved instead
-        if self.state.epoch <= stage.epochs and distributed.is_main_process():
+        if self.state.epoch <= stage.epochs:
             log.info("stage %s stops early: no better score for %d epochs", stage.name, stage.patience)
         self.model.load_state_dict({**self.model.state_dict(), **self.state.best_weights})
 
@@ -187,18 +186,16 @@ class TrainingLoop:
         seconds = time.perf_counter() - started
         result = EpochResult(stage.name, state.epoch, train_loss, val_loss, score, state.rate, best, seconds, cached)
         state.records.append(result)
-        if distributed.is_main_process():
-            _log_epoch(state.records[-state.epoch :])
-            for callback in self.options.callbacks:
-                callback(self.model, result)
+        _log_epoch(state.records[-state.epoch :])
+        for callback in self.options.callbacks if distributed.is_main_process() else ():
+            callback(self.model, result)
         state.start_epoch(state.epoch + 1)
 
     def _resume(self, *, wanted: bool) -> None:
         """Continue from the newest checkpoint, if there is one."""
         if self.checkpoints is None:
             return
-        first = distributed.is_main_process()
-        saved = distributed.broadcast(self.checkpoints.open(resume=wanted) if first else None)
+        saved = distributed.broadcast(self.checkpoints.open(resume=wanted) if distributed.is_main_process() else None)
         if saved is None:
             return
         check_fingerprint(saved["fingerprint"], self._fingerprint())
@@ -211,7 +208,7 @@ class TrainingLoop:
         # What belongs to a stage and an epoch is taken when they begin.
         names = ("optimizer", "epoch_random", "random") if self.state.batches else ("optimizer",)
         self.saved = {name: saved[name] for name in names if saved[name] is not None}
-        if self.state.stage < len(self.stages) and first:
+        if self.state.stage < len(self.stages):
             stage = self.stages[self.state.stage].name
             log.info("resumed at stage %s, epoch %d, batch %d", stage, self.state.epoch, self.state.batches)
 
@@ -261,7 +258,7 @@ class TrainingLoop:
                     f"stage {needing[0]!r} learns {list(config.tasks[:3])}, and `{name}` have no `targets`; add them, "
                     "or leave the model's tasks out"
                 )
-        if self.state.records or self.train.labels is None or not distributed.is_main_process():
+        if self.state.records or self.train.labels is None:
             return
         learned = {label for stage in stages for label in stage.labels}
         rows = (("concepts", "concepts", config.concepts), ("tasks", "targets", config.tasks))
@@ -274,7 +271,7 @@ class TrainingLoop:
 
     def _warn_of_undefined_score(self, stage: Stage, results: Sequence[EpochResult]) -> None:
         """Warn if validation data could not tell which epoch of a stage is best."""
-        if not all(math.isnan(result.score) for result in results) or not distributed.is_main_process():
+        if not all(math.isnan(result.score) for result in results):
             return
         if all(math.isnan(result.val_loss) for result in results):
             reason = "no label it learns from is known on the validation data, so its last epoch was kept"

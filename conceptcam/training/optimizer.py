@@ -1,23 +1,23 @@
 """How weights move: groups of parameters, the learning rate over a stage, and the steps of the optimizer."""
 
 import contextlib
-import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
-from conceptcam.training.inputs import Source, StageModule, StepInput, no_sync, wrap_ddp
+from conceptcam.training.inputs import Source, StageModule, StepInput
 from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import compute_loss, finite_loss
 from conceptcam.training.stages import Stage
 
-log = logging.getLogger(__name__)
+log = distributed.main_process_logger(__name__)
 
 
 def parameter_groups(model: ConceptModel, stage: Stage, frozen_names: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -157,13 +157,17 @@ class StageOptimizer:
         """
         if self._divided and isinstance(self._module, StageModule):
             self._freeze_unused(step_inputs[0])
-            self._module = wrap_ddp(self._module)
+            device = self._learning[0].device
+            self._module = DistributedDataParallel(self._module, [device] if device.type == "cuda" else None)
         self.optimizer.zero_grad()
         samples = sum(len(step_input.batch.concepts) for step_input in step_inputs)
-        total = 0.0
+        total, module = 0.0, self._module
         for number, step_input in enumerate(step_inputs, start=1):
-            with no_sync(self._module) if number < len(step_inputs) else contextlib.nullcontext():
-                loss, _ = compute_loss(self._module, self._stage, step_input, self._precision)
+            waits = number < len(step_inputs)  # gradients stay in this process, because more will be added
+            with (
+                module.no_sync() if waits and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+            ):
+                loss, _ = compute_loss(module, self._stage, step_input, self._precision)
                 weight = len(step_input.batch.concepts) / samples
                 total += finite_loss(loss, self._stage, step_input.batch) * weight
                 self.scaler.scale(loss * (weight * self._factor)).backward()  # processes' gradients are averaged
@@ -192,7 +196,7 @@ class StageOptimizer:
             parameter.requires_grad_(anywhere)
             if not anywhere:
                 unused.add(parameter)
-        if unused and distributed.is_main_process():
+        if unused:
             log.warning(
                 "stage %s: its first batch's loss does not depend on %s, which therefore stay as they are throughout "
                 "the stage; if other batches' losses do, train in one process",

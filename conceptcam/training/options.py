@@ -9,9 +9,10 @@ import torch
 
 from conceptcam._checks import check_choice
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.training.feature_cache import LIMIT, FeatureCache, Storage
+from conceptcam.training.feature_cache import LIMIT, FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.precision import Precision
+from conceptcam.training.tensor_store import Storage
 
 # Options that decide what is learned.
 _FIXED = ("seed", "precision", "max_grad_norm", "gradient_accumulation_steps", "compile", "feature_cache_dtype")

@@ -5,13 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import cpu_has_bf16
 from conceptcam.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,3 @@ def faster_precision(
         seconds[precision] = min(seconds[precision], time.perf_counter() - start)
     echo(f"a step on {len(images)} images takes {seconds['fp32']:.3f} s in fp32 and {seconds['bf16']:.3f} s in bf16")
     return min(seconds, key=lambda precision: seconds[precision])
-
-
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has instructions for bf16; without them bf16 is several times slower than fp32."""
-    if cpuinfo.is_file():
-        flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
-        return bool(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # torch was built without it
-        return False

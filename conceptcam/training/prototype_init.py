@@ -1,6 +1,5 @@
 """Where prototypes begin: at the centres of what each concept's vectors look like, apart from one another."""
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from conceptcam.training import distributed
 
-log = logging.getLogger(__name__)
+log = distributed.main_process_logger(__name__)
 
 _TURNS = 1000  # of each vector, at most: far more than vectors of some dimensions ever need
 _NEAR_ENOUGH = 1e-4  # above the limit of a cosine
@@ -52,7 +51,7 @@ def init_prototypes(
         centres = enforce_min_angle(spherical_kmeans(own, count, generator=generator), limit=limit)
         # As long as random ones are, so that a step of the optimizer turns them as far.
         prototypes[k] = centres.to(prototypes) * size**0.5
-    if kept and distributed.is_main_process():
+    if kept:
         log.warning("too few vectors to place %d prototypes each, so these keep theirs: %s", count, ", ".join(kept))
 
 
@@ -92,8 +91,7 @@ def enforce_min_angle(centres: Tensor, *, limit: float) -> Tensor:
         turned = math.cos(half) * middle + math.sin(half) * torch.stack([aside, -aside])
         different[pair] = F.normalize(turned, dim=-1)  # nearly equal ones have a rough difference
     else:
-        if distributed.is_main_process():
-            log.warning("%d prototypes have no room to be apart in %d dimensions", *different.shape)
+        log.warning("%d prototypes have no room to be apart in %d dimensions", *different.shape)
     return different[which]
 
 

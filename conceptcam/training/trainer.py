@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from conceptcam.data.batch import Batches
+from conceptcam.data.batch import Batches, worker_deaths_told
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
-from conceptcam.training.batches import BatchLoader, worker_deaths_told
+from conceptcam.training.batches import BatchLoader
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Images
 from conceptcam.training.loop import TrainingLoop

@@ -4,8 +4,9 @@ import time
 import pytest
 import torch
 
+from conceptcam.model.device import cpu_has_bf16
 from conceptcam.training import precision
-from conceptcam.training.precision import cpu_has_bf16, faster_precision
+from conceptcam.training.precision import faster_precision
 from tests.scenarios import stages_of
 from tests.worlds import Squares, batches, tiny_model, weights
 

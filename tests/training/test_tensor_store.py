@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 
-from conceptcam.training.feature_cache import Budget, CacheFull, TensorStore
+from conceptcam.training.tensor_store import Budget, CacheFull, TensorStore
 
 PLENTY = 10**9
 
@@ -36,7 +36,7 @@ def test_rows_are_read_as_they_were_added_in_any_order(filled, where):
 
 
 def test_small_store_that_grows_moves_to_the_disk_and_reads_the_same(filled, monkeypatch):
-    monkeypatch.setattr("conceptcam.training.feature_cache.SMALL", 100)
+    monkeypatch.setattr("conceptcam.training.tensor_store.SMALL", 100)
     store = filled("auto")
     assert store._file._rolled
     assert torch.equal(store.read(list(range(20))), rows())
@@ -86,7 +86,7 @@ def test_store_larger_than_the_memory_there_is_works_on_disk_alone(where, fits, 
     done = run(f"""
         import resource, torch
         from pathlib import Path
-        from conceptcam.training.feature_cache import Budget, CacheFull, TensorStore
+        from conceptcam.training.tensor_store import Budget, CacheFull, TensorStore
         torch.set_num_threads(1)
         store = TensorStore({where!r}, Budget(10**12), folder=Path({str(tmp_path)!r}))
         store.add([0], torch.zeros(1, 100_000))
@@ -109,7 +109,7 @@ def test_store_larger_than_the_memory_there_is_works_on_disk_alone(where, fits, 
 def test_disk_that_becomes_full_is_one_sentence_and_not_the_end():
     done = run("""
         import resource, signal, torch
-        from conceptcam.training.feature_cache import Budget, CacheFull, TensorStore
+        from conceptcam.training.tensor_store import Budget, CacheFull, TensorStore
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         store = TensorStore("disk", Budget(10**12))
@@ -128,7 +128,7 @@ def test_nothing_is_left_of_a_store_whose_process_is_killed(tmp_path):
     done = run(f"""
         import os, signal, torch
         from pathlib import Path
-        from conceptcam.training.feature_cache import Budget, TensorStore
+        from conceptcam.training.tensor_store import Budget, TensorStore
         store = TensorStore("disk", Budget(10**12), folder=Path({str(tmp_path)!r}))
         store.add([0], torch.zeros(1, 100_000))
         print(store.size, flush=True)
