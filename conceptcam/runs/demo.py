@@ -53,22 +53,18 @@ class DemoSettings:
     options: RunOptions
 
 
+_EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}
+
 QUICK = DemoSettings(
-    images=5600,
-    val_images=400,
-    test_images=1600,
-    backbone="tiny_cnn_s8",
-    options=RunOptions(epochs={"concepts": 8, "prototypes": 10, "task": 10}, batch_size=32),
-)
+    images=5600, val_images=400, test_images=1600, backbone="tiny_cnn_s8",
+    options=RunOptions(epochs=_EPOCHS, batch_size=32),
+)  # fmt: skip
 """What `conceptcam demo` trains."""
 
 FULL = DemoSettings(
-    images=8000,
-    val_images=1000,
-    test_images=1600,
-    backbone="small_cnn_s8",
-    options=RunOptions(epochs={"concepts": 8, "prototypes": 10, "task": 10}, batch_size=64),
-)
+    images=8000, val_images=1000, test_images=1600, backbone="small_cnn_s8",
+    options=RunOptions(epochs=_EPOCHS, batch_size=64),
+)  # fmt: skip
 """What `conceptcam demo --full` trains, and the bundled models were."""
 
 
@@ -146,7 +142,7 @@ def headline(model: ConceptModel, result: Evaluation, data: PhantomData) -> dict
     # so without a touch of weight decay its weights would grow forever.
     solver = LinearSolver(l2=1e-5)
     weight, bias = solver.solve(data.train.concept_labels[..., None], data.train.task_labels, multilabel_loss)
-    of_true_concepts = data.test.concept_labels @ weight[..., 0].T + bias
+    linear = per_label_metrics(data.test.concept_labels @ weight[..., 0].T + bias, targets).auroc
     ceiling = disease_ceiling(data.test.concept_labels.numpy(), targets.numpy(), data.phantom_config)
     return {
         "concept AUROC": summary["concept_auroc"],
@@ -157,9 +153,7 @@ def headline(model: ConceptModel, result: Evaluation, data: PhantomData) -> dict
         "pointing of the image centre": summary["pointing_center_prior"],
         "mirror gap of the one-sided findings": float(macro_average(result.localization.mirror_gap[one_sided])),
         f"disease AUROC, {model.config.bottleneck} bottleneck": summary["task_auroc"],
-        "disease AUROC, linear head on the true concepts": float(
-            macro_average(per_label_metrics(of_true_concepts, targets).auroc)
-        ),
+        "disease AUROC, linear head on the true concepts": float(macro_average(linear)),
         "disease AUROC, ceiling by enumeration": float(np.nanmean(list(ceiling.values()))),
     }
 

@@ -34,7 +34,7 @@ FORMAT_VERSION = 2
 
 @dataclass
 class LoopState:
-    """How far a fit has come."""
+    """How far a call of `Trainer.fit` has come."""
 
     stage: int = 0
     """Index of the stage; the number of stages at the end."""
@@ -47,17 +47,17 @@ class LoopState:
     loss_total: float = 0.0
     """Sum of this epoch's losses, each times its samples."""
     loss_count: int = 0
-    """Samples they stand for."""
+    """Number of these samples."""
     seconds: float = 0.0
     """Time that this epoch has taken."""
     rate: float = 0.0
     """Highest learning rate at this epoch's start."""
     best_rank: tuple[float, float, int] | None = None
-    """Score and negative validation loss of the stage's best epoch."""
+    """What the stage's best epoch is chosen by: score, negative validation loss, and the epoch if both are unknown."""
     best_epoch: int = 0
-    """Its number; 0 if there is none yet."""
+    """Number of the stage's best epoch; 0 if there is none yet."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    """Its weights."""
+    """Weights at the end of the best epoch."""
     records: list[EpochResult] = field(default_factory=list)
     """Results of all epochs."""
 
@@ -65,7 +65,7 @@ class LoopState:
         self.records = [EpochResult(*record) for record in self.records]
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the counts of an epoch to nothing."""
+        """Go to the beginning of an epoch."""
         self.epoch, self.batches, self.loss_total, self.loss_count, self.seconds = epoch, 0, 0.0, 0, 0.0
 
     def start_stage(self, stage: int) -> None:
@@ -78,7 +78,7 @@ class LoopState:
         return self.loss_total / self.loss_count
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, of which `LoopState(**values)` makes the same."""
+        """The fields as plain values and tensors; `LoopState(**values)` makes an equal state of them."""
         return {**vars(self), "records": [tuple(record) for record in self.records]}
 
 
@@ -95,12 +95,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._lock: int | None = None
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
-        """Clear away what a killed run left half written; gives the newest checkpoint, if there is one.
+        """Remove files that a killed run left half written, and give the newest checkpoint, if there is one.
 
         Raises:
-            FileExistsError: If there is one and nobody wants to resume from it.
+            FileExistsError: If there is one and `resume` is off.
             BlockingIOError: If another process has them open.
-            ValueError: If it cannot be read.
+            ValueError: If the newest checkpoint cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
@@ -129,7 +129,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return content
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder for other processes."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -138,7 +138,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self.close()
 
     def _lock_folder(self) -> None:
-        """Keep other processes out until this one closes the folder or ends, however it ends."""
+        """Lock the folder for other processes until this one closes it or ends, in whichever way."""
         if os.name != "posix":
             return
         import fcntl
@@ -182,11 +182,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 
 def _nothing() -> None:
-    """For checkpoints that are gone."""
+    """Called in place of a method of an object that is gone."""
 
 
 def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> dict[str, str]:
-    """What must be the same for a run to go on, by what to call it."""
+    """Everything that must be the same when a run resumes: values by names that a message can show."""
     found = {f"config.{name}": value for name, value in dataclasses.asdict(config).items()}
     found["stages"] = [stage.name for stage in stages]
     for stage in stages:
@@ -198,10 +198,10 @@ def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> 
 
 
 def check_fingerprint(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with something else than what was begun.
+    """Check that a run resumes with the settings that it began with.
 
     Raises:
-        ValueError: Naming what differs.
+        ValueError: If a setting differs; the message names it.
     """
     different = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if different:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -302,15 +302,14 @@ def _log_epoch(results: Sequence[EpochResult]) -> None:
         "%s epoch %d: loss %.4f, validation loss %.4f, score %.4f",
         now.stage, now.epoch, now.train_loss, now.val_loss, now.score,
     )  # fmt: skip
-    if _is_overfitted(results) and not any(_is_overfitted(results[:end]) for end in range(1, len(results))):
+    lowest = accumulate((result.val_loss for result in results), min)
+    overfitted = [
+        result.val_loss - result.train_loss > OVERFITTING_GAP and result.val_loss > low
+        for result, low in zip(results, lowest, strict=True)
+    ]
+    if overfitted[-1] and not any(overfitted[:-1]):
         log.warning(
             "stage %s, epoch %d: validation loss %.3f is more than %.1f above training loss %.3f and was lower "
             "before; the model may be overfitting: stop earlier (`patience`), augment, or lower the learning rate",
             now.stage, now.epoch, now.val_loss, OVERFITTING_GAP, now.train_loss,
         )  # fmt: skip
-
-
-def _is_overfitted(results: Sequence[EpochResult]) -> bool:
-    now = results[-1]
-    gap = now.val_loss - now.train_loss
-    return gap > OVERFITTING_GAP and now.val_loss > min(result.val_loss for result in results)

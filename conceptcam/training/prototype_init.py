@@ -1,4 +1,4 @@
-"""Where prototypes begin: at the centres of what each concept's vectors look like, apart from one another."""
+"""First values of prototypes: the centres of clusters of each concept's vectors, kept apart from one another."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from conceptcam.training import distributed
 
 log = distributed.main_process_logger(__name__)
 
-_TURNS = 1000  # of each vector, at most: far more than vectors of some dimensions ever need
+_TURNS = 1000  # of each vector, at most; vectors need far fewer, unless there is no room for them
 _NEAR_ENOUGH = 1e-4  # above the limit of a cosine
 
 
@@ -27,16 +27,17 @@ def init_prototypes(
 ) -> None:
     """Put each concept's prototypes at the centres of the clusters of its vectors.
 
-    Prototypes that start at random mostly die: the first to win a vector wins the others too (SCIENCE calls it
-    collapse; 1 of 5 stays alive on the phantom).
+    Of prototypes that start at random, most are never used: the first one that is nearest to a vector soon is nearest
+    to all of them (on the phantom, 1 of 5 stays in use).
 
     Args:
         prototypes: (K, M, D), changed in place. A concept with fewer vectors than prototypes keeps those it has,
             which is logged.
         embeddings: (N, D) vectors of present concepts, of any length.
-        concept: (N,) whose each is.
+        concept: (N,) the index of the concept that each vector belongs to.
         names: The K names, for the log.
-        limit: Centres are turned apart until no two of a concept have a higher cosine; see `enforce_min_angle`.
+        limit: Highest cosine between two prototypes of a concept; nearer centres are turned apart, see
+            `enforce_min_angle`.
         seed: Of the start of the clustering; the global random state is not touched.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -56,9 +57,10 @@ def init_prototypes(
 
 
 def spherical_kmeans(vectors: Tensor, count: int, *, generator: torch.Generator, steps: int = 20) -> Tensor:
-    """Centres (count, D) of unit vectors (N, D), N at least `count`, by cosine: unit vectors (Dhillon and Modha, 2001).
+    """Centres (count, D) of clusters of unit vectors (N, D), N at least `count`; the centres are unit vectors too.
 
-    The start is k-means++ (Arthur and Vassilvitskii, 2007); a cluster that loses all its vectors keeps its centre.
+    This is k-means by cosine (Dhillon and Modha, 2001) with the start of k-means++ (Arthur and Vassilvitskii, 2007). A
+    cluster that loses all its vectors keeps its centre.
     """
     centres = vectors[torch.randint(len(vectors), (1,), generator=generator)]
     for _ in range(count - 1):
@@ -74,9 +76,9 @@ def spherical_kmeans(vectors: Tensor, count: int, *, generator: torch.Generator,
 def enforce_min_angle(centres: Tensor, *, limit: float) -> Tensor:
     """Turn unit vectors (M, D) away from one another until no two have a cosine above `limit`.
 
-    The nearest two turn first, each by half of what is missing, in the plane they span; what is apart already stays.
-    Identical ones stay identical. Where there is not room enough, as for many in few dimensions, the nearest stay
-    nearer, which is logged.
+    The nearest two turn first, each by half of the missing angle, in the plane of both. Vectors that are far enough
+    apart do not move, and identical ones stay identical. Many vectors in few dimensions may have no room; then the
+    nearest stay nearer than the limit, which is logged.
     """
     different, which = torch.unique(centres, dim=0, return_inverse=True)
     itself = torch.eye(len(different), dtype=torch.bool)
@@ -96,6 +98,6 @@ def enforce_min_angle(centres: Tensor, *, limit: float) -> Tensor:
 
 
 def _draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """(1,) an index, drawn by weight; unlike `multinomial`, from any number of them."""
+    """(1,) an index, drawn by weight. `multinomial` does the same, but for a limited number of weights."""
     total = weights.double().cumsum(dim=0)
     return torch.searchsorted(total, torch.rand(1, generator=generator).double() * total[-1]).clamp(max=len(total) - 1)

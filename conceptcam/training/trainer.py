@@ -21,8 +21,8 @@ class Trainer(TrainerOptions):
     """Trains a model through its stages, in one process or in those that `torchrun` starts.
 
     Several processes divide each batch among them and give the weights that one process gives, save that batch norm
-    takes its statistics from each process's own rows, and that dropout is drawn by each. Only the first one writes
-    files, shows a bar, logs and calls `callbacks`.
+    takes its statistics from each process's own rows, and that each process draws its own dropout. Only the first
+    one writes files, shows a bar, logs and calls `callbacks`.
 
     Attributes:
         device: Where to train; `"cuda"` is the GPU of this process.
@@ -32,23 +32,24 @@ class Trainer(TrainerOptions):
         seed: Makes `fit` repeatable, whatever was random before it, and leaves the global random state
             as it was; None uses and advances the global random state.
         progress_bar: Whether to show a bar with loss and score.
-        callbacks: Each is called with the model and each record as it is made: log, draw or stop (raise) here. An epoch
-            after which a run is killed may be trained, and told, again when it resumes.
-        gradient_accumulation_steps: Batches per step. Their losses are averaged by samples: as one batch of all of
-            them, where the loss is a mean over images.
-        checkpoint_dir: Where to keep what a killed run can be resumed from; None keeps nothing.
+        callbacks: Each is called with the model and an `EpochResult` as an epoch ends: log, draw or stop (raise) here.
+            If a run is killed soon after an epoch, it may train this epoch again when it resumes, and call again.
+        gradient_accumulation_steps: Batches per step. Their losses are averaged by samples, so that a loss that is a
+            mean over images is the same as that of one large batch.
+        checkpoint_dir: Folder of the checkpoints, from which a killed run can be resumed; None writes none.
         checkpoint_every: Steps after which a checkpoint is written, beside those at the end of each epoch.
         keep_checkpoints: How many of the newest are kept.
         compile: Whether to run the training steps through `torch.compile`, or with which of its backends.
         gradient_checkpointing: Whether a backbone that learns computes its activations again in the backward pass,
             which costs about a third more time and saves most of their memory.
-        feature_cache: Where stages keep what their frozen parts say of each sample, so that its image is read
-            once and not in each epoch; nothing that is learned changes by it. `"auto"`: in memory, or on disk if it
-            is large, where data are known to be the same each time (not augmented). `"memory"` and `"disk"` also say
-            that they are, where nobody knows. `"off"`: nowhere. Each record says whether its epoch was `cached`.
-        feature_cache_limit: GB that may be kept; where more would be needed, images are read in each epoch.
-        feature_cache_dtype: Type to keep it in, such as `torch.bfloat16`, which halves it and rounds; None rounds
-            nothing.
+        feature_cache: Where stages keep the outputs of their frozen parts for each sample, so that its image is read
+            once and not in each epoch; the weights that are learned stay the same. `"auto"`: in memory, or on disk if
+            they are large, for data that are known to be the same each time (not augmented). With `"memory"` and
+            `"disk"` you promise that the data are the same, where the library cannot know. `"off"`: nowhere. Each
+            result says whether its epoch was `cached`.
+        feature_cache_limit: GB that may be kept; if more is needed, images are read in each epoch.
+        feature_cache_dtype: Type to keep outputs in, such as `torch.bfloat16`, which halves their size and rounds
+            them; None rounds nothing.
     """
 
     def fit(
@@ -64,7 +65,7 @@ class Trainer(TrainerOptions):
 
         Parameters that do not require gradients beforehand, such as blocks you froze, stay as they are.
         Afterwards the model is in eval mode, its parameters require gradients as they did before, and its
-        record names the stages it has been through.
+        training record names the stages that it has completed.
 
         Args:
             model: What to train, in place.
@@ -73,11 +74,11 @@ class Trainer(TrainerOptions):
                 `as_batch` reads. The items of a `DataLoader` are read with random numbers of their own.
             val_batches: The same for validation.
             resume: Whether to go on from the newest checkpoint in `checkpoint_dir`, to the same weights as if the
-                run had never stopped; without one, or of a run that never wrote one, from the beginning. Of a
-                finished run, its records and weights come back at once.
+                run had never stopped. Without a checkpoint, training starts from the beginning. A finished run
+                gives its results and weights at once.
 
         Returns:
-            A record of each epoch, those before a resume included.
+            The result of each epoch, also of those before the run was resumed.
 
         Raises:
             ValueError: If a stage does not fit the model, there are no batches, or what is to be resumed was begun
