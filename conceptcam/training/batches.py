@@ -6,7 +6,7 @@ order. So they do not depend on the number of loader workers or processes, nor o
 """
 
 from collections.abc import Callable, Iterator, Sequence, Sized
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, groupby, islice, pairwise
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -190,8 +190,8 @@ def _repeats(dataset: Any) -> bool | None:
     return True if isinstance(dataset, _Rows) else None
 
 
-class _Rows(Dataset[ConceptBatch]):
-    """The rows of a list of batches, one after the other, each as a batch of one."""
+class _Rows(Dataset[tuple[ConceptBatch, int]]):
+    """The rows of a list of batches, one after the other; each item is a batch and the number of a row in it."""
 
     def __init__(self, batches: Sequence[ConceptBatch]) -> None:
         self.concept_labels = torch.cat([batch.concepts for batch in batches])
@@ -201,17 +201,26 @@ class _Rows(Dataset[ConceptBatch]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, number: int) -> ConceptBatch:
-        batch, row = self._places[number]
-        return batch.select([row])
+    def __getitem__(self, number: int) -> tuple[ConceptBatch, int]:
+        return self._places[number]
 
 
-def _loader_of_rows(given: Batches) -> DataLoader[ConceptBatch]:
+def _join_rows(places: Sequence[tuple[ConceptBatch, int]]) -> ConceptBatch:
+    """The batch of some rows; nothing is copied if they are a whole batch of the list."""
+    parts = []
+    for _, group in groupby(places, key=lambda place: id(place[0])):
+        batches, rows = zip(*group, strict=True)
+        whole = rows == tuple(range(len(batches[0].concepts)))
+        parts.append(batches[0] if whole else batches[0].select(rows))
+    return parts[0] if len(parts) == 1 else ConceptBatch.cat(parts)
+
+
+def _loader_of_rows(given: Batches) -> DataLoader[Any]:
     """A loader that gives the batches of a list, by the numbers of their rows."""
     batches = [as_batch(batch) for batch in given]
     ends = accumulate((len(batch.concepts) for batch in batches), initial=0)
     numbers = [range(*pair) for pair in pairwise(ends)]
-    return DataLoader(_Rows(batches), batch_sampler=numbers, collate_fn=ConceptBatch.cat)  # type: ignore[arg-type]
+    return DataLoader(_Rows(batches), batch_sampler=numbers, collate_fn=_join_rows)  # type: ignore[arg-type]
 
 
 def _planned_loader(given: DataLoader, keys: list[list[tuple[Any, int]]]) -> DataLoader:
@@ -239,7 +248,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[Any, int]) -> Any:
         sample, seed = key
-        with seeded(seed):
+        with seeded(None if isinstance(self.dataset, _Rows) else seed):  # rows that are there draw no random numbers
             return self.dataset[sample]
 
 
