@@ -56,10 +56,12 @@ def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Ite
     """
     training, home = [part for part in model.modules() if part.training], next(model.parameters()).device
     where = home if device is None else resolve_device(device)
+    moves = where != home
     try:
-        model.to(where).eval()
+        (model.to(where) if moves else model).eval()
         yield where
     finally:
-        model.to(home)
+        if moves:
+            model.to(home)
         for part in training:
             part.training = True
