@@ -115,8 +115,10 @@ class BatchLoader:
             seed = int(torch.randint(2**62, ()))
         if not _draws_from_sampler(self._given):
             return EpochPlan(None, seed)
-        sampler: Any = self._given.batch_sampler
-        return broadcast(EpochPlan([one if isinstance(one, range) else tuple(one) for one in sampler], seed))
+        batches: Any = self._given.batch_sampler
+        if not isinstance(self._given.dataset, _Rows):  # whose batches are ranges already
+            batches = [tuple(batch) for batch in batches]
+        return broadcast(EpochPlan(batches, seed))
 
     def load(self, plan: EpochPlan, start: int = 0) -> Iterator[RankBatch]:
         """Load this process's rows of each batch of a plan.
