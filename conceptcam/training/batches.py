@@ -74,7 +74,7 @@ class BatchLoader:
         # A list that is filled anew for each pass, because a loader with persistent workers keeps its batch sampler.
         self._keys: list[list[tuple[Any, int]]] = []
         self._planned = _planned_loader(self._given, self._keys) if _draws_from_sampler(self._given) else None
-        if world > 1:
+        if world > 1 and self.length != 0:
             self._check_divisible()
 
     @property
