@@ -21,7 +21,7 @@ from conceptcam.training.checkpoints import FORMAT_VERSION, Checkpoints, LoopSta
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source
-from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before
+from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import collect_vectors, no_batches, solve_task_head, validate
 from conceptcam.training.precision import AUTOCAST
@@ -98,8 +98,8 @@ class TrainingLoop:
         """Give the task head its best weights at once, as one epoch."""
         assert stage.solver is not None
         started = time.perf_counter()
-        stage.freeze(self.model)
-        train_loss = solve_task_head(self.model, stage, stage.solver, self.train, train, frozen=self.frozen)
+        parameter_groups(self.model, stage, self.frozen)  # freezes all that the stage does not teach
+        train_loss = solve_task_head(self.model, stage, stage.solver, self.train, train)
         self.state.rate = 0.0
         self._end_epoch(stage, train_loss, *self._validate(stage, val), started=started, cached=train.cached)
 

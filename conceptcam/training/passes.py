@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -135,13 +135,7 @@ def collect_vectors(
 
 @torch.no_grad()
 def solve_task_head(
-    model: ConceptModel,
-    stage: Stage,
-    solver: LinearSolver,
-    loader: BatchLoader,
-    source: Source,
-    *,
-    frozen: Collection[str],
+    model: ConceptModel, stage: Stage, solver: LinearSolver, loader: BatchLoader, source: Source
 ) -> float:
     """Give the task head its best weights; returns their loss on the training data.
 
@@ -149,25 +143,24 @@ def solve_task_head(
         ValueError: If there are no batches, or the task head is not linear or is frozen.
     """
     head = model.task_head
-    if not isinstance(head, TaskHead) or {"task_head.weight", "task_head.bias"} & set(frozen):
+    if not isinstance(head, TaskHead) or not all(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead` that is not frozen")
     step_inputs = list(source.load(_plan_without_drawing(loader)))
     if not step_inputs:
         raise no_batches("train_batches")
     evidence = torch.cat([step_input.inputs[0] for step_input in step_inputs]).float()
-    concepts = torch.cat([step_input.batch.concepts for step_input in step_inputs])
-    targets = torch.cat([step_input.batch.targets for step_input in step_inputs])
+    whole = ConceptBatch.cat([step_input.batch for step_input in step_inputs])
 
     def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
-        copies = len(truth) // len(targets)
-        everything = ConceptBatch(evidence.new_empty(len(truth), 0), concepts.repeat(copies, 1), truth)
-        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+        copies = len(truth) // len(whole.targets)  # the solver may draw concept dropout several times
+        batch = ConceptBatch(evidence.new_empty(len(truth), 0), whole.concepts.repeat(copies, 1), truth)
+        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), batch)
 
-    weight, bias = solver.solve(evidence, targets, loss)
+    weight, bias = solver.solve(evidence, whole.targets, loss)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     distributed.broadcast_tensors(model.parameters())
-    return loss(head(evidence), targets).item()
+    return loss(head(evidence), whole.targets).item()
 
 
 def _plan_without_drawing(loader: BatchLoader) -> EpochPlan:
