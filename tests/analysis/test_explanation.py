@@ -178,3 +178,17 @@ def test_map_history_keeps_the_maps_of_concept_epochs_only():
     explanation = explain(model, ITEM.image)
     torch.testing.assert_close(history.heatmaps[0][0], explanation.concept("striped").heatmap)
     torch.testing.assert_close(history.heatmaps[0][1], explanation.concept("bright").heatmap)
+
+
+def test_lines_name_probable_concepts_and_split_each_logit():
+    explanation = explain(taught("concepts", "prototypes", "task"), ITEM.image)
+    lines = explanation.lines(top=2)
+    assert [line.split()[0] for line in lines[:2]] == [one.concept for one in explanation.concepts[:2]]
+    assert [line.strip().split(":")[0] for line in lines[2:]] == [one.task for one in explanation.tasks]
+    for line, task in zip(lines[2:], explanation.tasks, strict=True):
+        parts = ", ".join(f"{part.concept} {part.value:+.2f}" for part in task.contributions[:2])
+        assert line.endswith(f"logit {task.logit:+.2f} = bias {task.bias:+.2f}, {parts}, ...")
+
+
+def test_lines_of_a_model_without_tasks_say_so():
+    assert explain(taught("concepts"), ITEM.image).lines()[-1] == "  (this model was taught no task)"

@@ -236,3 +236,19 @@ def test_sample_numbers_may_be_of_any_kind():
     (share,) = read(BatchLoader(loader))
     assert share.samples == ("key-2", "key-0")
     assert share.batch.names == ("square-2", "square-0")
+
+
+def test_a_whole_batch_of_a_list_is_given_without_a_copy():
+    given = batches(Squares(7), 3)
+    assert all(share.batch is batch for share, batch in zip(read(BatchLoader(given)), given, strict=True))
+
+
+def test_rows_of_several_batches_of_a_list_are_joined():
+    data = Squares(6)
+    (share,) = read(BatchLoader(batches(data, 2)), EpochPlan([[5, 1, 0]], 0))
+    assert share.batch.names == ("square-5", "square-1", "square-0")
+    assert torch.equal(share.batch.images, torch.stack([data[i].image for i in (5, 1, 0)]))
+
+
+def test_an_empty_list_has_no_batches_in_several_processes_too():
+    assert BatchLoader([], rank=1, world=2).length == 0
