@@ -1,9 +1,8 @@
 """The demonstration: a three-stage concept model of a drawn chest, trained, looked at and checked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -34,23 +33,19 @@ EXAMPLE_CONCEPTS = ("Cardiomegaly", "Nodule/Mass", "Pleural effusion", "Consolid
 """Concepts whose maps are drawn epoch by epoch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoSettings:
-    """How large a demonstration is.
-
-    Attributes:
-        images: To train on.
-        val_images: To choose epochs and thresholds by.
-        test_images: To evaluate on.
-        backbone: Learns from scratch.
-        options: How to train.
-    """
+class DemoSettings(NamedTuple):
+    """How large a demonstration is."""
 
     images: int
+    """To train on."""
     val_images: int
+    """To choose epochs and thresholds by."""
     test_images: int
+    """To evaluate on."""
     backbone: str
+    """Learns from scratch."""
     options: RunOptions
+    """How to train."""
 
 
 _EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}

@@ -16,6 +16,8 @@ FORMAT_VERSION = 2
 
 State = Literal["new", "unfinished", "finished"]
 
+_HELD = {"finished": "a finished run;", "unfinished": "an unfinished run; resume it (the option `resume`), or"}
+
 # Sections of `run.json` whose entries are compared, and named, one by one.
 _SECTIONS = ("data", "model")
 
@@ -60,9 +62,7 @@ class RunFolder:
             FileExistsError: If it holds a run that is not to be resumed.
         """
         if self.state != "new" and not resume:
-            way = "resume it (the option `resume`), or " if self.state == "unfinished" else ""
-            article = "an" if self.state == "unfinished" else "a"
-            raise FileExistsError(f"{self.path} holds {article} {self.state} run; {way}choose another folder")
+            raise FileExistsError(f"{self.path} holds {_HELD[self.state]} choose another folder")
 
     def check_only_a_run(self) -> None:
         """Check that the folder holds nothing but a run, or nothing.
@@ -90,11 +90,10 @@ class RunFolder:
         """
         if not self.saved or self.saved.get("format_version") != FORMAT_VERSION:
             return
-        free = dict(MAY_CHANGE)
-        if current.get("precision") == "auto":  # the choice that the run began with stays
-            free[""] = (*free[""], "precision")
         before, after = _flat(self.saved), _flat(json.loads(as_json(current)))
-        different = [key for key in after if key[1] not in free.get(key[0], ()) and after[key] != before.get(key)]
+        if current.get("precision") == "auto":
+            after.pop(("", "precision"))  # the choice that the run began with stays
+        different = [key for key in after if key[1] not in MAY_CHANGE.get(key[0], ()) and after[key] != before.get(key)]
         if different:
             changes = "; ".join(
                 f"`{key[1]}` was {_short(before.get(key))} and is {_short(after[key])}" for key in different
@@ -120,8 +119,7 @@ class RunFolder:
     @contextlib.contextmanager
     def removed_unless_trained(self) -> Iterator[None]:
         """Remove what a run has made here if an error comes before anything was learned; all else stays."""
-        made = (self.run, self.run.with_name(f".{self.run.name}.part"), self.split, *self._phases())
-        made += (self.figures, self.tensorboard)
+        made = (self.run, self.split, *self._phases(), self.figures, self.tensorboard)
         new, own = not self.path.exists(), [path for path in made if not path.exists()]
         try:
             yield

@@ -162,10 +162,9 @@ class EpochPrinter:
         )
         if result.stage == "concepts" and not self._estimated:
             self._estimated = True
-            later = [epochs for name, epochs in self.epochs.items() if name != result.stage]
             # The first epoch of a later stage runs the frozen parts forward, at a third of a training epoch's cost.
-            epochs = total - result.epoch + sum(0.35 + 0.01 * count for count in later)
-            self.echo(f"The rest takes about {duration(epochs * result.seconds)}.")
+            later = sum(0.35 + 0.01 * epochs for name, epochs in self.epochs.items() if name != result.stage)
+            self.echo(f"The rest takes about {duration((total - result.epoch + later) * result.seconds)}.")
 
 
 def duration(seconds: float) -> str:
