@@ -31,6 +31,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "boxes", None, "table with a row per box, for a table of labels", type=Path, metavar="FILE")
     unit = "unit of the boxes of a table (default: recognized and said)"
     add_flag(parser, "box_unit", None, unit, choices=("pixels", "fractions"))
+    readers = "how to merge the rows of several readers of one image (default: such rows are refused)"
+    add_flag(parser, "readers", None, readers, choices=("any", "majority", "all", "soft", "unanimous"))
     for what in ("image", "patient"):
         add_flag(parser, f"{what}_column", None, f"column of the {what}s (default: recognized and said)")
     add_bit_depth(parser)
@@ -202,16 +204,7 @@ def data_name(options: argparse.Namespace, flag: str) -> str:
 
 def data_record(options: argparse.Namespace) -> dict[str, Any]:
     """Where training and validation data are and how they are read, for `run.json`."""
-    names = (
-        "concepts",
-        "task",
-        "box_unit",
-        "image_column",
-        "patient_column",
-        "invalid_boxes",
-        "uncertain",
-        "bit_depth",
-    )
+    names = ("concepts", "task", "box_unit", "readers", "image_column", "patient_column", "invalid_boxes")
     boxes = None if options.boxes is None else options.boxes.name
     return {
         "folder": str(options.data.resolve()),
@@ -220,7 +213,7 @@ def data_record(options: argparse.Namespace) -> dict[str, Any]:
         "val": None if is_divided(options) else labels_file(options, "val").name,
         "val_fraction": options.val_fraction,
         "boxes": boxes,
-        **{name: getattr(options, name) for name in (*names, "no_augment")},
+        **{name: getattr(options, name) for name in (*names, "uncertain", "bit_depth", "no_augment")},
     }
 
 
@@ -230,7 +223,7 @@ def _parts(
     """The part of each image: as a run to resume has them, as a column says, or by a split made now."""
     import torch
 
-    from conceptcam.data.splits import load_split, split_by_patient
+    from conceptcam.data.splits import ConceptSubset, load_split, split_by_patient
     from conceptcam.data.table import TableDataset
 
     if run.split.is_file():
@@ -241,14 +234,17 @@ def _parts(
         left = f"; images of {', '.join(map(repr, others))} are left out" if others else ""
         echo(f"The split column says which images are for training and validation{left}.")
         return list(given)
-    fraction = options.val_fraction
-    labels = torch.cat([data.concept_labels, data.task_labels], dim=1)
-    parts = split_by_patient(
-        labels, data.patients, fractions={"train": 1 - fraction, "val": fraction}, seed=options.seed
-    )
+    parts = ["train"] * len(data) if given is None or "train" not in given else list(given)
+    learning = ConceptSubset(data, [row for row, part in enumerate(parts) if part == "train"])
+    labels = torch.cat([learning.concept_labels, learning.task_labels], dim=1)
+    fractions = {"train": 1 - options.val_fraction, "val": options.val_fraction}
+    divided = split_by_patient(labels, learning.patients, fractions=fractions, seed=options.seed)
+    for row, part in zip(learning.rows, divided, strict=True):
+        parts[row] = part
     by = "patient" if data.patients else "image, for no patients are known"
+    left = f"; the split column has {len(data) - len(learning)} others" if len(learning) < len(data) else ""
     echo(
-        f"Divided by {by}: {parts.count('train')} images to learn from, {parts.count('val')} to validate on; "
+        f"Divided by {by}: {parts.count('train')} images to learn from, {parts.count('val')} to validate on{left}; "
         f"written to {run.split.name}."
     )
     return parts
@@ -304,6 +300,7 @@ def _read_table(
         boxes=options.boxes,
         box_unit=options.box_unit,
         invalid_boxes=options.invalid_boxes,
+        readers=options.readers,
         bit_depth=options.bit_depth,
         uncertain=uncertain,
     )

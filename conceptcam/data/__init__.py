@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from conceptcam.data.coco import CocoDataset as CocoDataset
     from conceptcam.data.images import load_image as load_image
     from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
+    from conceptcam.data.merging import merge_readers as merge_readers
+    from conceptcam.data.public_tables import (
+        CHEXPERT_CONCEPTS as CHEXPERT_CONCEPTS,
+        NIH_CONCEPTS as NIH_CONCEPTS,
+    )
     from conceptcam.data.splits import (
         ConceptSubset as ConceptSubset,
         divide_dataset as divide_dataset,

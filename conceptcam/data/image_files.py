@@ -153,7 +153,8 @@ def _refuse_repeated(names: Sequence[str], cells: Sequence[str], where: Callable
     ]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} rows name an image that another row names: {shorten(repeated)}; give each image one row"
+            f"{len(repeated)} rows name an image that another row names: {shorten(repeated)}; give each image one row, "
+            "or say how to merge the rows of several readers with `readers` (--readers)"
         )
 
 

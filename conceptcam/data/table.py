@@ -18,9 +18,11 @@ from conceptcam.data.coco_file import InvalidBoxes
 from conceptcam.data.image_files import IMAGE_SUFFIXES, find_images
 from conceptcam.data.images import image_size, load_image
 from conceptcam.data.labels import Uncertain, resolve_uncertain
+from conceptcam.data.merging import ReaderRule, merge_rows
+from conceptcam.data.public_tables import translate_boxes, translate_labels
 from conceptcam.data.table_boxes import BoxUnit, TableBoxes, no_boxes, read_boxes
 from conceptcam.data.table_file import Table, is_unknown, read_table
-from conceptcam.data.table_tasks import read_tasks
+from conceptcam.data.table_tasks import holds_classes, read_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +51,8 @@ class TableDataset(ConceptDataset):
     nobody said; `yes`, `no`, `true` and `false` also count. Columns that are not asked for are not read.
 
     Args:
-        table: A CSV, TSV or Parquet file, or a pandas DataFrame. The extra `table` is for Parquet alone.
+        table: A CSV, TSV or Parquet file, or a pandas DataFrame. The tables of NIH ChestX-ray14, CheXpert and VinDr-CXR
+            are read as they are; see `translate_labels`. The extra `table` is for Parquet alone.
         images: The folder that images are named relative to.
         concepts: Columns with the labels of concepts, in the order wanted. One that the table lacks is taken from
             `boxes`: present in an image with a box of it, absent in one that `boxes` lists without.
@@ -66,6 +69,8 @@ class TableDataset(ConceptDataset):
             `"fractions"` of them; None recognizes it.
         invalid_boxes: As `CocoDataset` has it.
         uncertain: What a label of -1 counts as; see `resolve_uncertain`. Of classes it is always unknown.
+        readers: How to merge the rows of several readers of one image; see `merge_readers`. None refuses such rows.
+            Boxes of a concept that the merged label calls absent are left out.
         bit_depth: Bits that 16-bit images really use; see `load_image`.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
@@ -98,6 +103,7 @@ class TableDataset(ConceptDataset):
         box_unit: BoxUnit | None = None,
         invalid_boxes: InvalidBoxes = "error",
         uncertain: Uncertain = "ignore",
+        readers: ReaderRule | None = None,
         bit_depth: int | None = None,
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
@@ -109,8 +115,11 @@ class TableDataset(ConceptDataset):
             check_choice("box_unit", box_unit, BoxUnit)
         self.augmentation, self.preprocess, self.bit_depth = augmentation, preprocess, bit_depth
         self.folder, self.concepts = Path(images), tuple(concepts)
-        rows = read_table(table)
+        rows, translated = translate_labels(read_table(table))
         column = _image_column(rows, image_column)
+        if readers is not None:
+            binary = [name for name in (*concepts, *tasks) if name in rows.columns and not holds_classes(rows, name)]
+            rows = merge_rows(rows, column, binary, readers)
         found = find_images(rows.column(column, "image column"), self.folder, rows.where)
         # Arrays of fixed width: loader processes read them without copying a Python object per image.
         self._names = np.array(found.names)
@@ -125,12 +134,15 @@ class TableDataset(ConceptDataset):
         self._drawn_on = _drawn_on(rows)
         self._boxes = no_boxes(len(rows))
         if boxes is not None:
-            self._boxes = self._draw(read_table(boxes), column, box_unit, invalid_boxes)
-        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
+            self._boxes = self._draw(translate_boxes(read_table(boxes))[0], column, box_unit, invalid_boxes)
         labels = _concept_labels(rows, self.concepts, self._boxes)
+        if readers is not None:
+            self._boxes = self._boxes.without(labels == 0)
         self._check_denied(labels)
+        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
         self.notes = (
+            *translated,
             *([f"Images are named in the column {column!r}."] if image_column is None else []),
             *([f"Patients are in the column {patients_from!r}."] if patients_from != patient_column else []),
             *chosen.notes, *self._boxes.notes,

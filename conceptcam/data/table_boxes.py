@@ -41,6 +41,15 @@ class TableBoxes(NamedTuple):
     notes: tuple[str, ...]
     """What was recognized or left out, in sentences."""
 
+    def without(self, absent: Tensor) -> "TableBoxes":
+        """The boxes but for those of concepts that are absent, (N, K) bool, and a note of how many these are."""
+        kept = ~absent[self.drawn.image, self.drawn.concept]
+        if kept.all():
+            return self
+        drawn = DrawnBoxes(self.drawn.xyxy[kept], self.drawn.concept[kept], self.drawn.image[kept], self.drawn.skipped)
+        note = f"{int((~kept).sum())} boxes are of concepts that the merged labels call absent, and left out."
+        return self._replace(drawn=drawn, notes=(*self.notes, note))
+
 
 def read_boxes(
     table: Table,

@@ -179,6 +179,8 @@ def _from_text(path: Path) -> Table:
         raise ValueError(f"{path} is empty")
     header = [name.strip() for name in rows.pop(0)]
     lines.pop(0)
+    if rows and len(rows[0]) < len(header) and not any(header[len(rows[0]) :]):
+        del header[len(rows[0]) :]  # separators at the end of the header alone, as in a table of NIH
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise ValueError(

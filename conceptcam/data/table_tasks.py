@@ -50,7 +50,7 @@ def read_tasks(
         check_names("classes", classes, at_least=2)
         if kind == "multilabel" or len(columns) != 1:
             raise ValueError(f"`classes` are those of one column of class names, but the tasks are {list(columns)}")
-    if len(columns) == 1 and kind != "multilabel" and (kind or classes or _holds_classes(table, columns[0])):
+    if len(columns) == 1 and kind != "multilabel" and (kind or classes or holds_classes(table, columns[0])):
         return _read_classes(table, columns[0], classes)
     labels = [table.labels(name) for name in columns]
     values = torch.tensor(labels).T if labels else torch.zeros(len(table), 0)
@@ -59,7 +59,7 @@ def read_tasks(
     return TableTasks(tuple(columns), values, kind or "multilabel", ())
 
 
-def _holds_classes(table: Table, column: str) -> bool:
+def holds_classes(table: Table, column: str) -> bool:
     """Whether a column holds more than labels; refuses one that holds both labels and words."""
     different = Counter(table.column(column, "task column"))
     strange = [cell for cell in different if table.label(cell) is None]

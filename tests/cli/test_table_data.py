@@ -127,6 +127,19 @@ def test_a_split_column_divides_the_images(table: Path, tmp_path: Path, capsys: 
     assert load_split(tmp_path / "out" / "split.csv", names(table))[4:6] == ["val", "test"]
 
 
+def test_training_images_of_an_official_split_are_divided_again(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    text = (table / "labels.csv").read_text().replace("old_split", "split").replace("valid", "test")
+    (tmp_path / "labels.csv").write_text(text)
+    arguments = [str(tmp_path / "labels.csv"), "--images", str(table / "films"), "--concepts", "bright"]
+    assert main(["train", *arguments, "--task", "kind", *TINY, "--out", str(tmp_path / "out")]) == 0
+    assert "; the split column has 8 others" in capsys.readouterr().out
+    given, parts = names(table, -1), load_split(tmp_path / "out" / "split.csv", names(table))
+    assert {part for part, before in zip(parts, given, strict=True) if before == "train"} == {"train", "val"}
+    assert {part for part, before in zip(parts, given, strict=True) if before != "train"} == {"test"}
+
+
 def test_two_tables_train_and_validate(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = (table / "labels.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join(lines[:16]))
