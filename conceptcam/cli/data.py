@@ -60,6 +60,12 @@ def labels_file(options: argparse.Namespace, flag: str) -> Path:
     return folder / (getattr(options, flag) or f"{flag}.json")
 
 
+def add_split(parser: argparse.ArgumentParser, use: str) -> None:
+    """Which file divides the data."""
+    text = f"split.csv of a run, or a file like it, with the columns image and split, which {use}"
+    add_flag(parser, "split", None, text, type=Path, metavar="FILE")
+
+
 def is_file(data: Path) -> bool:
     """Whether DATA is a file of labels, to judge by its name if there is nothing."""
     return data.is_file() or (data.suffix != "" and not data.exists())
@@ -139,8 +145,10 @@ def read_train_and_val(
         OSError: If a file or folder is not there, or cannot be read.
         ValueError: If the data cannot be used, or an image is in both parts.
     """
-    from conceptcam.data.splits import divide_dataset, shared_patients
+    from conceptcam.data.splits import divide_dataset
 
+    if options.val is not None and options.split is not None:
+        raise ValueError("--split divides DATA, and --val names validation data of their own; give one of them")
     train = read_data(options, "train", task_kind=options.task_kind, uncertain=options.uncertain)
     for note in train.notes:
         echo(note)
@@ -149,17 +157,24 @@ def read_train_and_val(
         # What -1 counts as is for learning alone.
         val = train if options.uncertain == "ignore" else read_data(options, "train", like=train)
         sides = [divide_dataset(data, parts) for data in (train, val)]
+        _warn_of_shared_patients(sides[0]["train"], sides[1]["val"], echo)
         return Divided(sides[0]["train"], sides[1]["val"], (train.names, parts))
     val = read_data(options, "val", like=train)
     if shared := sorted({*train.names} & {*val.names}):
         raise ValueError(
             f"{len(shared)} images are in both training and validation data: {shared[:3]}; take them out of one"
         )
-    if train.patients and val.patients:
-        ids = [*train.patients, *val.patients]
-        if both := shared_patients(ids, [0] * len(train) + [1] * len(val)):
-            echo(f"WARNING: {len(both)} patients are in both training and validation data: {shorten(map(str, both))}.")
+    _warn_of_shared_patients(train, val, echo)
     return Divided(train, val, None)
+
+
+def _warn_of_shared_patients(train: "ConceptDataset", val: "ConceptDataset", echo: Callable[[str], None]) -> None:
+    from conceptcam.data.splits import shared_patients
+
+    ids = [*(train.patients or ()), *(val.patients or ())]
+    sides = ["train"] * len(train.patients or ()) + ["val"] * len(val.patients or ())
+    if both := shared_patients(ids, sides):
+        echo(f"WARNING: {len(both)} patients are in both training and validation data: {shorten(map(str, both))}.")
 
 
 def read_part(
@@ -192,6 +207,8 @@ def read_part(
 
 def is_divided(options: argparse.Namespace) -> bool:
     """Whether one set of data is divided into training and validation data, because there is no other."""
+    if options.split is not None and options.val is None:
+        return True
     lacks_val = options.data.is_dir() and not labels_file(options, "val").is_file()
     return options.val is None and (is_file(options.data) or lacks_val)
 
@@ -213,6 +230,7 @@ def data_record(options: argparse.Namespace) -> dict[str, Any]:
         "val": None if is_divided(options) else labels_file(options, "val").name,
         "val_fraction": options.val_fraction,
         "boxes": boxes,
+        "split": None if options.split is None else options.split.name,
         **{name: getattr(options, name) for name in (*names, "uncertain", "bit_depth", "no_augment")},
     }
 
@@ -228,6 +246,11 @@ def _parts(
 
     if run.split.is_file():
         return load_split(run.split, data.names)
+    if options.split is not None:
+        parts = load_split(options.split, data.names)
+        if not {"train", "val"} <= set(parts):
+            raise ValueError(f"{options.split} needs the parts 'train' and 'val', and has {sorted(set(parts))}")
+        return parts
     given = data.parts if isinstance(data, TableDataset) else None
     if given is not None and {"train", "val"} <= set(given):
         others = sorted(set(given) - {"train", "val"})

@@ -10,9 +10,8 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from conceptcam.cli.data import add_data_options, read_data, read_part
+from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
 from conceptcam.cli.inputs import make_options, output_folder, show
 from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
@@ -22,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_data_options(parser)
     add_flag(parser, "annotations", "val.json", "table or COCO file within the folder DATA", metavar="FILE")
-    split = "split.csv of a run, which says which part each image is in"
-    add_flag(parser, "split", None, split, type=Path, metavar="FILE")
+    add_split(parser, "says which part each image is in")
     part = "measure on this part alone, by --split or the table's split column, such as val or test (default: all)"
     add_flag(parser, "part", None, part)
     add_flag(parser, "sided", [], "a concept that has one place by nature; may be repeated", action="append")

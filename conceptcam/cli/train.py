@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from conceptcam.cli.data import add_data_options, data_name, data_record, read_train_and_val
+from conceptcam.cli.data import add_data_options, add_split, data_name, data_record, read_train_and_val
 from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
 from conceptcam.cli.options import (
     add_bottleneck,
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "train", "train.json", "table or COCO file within the folder DATA to learn from", metavar="FILE")
     val = "table or COCO file beside it to choose the best epoch by (default: val.json if the folder DATA has it; else "
     add_flag(parser, "val", None, f"{val}some patients are split off, and split.csv says which)", metavar="FILE")
+    add_split(parser, "divides DATA in place of a new split")
     part = "how much of the data is split off where there is no --val"
     add_flag(parser, "val_fraction", 0.2, part, type=fraction, metavar="F")
     uncertain = "what a training label of -1 counts as; in validation data it is always ignored"

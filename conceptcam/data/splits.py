@@ -101,7 +101,7 @@ def save_split(path: str | Path, names: Sequence[str], parts: Sequence[object] |
         raise ValueError(f"need a part for each image, got {len(written)} parts for {len(names)} images")
     _refuse_repeated(names, "a split")
     with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([_COLUMNS, *zip(names, written, strict=True)])
+        csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *zip(names, written, strict=True)])
 
 
 def load_split(path: str | Path, names: Sequence[str]) -> list[str]:

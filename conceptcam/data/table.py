@@ -22,7 +22,7 @@ from conceptcam.data.merging import ReaderRule, merge_rows
 from conceptcam.data.public_tables import translate_boxes, translate_labels
 from conceptcam.data.table_boxes import BoxUnit, TableBoxes, no_boxes, read_boxes
 from conceptcam.data.table_file import Table, is_unknown, read_table
-from conceptcam.data.table_tasks import holds_classes, read_tasks
+from conceptcam.data.table_tasks import TableTasks, holds_classes, read_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,22 +115,14 @@ class TableDataset(ConceptDataset):
             check_choice("box_unit", box_unit, BoxUnit)
         self.augmentation, self.preprocess, self.bit_depth = augmentation, preprocess, bit_depth
         self.folder, self.concepts = Path(images), tuple(concepts)
-        rows, translated = translate_labels(read_table(table))
+        rows, self.notes = translate_labels(read_table(table))
         column = _image_column(rows, image_column)
         if readers is not None:
             binary = [name for name in (*concepts, *tasks) if name in rows.columns and not holds_classes(rows, name)]
             rows = merge_rows(rows, column, binary, readers)
-        found = find_images(rows.column(column, "image column"), self.folder, rows.where)
-        # Arrays of fixed width: loader processes read them without copying a Python object per image.
-        self._names = np.array(found.names)
-        self.patients, patients_from = _optional(rows, patient_column, PATIENT_COLUMNS)
-        parts, _ = _optional(rows, split_column, ("split",))
-        self.parts = parts and [PARTS.get(part.lower(), part) for part in parts]
-        chosen = read_tasks(rows, tasks, task_kind, classes)
-        self.tasks, self.task_kind = chosen.names, chosen.kind
-        # Nobody can say which part of the 1 that classes share an uncertain one has.
-        policy: Uncertain = "ignore" if chosen.kind == "multiclass" else uncertain
-        self.task_labels = resolve_uncertain(chosen.labels, policy, uncertain=_UNCERTAIN)
+        self._read_images(rows, column, guessed=image_column is None and not self.notes)
+        self._read_patients(rows, patient_column, split_column)
+        self._read_tasks(read_tasks(rows, tasks, task_kind, classes), uncertain)
         self._drawn_on = _drawn_on(rows)
         self._boxes = no_boxes(len(rows))
         if boxes is not None:
@@ -138,17 +130,10 @@ class TableDataset(ConceptDataset):
         labels = _concept_labels(rows, self.concepts, self._boxes)
         if readers is not None:
             self._boxes = self._boxes.without(labels == 0)
+        self.notes = (*self.notes, *self._boxes.notes)
         self._check_denied(labels)
         self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
-        self.notes = (
-            *translated,
-            *([f"Images are named in the column {column!r}."] if image_column is None else []),
-            *([f"Patients are in the column {patients_from!r}."] if patients_from != patient_column else []),
-            *chosen.notes, *self._boxes.notes,
-            *([f"{len(found.unlisted)} images in {self.folder} are in no row: {shorten(found.unlisted)}."]
-              if found.unlisted else []),
-        )  # fmt: skip
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,6 +158,32 @@ class TableDataset(ConceptDataset):
             concept = self._boxes.drawn.concept[rows]
             boxes = ConceptBoxes(self._boxes.drawn.xyxy[rows], concept, torch.zeros_like(concept))
         return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
+
+    def _read_images(self, rows: Table, column: str, *, guessed: bool) -> None:
+        """Find the images that a column names."""
+        found = find_images(rows.column(column), self.folder, rows.where)
+        # An array of fixed width: loader processes read it without copying a Python object per image.
+        self._names = np.array(found.names)
+        said = [f"Images are named in the column {column!r}."] if guessed else []
+        if found.unlisted:
+            unlisted = shorten(found.unlisted)
+            said.append(f"{len(found.unlisted)} images in {self.folder} are in no row: {unlisted}.")
+        self.notes = (*self.notes, *said)
+
+    def _read_patients(self, rows: Table, patient_column: str | None, split_column: str | None) -> None:
+        """Read whose each image is, and which part it is in, if columns say so."""
+        self.patients, column = _optional(rows, patient_column, PATIENT_COLUMNS)
+        if column != patient_column:
+            self.notes = (*self.notes, f"Patients are in the column {column!r}.")
+        parts, _ = _optional(rows, split_column, ("split",))
+        self.parts = parts and [PARTS.get(part.lower(), part) for part in parts]
+
+    def _read_tasks(self, tasks: TableTasks, uncertain: Uncertain) -> None:
+        self.tasks, self.task_kind = tasks.names, tasks.kind
+        # Nobody can say which part of the 1 that classes share an uncertain one has.
+        policy: Uncertain = "ignore" if tasks.kind == "multiclass" else uncertain
+        self.task_labels = resolve_uncertain(tasks.labels, policy, uncertain=_UNCERTAIN)
+        self.notes = (*self.notes, *tasks.notes)
 
     def _draw(self, table: Table, column: str, unit: BoxUnit | None, invalid_boxes: InvalidBoxes) -> TableBoxes:
         """The boxes of their table that are of images of this data set."""

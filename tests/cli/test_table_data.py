@@ -140,6 +140,21 @@ def test_training_images_of_an_official_split_are_divided_again(
     assert {part for part, before in zip(parts, given, strict=True) if before != "train"} == {"test"}
 
 
+def test_a_saved_split_divides_another_run(run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = (run / "split.csv").read_text().splitlines()
+    swapped = [line.replace(",train", ",VAL").replace(",val", ",train").replace("VAL", "val") for line in lines]
+    (tmp_path / "swapped.csv").write_text("\n".join(swapped) + "\n")
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", "bright", "--task", "kind"]
+    more = ["--split", str(tmp_path / "swapped.csv"), "--out", str(tmp_path / "out")]
+    assert main(["train", *arguments, *more, *TINY]) == 0
+    assert (tmp_path / "out" / "split.csv").read_text() == (tmp_path / "swapped.csv").read_text()
+    (tmp_path / "swapped.csv").write_text("\n".join(swapped).replace("val", "test"))
+    assert main(["train", *arguments, *more[:2], "--out", str(tmp_path / "b"), *TINY]) == 2
+    assert "needs the parts 'train' and 'val', and has ['test', 'train']" in capsys.readouterr().err
+    assert main(["train", *arguments, *more[:2], "--val", "v.csv", "--out", str(tmp_path / "b"), *TINY]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_two_tables_train_and_validate(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = (table / "labels.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join(lines[:16]))
