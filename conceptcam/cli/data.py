@@ -283,8 +283,9 @@ def _read_coco(
 ) -> "ConceptDataset":
     from conceptcam.data.coco import CocoDataset
 
-    if options.boxes is not None:
-        raise ValueError(f"--boxes is for a table of labels; {path} is a COCO file, which has boxes of its own")
+    for flag in ("boxes", "box_unit", "readers", "image_column", "patient_column"):
+        if getattr(options, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} is for a table of labels; {path} is a COCO file")
     concepts, tasks = (like.concepts, like.tasks) if like is not None else (options.concepts, options.task)
     how = {"invalid_boxes": options.invalid_boxes, "bit_depth": options.bit_depth, "uncertain": uncertain}
     how["concepts"] = concepts

@@ -1,5 +1,6 @@
 """Images with boxes from a COCO detection file and a folder of images."""
 
+import posixpath
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from os import PathLike
@@ -13,7 +14,7 @@ from conceptcam._checks import check_choice, check_names, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, is_annotated, read_coco
+from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, has_size, is_annotated, read_coco
 from conceptcam.data.images import load_image
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 
@@ -28,12 +29,13 @@ class CocoDataset(ConceptDataset):
     thus has labels 0 and no boxes to draw. A crowd (`iscrowd`) counts as a box around a group: left out,
     its place would count as free of the concept.
 
-    Three optional fields, which other readers of COCO ignore, say what boxes cannot. All belong to an
+    Four optional fields, which other readers of COCO ignore, say what boxes cannot. All belong to an
     entry of `images`:
 
     - `"concepts": {"Edema": 1, "Nodule": null}` replaces labels taken from boxes: 0, 1, a probability, or -1
       where somebody looked and left it open; null, where nobody said, is unknown.
     - `"tasks": {"Pneumonia": 1}` gives task labels in the same way; a task not named is unknown.
+    - `"patient": "p17"` (or `"patient_id"`) says whose image it is, so that data are divided by patient.
     - `"annotated": false` says that nobody drew boxes in the image: its boxes are None, and its labels
       are unknown where `"concepts"` does not give them.
 
@@ -91,6 +93,8 @@ class CocoDataset(ConceptDataset):
         known_tasks = {name: None for image in self._images for name in image.get("tasks") or ()}
         self.tasks = _chosen("tasks", list(known_tasks) if tasks is None else tasks, list(known_tasks), at_least=0)
 
+        patients = [str(image.get("patient", image.get("patient_id", ""))) for image in self._images]
+        self.patients = patients if any(patients) else None
         drawn = draw_boxes(content, categories, self.concepts, invalid_boxes)
         self._drawn, self._first = drawn, torch.searchsorted(drawn.image, torch.arange(len(self._images) + 1))
         labels = torch.zeros(len(self._images), len(self.concepts))
@@ -109,8 +113,8 @@ class CocoDataset(ConceptDataset):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File names of the images, in order."""
-        return tuple(entry["file_name"] for entry in self._images)
+        """File names of the images, in order, each in its shortest spelling."""
+        return tuple(posixpath.normpath(entry["file_name"]) for entry in self._images)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
@@ -124,7 +128,7 @@ class CocoDataset(ConceptDataset):
         entry = self._images[index]
         image = load_image(self.folder / entry["file_name"], bit_depth=self.bit_depth)
         height, width = image.shape[1:]
-        if (width, height) != (entry["width"], entry["height"]):
+        if has_size(entry) and (width, height) != (entry["width"], entry["height"]):
             raise ValueError(
                 f"image {entry['file_name']!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
                 f"JSON file says {entry['width']} x {entry['height']}: its boxes would be misplaced"

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import shorten
+from conceptcam.data.image_files import relative_path
 
 InvalidBoxes = Literal["error", "skip"]
 
@@ -22,7 +25,7 @@ OVERSHOOT = 2.0
 
 _ID = (int, str)
 _FIELDS: dict[str, dict[str, Any]] = {
-    "images": {"id": _ID, "file_name": str, "width": NUMBER, "height": NUMBER},
+    "images": {"id": _ID, "file_name": str},
     "annotations": {"image_id": _ID, "category_id": _ID, "bbox": list},
     "categories": {"id": _ID, "name": str},
 }
@@ -30,7 +33,12 @@ _OPTIONAL = (
     ("concepts", dict, '{"Edema": 1, "Nodule": null}'),
     ("tasks", dict, '{"Pneumonia": 1}'),
     ("annotated", bool, "false"),
+    ("patient", str | int, '"p17"'),
+    ("width", int | float, "640"),
+    ("height", int | float, "480"),
 )
+# Spellings that are likely slips for an optional field, which would be ignored without a word.
+_SLIP = 0.8
 _log = logging.getLogger(__name__)
 
 
@@ -93,23 +101,38 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a file name is repeated, a file is missing, a size is impossible, or one of the fields that other
-            readers ignore is of another type.
+        ValueError: If a file name is repeated, leaves the folder, or its file is missing, a size is impossible, or one
+            of the fields that other readers ignore is of another type or looks misspelt.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    _refuse_repeated("file names in `images`", [image["file_name"] for image in images])
+    paths = [relative_path(image["file_name"], os.path.abspath(folder)) for image in images]
+    if outside := [repr(image["file_name"]) for image, path in zip(images, paths, strict=True) if path is None]:
+        raise ValueError(
+            f"{len(outside)} of {len(images)} images are outside the folder {str(folder)!r}: {shorten(outside)}; give "
+            "the folder that holds them all"
+        )
+    _refuse_repeated("file names in `images`", paths)
+    _refuse_slips(images)
     for image in images:
         for key, kind, example in _OPTIONAL:
             if not isinstance(image.get(key), kind | None):
                 raise ValueError(
                     f"{key!r} of image {image['file_name']!r} is {image[key]!r}; expected such as {example}"
                 )
-    sizes = [(image["width"], image["height"]) for image in images]
+    sizes = [(image["width"], image["height"]) if has_size(image) else (1, 1) for image in images]
     if wrong := [repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not min(size) > 0]:
         raise ValueError(f"width and height must be above 0, which they are not for {shorten(wrong)}")
     if missing := [repr(image["file_name"]) for image in images if not (folder / image["file_name"]).is_file()]:
         raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {shorten(missing)}")
+
+
+def _refuse_slips(images: list[dict[str, Any]]) -> None:
+    """Refuse a field whose name is nearly that of an optional one."""
+    known = [name for name, _, _ in _OPTIONAL]
+    for key in {key for image in images for key in image} - {*known, "id", "file_name", "patient_id"}:
+        if near := get_close_matches(key, known, n=1, cutoff=_SLIP):
+            raise ValueError(f"images have a field {key!r}, which nothing reads; did you mean {near[0]!r}? Rename it")
 
 
 def draw_boxes(
@@ -139,7 +162,11 @@ def draw_boxes(
     concept = torch.tensor([concepts.index(categories[entry["category_id"]]) for entry in chosen], dtype=torch.long)
     if unlooked := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not is_annotated(images[i])]:
         raise ValueError(f"'annotated' is false, yet there are annotations, for {shorten(unlooked)}")
-    sizes = torch.tensor([[entry["width"], entry["height"]] for entry in images], dtype=torch.float64)
+    if unsized := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not has_size(images[i])]:
+        raise ValueError(f"images with boxes need `width` and `height`, which are missing from {shorten(unsized)}")
+    sizes = torch.tensor(
+        [[entry["width"], entry["height"]] if has_size(entry) else [1, 1] for entry in images], dtype=torch.float64
+    )
     xyxy, bad = box_fractions(
         torch.tensor([_numbers(entry["bbox"]) for entry in chosen], dtype=torch.float64).view(-1, 4), sizes[image]
     )
@@ -183,6 +210,11 @@ def box_fractions(xywh: Tensor, sizes: Tensor, *, overshoot: float = OVERSHOOT) 
 def _describe(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     size = f"{image['width']} x {image['height']}"
     return f"{annotation['bbox']} (annotation {annotation.get('id')}) in {image['file_name']!r} of {size} pixels"
+
+
+def has_size(image: Mapping[str, Any]) -> bool:
+    """Whether the file says how large an image is."""
+    return image.get("width") is not None and image.get("height") is not None
 
 
 def is_annotated(image: Mapping[str, Any]) -> bool:

@@ -54,7 +54,7 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     root = os.path.abspath(folder)
-    paths = [_relative(cell, root) for cell in cells]
+    paths = [relative_path(cell, root) for cell in cells]
     _refuse(cells, where, [is_unknown(cell) for cell in cells], "have no image", "name one in each row")
     _refuse(
         cells, where, [path is None for path in paths], f"name images outside {root!r}",
@@ -81,7 +81,7 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
     )
 
 
-def _relative(cell: str, root: str) -> str | None:
+def relative_path(cell: str, root: str) -> str | None:
     """A path relative to the root, in one spelling; None if it leaves the root."""
     path = posixpath.normpath(cell.replace("\\", "/"))
     if path.startswith("/"):

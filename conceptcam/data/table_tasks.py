@@ -52,6 +52,10 @@ def read_tasks(
             raise ValueError(f"`classes` are those of one column of class names, but the tasks are {list(columns)}")
     if len(columns) == 1 and kind != "multilabel" and (kind or classes or holds_classes(table, columns[0])):
         return _read_classes(table, columns[0], classes)
+    if mixed := [name for name in columns if len(columns) > 1 and holds_classes(table, name)]:
+        raise ValueError(
+            f"column {mixed[0]!r} of {table.name} holds class names, so it must be the only task; got {list(columns)}"
+        )
     labels = [table.labels(name) for name in columns]
     values = torch.tensor(labels).T if labels else torch.zeros(len(table), 0)
     if kind == "multiclass" and columns:

@@ -316,6 +316,53 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: s
     assert message in refused(tmp_path, text)
 
 
+def test_a_size_is_needed_for_boxes_alone(tmp_path: Path, content: dict[str, Any]):
+    for image in content["images"]:
+        image.pop("width")
+    said = refused(tmp_path, content)
+    assert said == "images with boxes need `width` and `height`, which are missing from 'a.png', 'b.png'"
+    content["annotations"] = []
+    data = CocoDataset(*write(tmp_path, content))
+    assert data.load_item(0).image.shape == (3, 20, 40)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/hosts", "b/../../a.png"])
+def test_an_image_outside_the_folder_is_refused(tmp_path: Path, content: dict[str, Any], name: str):
+    content["images"][1]["file_name"] = name
+    assert "1 of 3 images are outside the folder" in refused(tmp_path, content)
+
+
+def test_one_image_in_two_spellings_is_found(tmp_path: Path, content: dict[str, Any]):
+    content["images"][1]["file_name"] = "./a.png"
+    assert "repeated file names in `images`: 'a.png'" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(("slip", "meant"), [("annoted", "annotated"), ("concept", "concepts"), ("task", "tasks")])
+def test_a_misspelt_field_is_named(tmp_path: Path, content: dict[str, Any], slip: str, meant: str):
+    content["images"][1][slip] = False
+    assert refused(tmp_path, content) == (
+        f"images have a field {slip!r}, which nothing reads; did you mean {meant!r}? Rename it"
+    )
+
+
+def test_fields_of_other_programs_are_left_alone(tmp_path: Path, content: dict[str, Any]):
+    content["images"][1] |= {
+        "license": 1,
+        "flickr_url": "",
+        "coco_url": "",
+        "date_captured": "",
+        "annotations": 3,
+        "tags": [],
+    }
+    assert CocoDataset(*write(tmp_path, content)).patients is None
+
+
+@pytest.mark.parametrize("key", ["patient", "patient_id"])
+def test_patients_are_read(tmp_path: Path, content: dict[str, Any], key: str):
+    content["images"][0][key], content["images"][1][key] = "p1", 7
+    assert CocoDataset(*write(tmp_path, content)).patients == ["p1", "7", ""]
+
+
 @pytest.mark.parametrize("width", [0, -40, float("nan")])
 def test_images_without_a_size_are_refused(tmp_path: Path, content: dict[str, Any], width: float):
     content["images"][1]["width"] = width
@@ -325,7 +372,6 @@ def test_images_without_a_size_are_refused(tmp_path: Path, content: dict[str, An
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
-        ("images", "width", None),
         ("images", "file_name", 5),
         ("annotations", "bbox", None),
         ("categories", "name", None),
