@@ -2,6 +2,7 @@
 
     python benchmarks/bundled.py
     python benchmarks/bundled.py --cards   # write configs and cards of present models anew, train nothing
+    python benchmarks/bundled.py --records # the same, and first choose anew what is chosen on validation images
 
 Both are the demonstration's model (`conceptcam demo`), one for each bottleneck, the classic one with a narrower
 backbone. Their cards hold the figures on test images that neither has seen. On 2 cores it takes about ten minutes.
@@ -12,6 +13,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from conceptcam.analysis.evaluation import fit_thresholds
 from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
 from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.hub.card import model_card
@@ -50,6 +52,15 @@ def card_of(name: str, config: ConceptConfig, record: TrainingRecord) -> str:
     return model_card(config, record, title=name, description=DESCRIPTION, weights_address=name)
 
 
+def fit_record(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Choose anew, on the images that validated training, what the record of a present model holds of them."""
+    model = ConceptModel.from_pretrained(folder)
+    data = phantom_data(options.images, size=112, seed=0, progress=True)
+    data.val.preprocess = model.preprocess
+    fit_thresholds(model, data.val.dataloader(64), thresholds_source=model.record.thresholds_source)
+    (folder / CONFIG_FILE).write_text(to_json(model.config, model.record), encoding="utf-8")
+
+
 def write_card(name: str, folder: Path) -> None:
     """Write the config and the card of a model that is there anew, in today's formats; its weights stay."""
     config, record, _ = read_folder(folder)
@@ -65,9 +76,12 @@ def main() -> None:
     parser.add_argument(
         "--cards", action="store_true", help="write configs and cards of models that are there anew, and train nothing"
     )
+    parser.add_argument("--records", action="store_true", help="as --cards, after fitting records on validation images")
     options = parser.parse_args()
     for name in options.names:
-        if options.cards:
+        if options.records:
+            fit_record(name, options.out / name, options)
+        if options.cards or options.records:
             write_card(name, options.out / name)
             continue
         train(name, options.out / name, options)

@@ -146,6 +146,10 @@ class TrainingRecord:
         thresholds: Concept name -> probability above which the concept is called present.
         typical_present: Concept name -> median probability where the concept is present.
         typical_absent: Concept name -> median probability where it is absent.
+        evidence_present: Concept name -> median evidence of each of its M prototypes where the concept is present;
+            what an intervention takes for "present". Empty for a `"concepts"` bottleneck, where that is
+            `typical_present`.
+        evidence_absent: The same where the concept is absent.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
@@ -158,6 +162,8 @@ class TrainingRecord:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     typical_present: Mapping[str, float] = field(default_factory=dict)
     typical_absent: Mapping[str, float] = field(default_factory=dict)
+    evidence_present: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    evidence_absent: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     thresholds_source: str = ""
     training_data: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -174,6 +180,11 @@ class TrainingRecord:
                 raise ValueError(f"`{name}` must map names to numbers, got {getattr(self, name)!r}")
             # Numbers of numpy or torch are no JSON types.
             object.__setattr__(self, name, {key: float(value) for key, value in getattr(self, name).items()})
+        for name in ("evidence_present", "evidence_absent"):
+            rows = getattr(self, name)
+            if not isinstance(rows, Mapping) or any(isinstance(row, str | int | float) for row in rows.values()):
+                raise ValueError(f"`{name}` must map names to lists of numbers, got {rows!r}")
+            object.__setattr__(self, name, {key: tuple(map(float, row)) for key, row in rows.items()})
 
     def __repr__(self) -> str:
         return _short(self)
@@ -203,6 +214,8 @@ class TrainingRecord:
         stale |= {"concepts"} if sees else set()
         stages = tuple(name for name in self.stages if name not in stale)
         record = dataclasses.replace(self, stages=stages, metrics={}, measured_on="", license="", weights_sha256="")
+        if compares:
+            record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
         if not sees:
             return record
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, thresholds_source="")
@@ -289,5 +302,11 @@ def _required(known: "dataclasses.Field[Any]") -> bool:
 def _null_to_nan(value: Any) -> Any:
     """Inside a mapping of numbers `null` is an undefined number; elsewhere it is None."""
     if isinstance(value, dict):
-        return {key: math.nan if inner is None else inner for key, inner in value.items()}
+        return {key: _null_to_nan(inner) if isinstance(inner, list) else _number(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_number(inner) for inner in value] if any(isinstance(inner, float) for inner in value) else value
     return value
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value

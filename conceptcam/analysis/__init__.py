@@ -16,6 +16,13 @@ if TYPE_CHECKING:
         explain_images as explain_images,
     )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
+    from conceptcam.analysis.intervention import (
+        Intervention as Intervention,
+        InterventionResult as InterventionResult,
+        apply_interventions as apply_interventions,
+        intervene as intervene,
+        intervene_images as intervene_images,
+    )
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
 
 __getattr__, __dir__ = hand_on(__name__)

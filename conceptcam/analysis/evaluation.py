@@ -22,6 +22,7 @@ from conceptcam.metrics.classification import (
     task_scores,
     top_accuracy,
     typical_probabilities,
+    typical_values,
 )
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
@@ -186,7 +187,8 @@ def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: 
     """Choose on validation data from which probability a concept is called present, into the model's record.
 
     The threshold of each concept is that of the highest F1. The median probabilities of present and of absent
-    concepts are recorded beside it.
+    concepts are recorded beside it and, if prototypes were taught, the median evidence of each prototype: what an
+    `Intervention` takes for "present" and "absent". So call it after the last stage too.
 
     Args:
         model: A model that was taught concepts.
@@ -194,18 +196,26 @@ def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: 
         thresholds_source: What to call that data in the record.
     """
     check_taught(model.config, model.record)
-    answers = _ask(model, batches, None)
+    answers = _ask(model, batches, None, evidence=True)
     logits, labels = answers.concept_logits, answers.concepts
     present, absent = typical_probabilities(logits, labels)
 
-    def by_name(values: Tensor) -> dict[str, float]:
+    def by_name(values: Tensor) -> dict[str, Any]:
         return dict(zip(model.config.concepts, values.tolist(), strict=True))
 
+    evidence: dict[str, Any] = {}
+    if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages:
+        each = labels[..., None].expand(answers.evidence.shape).flatten(1)  # a column per prototype
+        typical = [
+            values.view(answers.evidence.shape[1:]) for values in typical_values(answers.evidence.flatten(1), each)
+        ]
+        evidence = {"evidence_present": by_name(typical[0]), "evidence_absent": by_name(typical[1])}
     model.record = dataclasses.replace(
         model.record,
         thresholds=by_name(best_thresholds(logits, labels)),
         typical_present=by_name(present),
         typical_absent=by_name(absent),
+        **evidence,
         thresholds_source=thresholds_source,
     )
 
@@ -217,10 +227,13 @@ class _Answers(NamedTuple):
     concepts: Tensor
     task_logits: Tensor
     targets: Tensor
+    evidence: Tensor
     localization: LocalizationScores
 
 
-def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | None) -> _Answers:
+def _ask(
+    model: ConceptModel, batches: Batches, device: torch.device | str | None, *, evidence: bool = False
+) -> _Answers:
     localization = LocalizationMetrics(len(model.config.concepts))
     localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     rows: list[tuple[Tensor, ...]] = []
@@ -232,7 +245,8 @@ def _ask(model: ConceptModel, batches: Batches, device: torch.device | str | Non
             drawn = None if batch.boxes is None else batch.boxes.to("cpu")
             localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
             parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
-            rows.append(tuple(part.cpu() for part in parts))
+            kept = output.evidence if evidence else output.evidence[:, :0]  # many numbers, which figures do not need
+            rows.append(tuple(part.cpu() for part in (*parts, kept)))
     if not rows:
         raise ValueError("there are no batches to evaluate on")
     return _Answers._make([*map(torch.cat, zip(*rows, strict=True)), localization.compute()])

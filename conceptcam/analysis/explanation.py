@@ -180,6 +180,23 @@ def explain_images(
         ValueError: As `explain`, once the first explanation is asked for, or that of an image that cannot be used.
     """
     check_taught(model.config, model.record, task=task)
+    for pixels, output in image_outputs(model, images, batch_size=batch_size):
+        yield explain_output(model, pixels, output)
+
+
+def image_outputs(
+    model: ConceptModel, images: Sequence[Any], *, batch_size: int = 32
+) -> Iterator[tuple[Tensor, ConceptOutput]]:
+    """Of each image what the model takes, (3, H, W), and what it says, a batch of one, both on the CPU.
+
+    Args:
+        model: Left as it is, its mode included.
+        images: Each as in `explain`.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ValueError: If an image cannot be used.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
     for start in range(0, len(images), batch_size):
@@ -187,12 +204,18 @@ def explain_images(
         with torch.inference_mode(), eval_mode(model) as device:
             output = ConceptOutput(*(field.cpu() for field in model(pixels.to(device))))
         for row in range(len(pixels)):
-            yield _explanation(model, pixels[row], ConceptOutput(*(field[row : row + 1] for field in output)))
+            yield pixels[row], ConceptOutput(*(field[row : row + 1] for field in output))
 
 
 @torch.inference_mode()
-def _explanation(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -> Explanation:
-    """The explanation of one image, from what the model says about it in a batch of one."""
+def explain_output(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -> Explanation:
+    """The explanation of one image, from what the model says about it.
+
+    Args:
+        model: As in `explain`.
+        pixels: (3, H, W), normalized, as `model.preprocess` gives it.
+        output: A batch of one, on the CPU.
+    """
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     probabilities = output.concept_logits[0].sigmoid().tolist()
     predictions = [

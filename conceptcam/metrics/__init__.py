@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         task_scores as task_scores,
         top_accuracy as top_accuracy,
         typical_probabilities as typical_probabilities,
+        typical_values as typical_values,
     )
     from conceptcam.metrics.localization import (
         LocalizationMetrics as LocalizationMetrics,

@@ -149,8 +149,18 @@ def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         ValueError: As `per_label_metrics`.
     """
     logits, labels = _checked(logits, labels)
+    return typical_values(logits.sigmoid(), labels)
+
+
+def typical_values(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `typical_probabilities`, of any values (N, L), such as evidence.
+
+    Raises:
+        ValueError: As `per_label_metrics`.
+    """
+    values, labels = _checked(values, labels)
     present, absent = _sides(labels)
-    return _medians(logits.sigmoid(), present), _medians(logits.sigmoid(), absent)
+    return _medians(values, present), _medians(values, absent)
 
 
 class _LabelRows(RowMetric):

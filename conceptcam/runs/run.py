@@ -200,9 +200,8 @@ def _train(
             train.augmentation = augmentation if phase == "concepts" else None
             batches, val_batches = loader(train, options, shuffle=True), loader(val, options)
             trainer.fit(model, part, batches, val_batches, resume=options.resume)
-            if phase == "concepts":
-                source = f"highest F1 on {len(val)} validation images"
-                fit_thresholds(model, loader(val, options), thresholds_source=source)
+            # Once more at the end, when there are prototypes whose typical evidence can be recorded.
+            fit_thresholds(model, loader(val, options), thresholds_source=f"highest F1 on {len(val)} validation images")
             model.record = dataclasses.replace(model.record, training_data=training_data)
             if distributed.is_main_process():
                 model.save_pretrained(run.path)

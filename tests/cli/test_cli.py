@@ -297,6 +297,16 @@ def test_explain_names_concepts_and_shares_and_draws(run, data, tmp_path, capsys
     assert width(tmp_path / "x" / "val-0.png") > 100
 
 
+def test_explain_says_what_changes_if_a_concept_is_set(run, data, tmp_path, capsys):
+    image, told = data / "images" / "val-0.png", ["--set", "bright=absent", "--set", "dark=0.3"]
+    assert main(["explain", str(run), str(image), "--out", str(tmp_path / "x"), *told]) == 0
+    assert "answered absent" in capsys.readouterr().out
+    content = json.loads((tmp_path / "x" / "val-0.json").read_text())
+    assert content["intervention"]["concepts"]["dark"]["answer"] == 0.3
+    assert content["before"]["tasks"]["any"]["logit"] != content["after"]["tasks"]["any"]["logit"]
+    assert width(tmp_path / "x" / "val-0-told.png") > 100
+
+
 def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     small = [
@@ -356,6 +366,8 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["explain", "{run}", "{data}/train.json"], "train.json"),
         (["explain", "{run}", "{data}/images/val-0.png", "--task", "anny"], "did you mean ['any']"),
         (["explain", "{run}", "{data}/images/val-0.png", "--concept", "brihgt"], "did you mean ['bright']"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--set", "brihgt=absent"], "did you mean ['bright']"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--set", "bright"], "expected NAME=present, NAME=absent"),
         (["explain", "{data}", "{data}/images/val-0.png"], "holds no config.json"),
     ],
 )

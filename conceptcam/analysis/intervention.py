@@ -1,0 +1,397 @@
+"""Tell a model that it is wrong: answer concepts, point at places, reject prototypes, and see what changes.
+
+An intervention acts on one forward pass, in three steps. Places weigh the maps, from which the evidence is taken anew
+(CSR, Eq. 12 and 13). Answers take the place of the evidence of their concepts. Rejected prototypes count nothing. The
+task head then reads the evidence as ever. What says nothing new changes nothing, to the bit.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conceptcam._checks import check_known
+from conceptcam._files import nan_to_null
+from conceptcam.analysis.explanation import Explanation, explain_output, image_outputs
+from conceptcam.config import ConceptConfig, TrainingRecord
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.outputs import ConceptOutput
+from conceptcam.model.taught import check_taught
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Word = Literal["present", "absent"]
+Answer = float | Word
+
+_ELSEWHERE = 0.2
+"""Weight of places that nobody pointed at, of CSR's study."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervention:
+    """What a person answers to a model about one image; every part may be given alone or with others.
+
+    Attributes:
+        answers: Concept name -> `"present"`, `"absent"`, or a probability in [0, 1]. The words mean the typical scores
+            in the model's record, so that the task head reads what it was trained on. A probability takes the place of
+            the concept's own in a `"concepts"` bottleneck. With prototypes, evidence moves from where it is, which is
+            the concept's own probability, in a straight line towards the typical evidence of presence at 1 and of
+            absence at 0.
+        here: Concept name -> where the concept is: boxes (N, 4), left, top, right and bottom as fractions of the image,
+            or a mask (H, W) of bools.
+        not_here: Concept name -> where it is not, in the same form. Where both are drawn, `here` counts.
+        weights: Concept name -> a map (H, W) in [0, 1] of your own that weighs places; 1 leaves a place as it is.
+        rejected: Names of concepts, or (name, number) of single prototypes, whose evidence counts as 0.
+        elsewhere: Weight in [0, 1) of places that neither `here` nor `not_here` names. None takes 0.2 for a concept
+            that is somewhere, as CSR's study does, and 1 for one of which only is known where it is not.
+
+    Raises:
+        ValueError: If an answer, a place or a weight is impossible.
+    """
+
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    here: Mapping[str, Any] = field(default_factory=dict)
+    not_here: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    rejected: Sequence[str | tuple[str, int]] = ()
+    elsewhere: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, answer in self.answers.items():
+            if answer not in get_args(Word) and not (_is_number(answer) and 0 <= float(answer) <= 1):
+                raise ValueError(
+                    f"the answer to {name!r} must be 'present', 'absent' or a probability in [0, 1]; got {answer!r}"
+                )
+        if self.elsewhere is not None and not 0 <= self.elsewhere < 1:
+            raise ValueError(f"`elsewhere` must be in [0, 1), got {self.elsewhere}")
+        for name, weights in self.weights.items():
+            if weights.ndim != 2 or not ((weights >= 0) & (weights <= 1)).all():
+                raise ValueError(f"the weights of {name!r} must be a map (H, W) in [0, 1]")
+        if isinstance(self.rejected, str):
+            raise ValueError(f"`rejected` must be a list; for one concept write [{self.rejected!r}]")
+
+    def check_fits(self, config: ConceptConfig) -> None:
+        """Refuse a concept or a prototype that a model does not have.
+
+        Raises:
+            ValueError: Naming it.
+        """
+        prototypes = [one for one in self.rejected if not isinstance(one, str)]
+        names = [one if isinstance(one, str) else one[0] for one in self.rejected]
+        for name in (*self.answers, *self.here, *self.not_here, *self.weights, *names):
+            check_known("concept", name, config.concepts)
+        if prototypes and config.bottleneck == "concepts":
+            raise ValueError(
+                f"a 'concepts' bottleneck has no prototypes to reject, got {prototypes}; reject the concept"
+            )
+        for name, number in prototypes:
+            if not 0 <= number < config.prototypes_per_concept:
+                raise ValueError(
+                    f"{name!r} has {config.prototypes_per_concept} prototypes, counted from 0; cannot reject {number}"
+                )
+
+
+class AnsweredConcept(NamedTuple):
+    """One concept before and after an intervention."""
+
+    concept: str
+    before: float
+    """Probability that the model gave."""
+    answer: Answer | None
+    """What was answered; None for a concept of which only places or prototypes were named."""
+    after: float
+    """Probability that counts now."""
+
+
+class InterventionResult(NamedTuple):
+    """What a model said of one image, what was answered, and what it says now."""
+
+    before: Explanation
+    after: Explanation
+    concepts: tuple[AnsweredConcept, ...]
+    """The concepts that the intervention names, in the model's order."""
+    rejected: tuple[str | tuple[str, int], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The explanations before and after, and what was answered, ready for JSON."""
+        named = {one.concept: {"before": one.before, "answer": one.answer, "after": one.after} for one in self.concepts}
+        parts = {"concepts": named, "rejected": list(self.rejected)}
+        return {"before": self.before.as_dict(), "after": self.after.as_dict(), "intervention": nan_to_null(parts)}
+
+    def lines(self) -> list[str]:
+        """What was answered, and each task before and after, as lines to read."""
+        lines = []
+        for one in self.concepts:
+            answer = "" if one.answer is None else f", answered {one.answer}"
+            lines.append(f"  {one.concept:<28} {one.before:6.3f} -> {one.after:6.3f}{answer}")
+        lines += [f"  rejected: {_rejected_text(one)}" for one in self.rejected]
+        for before, after in zip(self.before.tasks, self.after.tasks, strict=True):
+            change = f"logit {before.logit:+.2f} -> {after.logit:+.2f}"
+            lines.append(f"  {before.task}: p = {before.probability:.3f} -> {after.probability:.3f}, {change}")
+        return lines
+
+    def figure(self, *, concepts: Sequence[str] = (), top: int = 3) -> "Image":
+        """The maps of some concepts before, and below them after.
+
+        Args:
+            concepts: Which to show; if empty, those that were answered, or the `top` most probable before.
+            top: How many to show if nothing was answered.
+        """
+        from conceptcam.analysis.figures import Tile, contact_sheet  # needs Pillow
+
+        answered = [one.concept for one in self.concepts]
+        names = concepts or answered or [one.concept for one in self.before.concepts[:top]]
+        rows = [
+            Tile(word, said.figure(concepts=names)) for word, said in zip(("Before", "After"), self[:2], strict=True)
+        ]
+        return contact_sheet(rows, columns=1)
+
+
+def intervene(
+    model: ConceptModel, image: Any, intervention: Intervention, *, task: str | None = None
+) -> InterventionResult:
+    """What a model concludes from an image once it is told something, beside what it concluded before.
+
+    Args:
+        model: A model that was taught concepts; it is left as it is.
+        image: As `explain` takes.
+        intervention: What is answered.
+        task: As in `explain`.
+
+    Raises:
+        ValueError: As `explain`, or if the intervention does not fit the model, or the record of the model does not say
+            what is typical of a concept that is answered.
+    """
+    return next(intervene_images(model, [image], [intervention], task=task))
+
+
+def intervene_images(
+    model: ConceptModel,
+    images: Sequence[Any],
+    interventions: Intervention | Sequence[Intervention],
+    *,
+    task: str | None = None,
+    batch_size: int = 32,
+) -> Iterator[InterventionResult]:
+    """`intervene` for each image, in order, computed in batches.
+
+    Args:
+        model: As in `intervene`.
+        images: Each as in `explain`.
+        interventions: One for all images, or one for each.
+        task: As in `explain`.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ValueError: As `intervene`, once the first result is asked for.
+    """
+    check_taught(model.config, model.record, task=task)
+    each = [interventions] * len(images) if isinstance(interventions, Intervention) else list(interventions)
+    if len(each) != len(images):
+        raise ValueError(f"need one intervention for all images or one each, got {len(each)} for {len(images)} images")
+    said = image_outputs(model, images, batch_size=batch_size)
+    for (pixels, output), intervention in zip(said, each, strict=True):
+        yield _result(model, pixels, output, apply_interventions(model, output, [intervention]), intervention)
+
+
+def _result(
+    model: ConceptModel, pixels: Tensor, output: ConceptOutput, changed: ConceptOutput, intervention: Intervention
+) -> InterventionResult:
+    before = explain_output(model, pixels, output)
+    after = explain_output(model, pixels, changed) if _says_something(intervention) else before
+    rejected = [one if isinstance(one, str) else one[0] for one in intervention.rejected]
+    named = {*intervention.answers, *intervention.here, *intervention.not_here, *intervention.weights, *rejected}
+    concepts = tuple(
+        AnsweredConcept(
+            name, before.concept(name).probability, intervention.answers.get(name), after.concept(name).probability
+        )
+        for name in model.config.concepts
+        if name in named
+    )
+    return InterventionResult(before, after, concepts, tuple(intervention.rejected))
+
+
+@torch.no_grad()
+def apply_interventions(
+    model: ConceptModel, output: ConceptOutput, interventions: Sequence[Intervention]
+) -> ConceptOutput:
+    """What a model says of a batch once it is told something about each image.
+
+    Concept maps, concept logits, similarity maps, evidence and task logits change; what is not named stays as it is, to
+    the bit.
+
+    Args:
+        model: The model that gave the output.
+        output: A batch of B images, on any device.
+        interventions: B of them.
+
+    Raises:
+        ValueError: As `intervene`.
+    """
+    if len(interventions) != len(output.concept_logits):
+        raise ValueError(f"need one intervention per image, got {len(interventions)} of {len(output.concept_logits)}")
+    for intervention in interventions:
+        intervention.check_fits(model.config)
+    output = _weigh_places(model, output, _place_weights(model.config, output, interventions))
+    output = _answer(model, output, interventions)
+    evidence = output.evidence.clone()
+    for image, intervention in enumerate(interventions):
+        for one in intervention.rejected:
+            name, number = (one, slice(None)) if isinstance(one, str) else one
+            evidence[image, model.config.concepts.index(name), number] = 0
+    head = model.task_head
+    return output._replace(
+        evidence=evidence, task_logits=head(evidence.to(head.weight.device)).to(output.task_logits.device)
+    )
+
+
+def weigh_logits(maps: Tensor, weights: Tensor) -> Tensor:
+    """Maps of logits (B, K, h, w) whose probabilities are multiplied by weights (B, K, h, w) in [0, 1].
+
+    A place counts at least as much as the map's lowest place, so that every logit stays finite and what is ruled out
+    looks like a place without the concept. A weight of 1 leaves a logit as it is, to the bit.
+    """
+    floor = maps.amin(dim=(-2, -1), keepdim=True)
+    # log(wp / (1 - wp)), of p = sigmoid(maps), without 1 - p where p rounds to 1.
+    lowered = maps.sigmoid().mul(weights).log() - torch.log1p(-maps.sigmoid() * weights)
+    return torch.where(weights == 1, maps, torch.maximum(torch.minimum(lowered, maps), floor))
+
+
+def parse_answer(text: str) -> tuple[str, Answer]:
+    """Concept and answer of a text such as `"Streaks=absent"` or `"Streaks=0.3"`.
+
+    Raises:
+        ValueError: If it has another form.
+    """
+    name, _, answer = text.rpartition("=")
+    if name and answer in get_args(Word):
+        return name, answer  # type: ignore[return-value]
+    try:
+        probability = float(answer)
+    except ValueError:
+        probability = math.nan
+    if not name or not 0 <= probability <= 1:
+        raise ValueError(
+            f"expected NAME=present, NAME=absent or NAME=P with a probability P from 0 to 1, such as "
+            f"'Streaks=absent'; got {text!r}"
+        )
+    return name, probability
+
+
+def typical_evidence(config: ConceptConfig, record: TrainingRecord, word: Word) -> Tensor:
+    """(K, M) evidence that is typical where each concept is present, or absent; NaN where the record does not say."""
+    probabilities = record.typical_present if word == "present" else record.typical_absent
+    rows = record.evidence_present if word == "present" else record.evidence_absent
+    if config.bottleneck == "concepts":
+        return torch.tensor([[probabilities.get(name, math.nan)] for name in config.concepts])
+    unknown = (math.nan,) * config.prototypes_per_concept
+    return torch.tensor([rows.get(name, unknown) for name in config.concepts])
+
+
+def _place_weights(
+    config: ConceptConfig, output: ConceptOutput, interventions: Sequence[Intervention]
+) -> Tensor | None:
+    """(B, K, h, w) weights of all places in [0, 1]; None if nobody spoke of places."""
+    if not any(one.here or one.not_here or one.weights for one in interventions):
+        return None
+    weights = torch.ones_like(output.concept_maps)
+    grid = (weights.shape[2], weights.shape[3])
+    for image, one in enumerate(interventions):
+        for name in config.concepts:
+            place = weights[image, config.concepts.index(name)]
+            if name in one.weights:
+                place *= F.adaptive_avg_pool2d(one.weights[name].to(place)[None], grid)[0]
+            if name not in one.here and name not in one.not_here:
+                continue
+            inside, outside = (
+                _covered(one.here.get(name), grid).to(place),
+                _covered(one.not_here.get(name), grid).to(place),
+            )
+            unnamed = one.elsewhere if one.elsewhere is not None else _ELSEWHERE if name in one.here else 1.0
+            place *= inside + unnamed * (1 - inside - outside).clamp(min=0)
+    return weights
+
+
+def _covered(places: Any, grid: tuple[int, int]) -> Tensor:
+    """(h, w) fraction of each cell that places cover."""
+    if places is None:
+        return torch.zeros(grid)
+    drawn = torch.as_tensor(places)
+    if drawn.dtype == torch.bool and drawn.ndim == 2:
+        return F.adaptive_avg_pool2d(drawn[None].float(), grid)[0]
+    if drawn.ndim != 2 or drawn.shape[1] != 4:
+        raise ValueError(
+            f"places must be boxes (N, 4) or a mask (H, W) of bools, got {drawn.dtype} {tuple(drawn.shape)}"
+        )
+    none = torch.zeros(len(drawn), dtype=torch.long)
+    return ConceptBoxes(drawn.float(), none, none).coverage((1, 1, *grid))[0, 0]
+
+
+def _weigh_places(model: ConceptModel, output: ConceptOutput, weights: Tensor | None) -> ConceptOutput:
+    """The output with weighted maps, and concept logits and evidence taken from them anew."""
+    if weights is None:
+        return output
+    maps = weigh_logits(output.concept_maps, weights)
+    touched = (weights != 1).any(dim=-1).any(dim=-1)
+    pooled = model.pool(maps.to(model.device)).to(maps.device)
+    logits = torch.where(touched, pooled, output.concept_logits)
+    if model.config.bottleneck == "concepts":
+        evidence = torch.where(touched, logits.sigmoid(), output.evidence[..., 0])[..., None]
+        return output._replace(concept_maps=maps, concept_logits=logits, evidence=evidence)
+    # Similarities are clipped at 0 already, so a smaller weight never adds evidence (CSR, Eq. 13).
+    similarity = output.similarity_maps * weights[:, :, None]
+    return output._replace(
+        concept_maps=maps,
+        concept_logits=logits,
+        similarity_maps=similarity,
+        evidence=torch.where(touched[..., None], similarity.amax(dim=(-2, -1)), output.evidence),
+    )
+
+
+def _answer(model: ConceptModel, output: ConceptOutput, interventions: Sequence[Intervention]) -> ConceptOutput:
+    """The output with the evidence of the answered concepts in place of the model's.
+
+    Raises:
+        ValueError: If the record lacks what is typical of an answered concept.
+    """
+    config, record = model.config, model.record
+    logits, evidence = output.concept_logits.clone(), output.evidence.clone()
+    typical = {word: typical_evidence(config, record, word).to(evidence) for word in get_args(Word)}
+    shown_for = {"present": record.typical_present, "absent": record.typical_absent}
+    for image, intervention in enumerate(interventions):
+        for name, answer in intervention.answers.items():
+            k = config.concepts.index(name)
+            own = float(logits[image, k].sigmoid())
+            if answer == own:
+                continue
+            # A word goes all the way to what is typical, a number as far as it lies between the own and certainty.
+            word: Word = answer if isinstance(answer, str) else "present" if answer > own else "absent"
+            shown = shown_for[answer].get(name, math.nan) if isinstance(answer, str) else float(answer)
+            way = 1.0 if isinstance(answer, str) else abs(answer - own) / (1 - own if answer > own else own)
+            new = evidence[image, k].lerp(typical[word][k], way) if config.bottleneck == "prototypes" else shown
+            evidence[image, k], logits[image, k] = new, torch.tensor(shown, dtype=torch.float64).logit()
+            if evidence[image, k].isnan().any() or math.isnan(shown):
+                raise ValueError(
+                    f"the record of this model does not say which scores are typical of {name!r}, so the answer cannot "
+                    "be turned into evidence; call `fit_thresholds`, after the last stage, with validation data in "
+                    "which some images have the concept and some lack it"
+                )
+    return output._replace(concept_logits=logits, evidence=evidence)
+
+
+def _says_something(one: Intervention) -> bool:
+    return bool(one.answers or one.here or one.not_here or one.weights or one.rejected)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rejected_text(one: str | tuple[str, int]) -> str:
+    return one if isinstance(one, str) else f"prototype {one[1]} of {one[0]}"
