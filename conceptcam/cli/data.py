@@ -177,6 +177,21 @@ def _warn_of_shared_patients(train: "ConceptDataset", val: "ConceptDataset", ech
         echo(f"WARNING: {len(both)} patients are in both training and validation data: {shorten(map(str, both))}.")
 
 
+def read_parts(options: argparse.Namespace, data: "ConceptDataset") -> Sequence[str] | None:
+    """The part of each image, by the flag `--split` or a split column; None without either.
+
+    Raises:
+        OSError: If the split cannot be read.
+        ValueError: If the split is of other images.
+    """
+    from conceptcam.data.splits import load_split
+    from conceptcam.data.table import TableDataset
+
+    if options.split is not None:
+        return load_split(options.split, data.names)
+    return data.parts if isinstance(data, TableDataset) else None
+
+
 def read_part(
     options: argparse.Namespace, data: "ConceptDataset", echo: Callable[[str], None] = lambda line: None
 ) -> "ConceptDataset":
@@ -186,14 +201,11 @@ def read_part(
         OSError: If the split cannot be read.
         ValueError: If the split is of other images, or there is no such part.
     """
-    from conceptcam.data.splits import divide_dataset, load_split
-    from conceptcam.data.table import TableDataset
+    from conceptcam.data.splits import divide_dataset
 
     for note in data.notes:
         echo(note)
-    parts: Sequence[str] | None = data.parts if isinstance(data, TableDataset) else None
-    if options.split is not None:
-        parts = load_split(options.split, data.names)
+    parts = read_parts(options, data)
     if options.part is None:
         own = Path(options.model) / "split.csv"
         if own.is_file() and options.split is None:

@@ -10,17 +10,20 @@ from typing import NoReturn
 from conceptcam._version import __version__
 from conceptcam.cli.errors import USER_ERRORS, sentence, tell
 
-COMMANDS = ("demo", "train", "evaluate", "explain", "predict", "models", "verify", "convert")
+COMMANDS = ("demo", "inspect", "train", "evaluate", "explain", "predict", "models", "verify", "convert")
 """Each has a file here of its name. Its docstring is its manual; it has `add_arguments(parser)` and `run(options)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or 2 after an error that the user can mend, told in one sentence."""
+    """Run a command; the exit code is 0, or 2 after an error that the user can mend, told in one sentence.
+
+    `inspect` has the exit code 1 where it finds faults.
+    """
     typed = sys.argv[1:] if arguments is None else arguments
     options = build_parser([name for name in typed if name in COMMANDS][:1]).parse_args(typed)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except (*USER_ERRORS, RuntimeError) as error:
         if options.verbose or not tell(sentence(error), head=f"conceptcam {options.command}: "):
             raise
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +47,8 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="conceptcam",
         description="Concept-bottleneck models for (medical) images: which findings, where, and what each contributes.",
-        epilog="`conceptcam COMMAND --help` explains a command. Exit codes: 0 done, 2 something to be mended by you.",
+        epilog="`conceptcam COMMAND --help` explains a command. Exit codes: 0 done, 1 faults found by inspect, "
+        "2 something to be mended by you.",
     )
     parser.add_argument("--version", action="version", version=f"conceptcam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

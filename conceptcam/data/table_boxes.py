@@ -3,12 +3,13 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from conceptcam._checks import did_you_mean, shorten
+from conceptcam._checks import shorten
 from conceptcam.data.coco_file import OVERSHOOT, DrawnBoxes, InvalidBoxes, box_fractions
 from conceptcam.data.table_file import Table, plain
 
@@ -26,6 +27,7 @@ _CORNERS = (
 _SIZES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 # As fractions are rounded, a box may end a little beyond the image.
 _FRACTION_OVERSHOOT = 0.002
+_SLIP = 0.85
 _log = logging.getLogger(__name__)
 
 
@@ -145,10 +147,11 @@ def _xywh(table: Table) -> Tensor:
 def _refuse_misspelt(table: Table, left_out: Sequence[str] | Counter[str], concepts: Sequence[str]) -> None:
     for name in left_out:
         close = [concept for concept in concepts if plain(concept) == plain(name)]
-        near = f"; did you mean {close}" if close else did_you_mean(name, concepts)
-        if near:
+        # Other findings may have similar names, such as Pneumonia and Pneumothorax: a slip is nearer.
+        close = close or get_close_matches(name, concepts, n=1, cutoff=_SLIP)
+        if close:
             raise ValueError(
-                f"{table.name} has boxes of {name!r}, which is no concept here{near}? Write both alike, or rename them"
+                f"{table.name} has boxes of {name!r}, which is no concept here; did you mean {close}? Write both alike"
             )
 
 

@@ -211,3 +211,16 @@ def test_predict_reads_whole_folders_and_adds_ids_if_asked(run: Path, tmp_path: 
 def test_a_folder_without_images_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "p.csv")]) == 2
     assert "there are no images in the folder" in capsys.readouterr().err
+
+
+def test_inspect_reports_and_its_exit_code_says_whether_there_are_faults(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = ["inspect", str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    assert main([*data, "--image-size", "48", "64", "--json", str(tmp_path / "faults.json")]) == 0
+    said = capsys.readouterr().out
+    assert "24 images of 12 patients" in said and "No faults were found." in said and "bright   concept" in said
+    assert json.loads((tmp_path / "faults.json").read_text())["faults"] == []
+    assert main([*data]) == 1
+    assert "small image: 24 images are smaller than the model's input" in capsys.readouterr().out
+    assert main([*data, "--labels-only"]) == 0

@@ -356,9 +356,9 @@ def test_skipped_boxes_make_their_label_unknown(folder: Path, caplog: pytest.Log
 
 
 def test_boxes_of_other_images_and_names_are_said_or_left(folder: Path):
-    boxes = BOXES + "z.png,streaks,1,2,3,4\na.png,Nodule,1,2,3,4\n"
+    boxes = BOXES + "z.png,streaks,1,2,3,4\na.png,Nodule,1,2,3,4\na.png,streams over,1,2,3,4\n"
     data = opened(folder, boxes=write(folder, boxes, "boxes.csv"))
-    assert "1 boxes of boxes.csv are of 'Nodule', no concepts here, and left out." in data.notes
+    assert "2 boxes of boxes.csv are of 'Nodule', 'streams over', no concepts here, and left out." in data.notes
 
 
 @pytest.fixture(scope="module")

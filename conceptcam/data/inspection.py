@@ -1,0 +1,308 @@
+"""What is wrong with a data set, before it costs training time: labels, files, boxes, duplicates, patients."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+from conceptcam._checks import shorten
+from conceptcam._text import text_table
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.splits import shared_patients
+
+# Sides of the thumbnails that are compared. A copy that was resized or compressed anew correlates above the limit.
+_THUMBNAIL = 32
+_NEAR = 0.99
+# An image is a negative if it is as unlike the mean of all as most images are like it.
+_LIKE = 0.4
+# Where at most this part of the images is of another kind, they are odd ones.
+_ODD = 0.1
+_SLIVER = 1 / 8
+_SMALL_BOX = 3.0  # pixels at the model's size
+_BLOCK = 2000  # rows of the matrix of all pairs that are held at once
+
+
+class Fault(NamedTuple):
+    """Something that a person should look at."""
+
+    kind: str
+    """A short name, the same for all faults of a kind."""
+    text: str
+    """What was found where, as a sentence."""
+
+
+class LabelCount(NamedTuple):
+    """How often a label is present, absent and unknown."""
+
+    name: str
+    kind: str
+    """`"concept"` or `"task"`."""
+    present: int
+    """Labels of 0.5 or more."""
+    absent: int
+    unknown: int
+    boxes: int
+    """Boxes drawn of it."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a data set holds, and what is wrong with it.
+
+    Attributes:
+        images: How many images there are.
+        patients: How many patients are known.
+        labels: Counts of each label.
+        notes: What the reader recognized.
+        faults: What a person should look at.
+    """
+
+    images: int
+    patients: int
+    labels: tuple[LabelCount, ...]
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...]
+
+    def lines(self) -> list[str]:
+        """A report for a terminal."""
+        titles = ["label", "kind", "present", "absent", "unknown", "prevalence", "boxes"]
+        rows = [
+            [one.name, one.kind, *map(str, one[2:5]), _percent(one.present, one.absent), str(one.boxes)]
+            for one in self.labels
+        ]
+        count = f"{self.images} images" + (f" of {self.patients} patients" if self.patients else "")
+        faults = [f"{fault.kind}: {fault.text}" for fault in self.faults] or ["No faults were found."]
+        return [count, *self.notes, "", *text_table([titles, *rows], numbers=True), "", *faults]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "images": self.images,
+            "patients": self.patients,
+            "labels": [one._asdict() for one in self.labels],
+            "notes": list(self.notes),
+            "faults": [fault._asdict() for fault in self.faults],
+        }
+
+
+def inspect_dataset(
+    dataset: ConceptDataset,
+    *,
+    parts: Sequence[Hashable] | None = None,
+    image_size: tuple[int, int] = (224, 224),
+    read_images: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Inspection:
+    """Look for what is wrong with a data set.
+
+    Labels without a present or an absent one, or the same as another. Patients on both sides of a split. Files that
+    cannot be read, are constant, smaller than the model's input, black because they use a sliver of their range, of
+    another bit depth than nearly all others, or negatives of what the others show. Images that are there twice, exactly
+    or nearly, and whether their labels differ or they are on both sides of a split. Boxes that are too small to see.
+
+    Args:
+        dataset: What to look at; images are read as they are stored.
+        parts: (N,) part of each image, such as of `split_by_patient`.
+        image_size: (H, W) in pixels that the model will take.
+        read_images: Whether to read images; without, only labels and patients are looked at.
+        progress: Called with how many images are done.
+    """
+    labels = torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
+    faults = [*_label_faults(dataset, labels), *_patient_faults(dataset, parts)]
+    boxes = [0] * len(dataset.concepts)
+    if read_images:
+        found = _look(dataset, image_size, progress)
+        faults += [*found.faults, *_duplicate_faults(dataset, labels, found, parts)]
+        boxes = found.boxes
+    ids = {patient for patient in dataset.patients or () if patient}
+    names = [(name, "concept") for name in dataset.concepts] + [(name, "task") for name in dataset.tasks]
+    counts = zip(names, labels.T, [*boxes, *[0] * len(dataset.tasks)], strict=True)
+    return Inspection(
+        len(dataset),
+        len(ids),
+        tuple(
+            LabelCount(name, kind, int((one >= 0.5).sum()), int((one < 0.5).sum()), int(one.isnan().sum()), drawn)
+            for (name, kind), one, drawn in counts
+        ),
+        tuple(dataset.notes),
+        tuple(faults),
+    )
+
+
+def _percent(present: int, absent: int) -> str:
+    return f"{100 * present / (present + absent):.1f} %" if present + absent else "-"
+
+
+def _label_faults(dataset: ConceptDataset, labels: Tensor) -> list[Fault]:
+    names = (*dataset.concepts, *dataset.tasks)
+    faults = []
+    for name, one in zip(names, labels.T, strict=True):
+        sides = {"present": int((one >= 0.5).sum()), "absent": int((one < 0.5).sum())}
+        if lacking := [side for side, count in sides.items() if not count]:
+            faults.append(
+                Fault("one-sided label", f"{name!r} is {' and '.join(lacking)} in no image; nothing is learned")
+            )
+    columns: dict[bytes, list[str]] = {}
+    for name, one in zip(names, labels.T, strict=True):
+        if not one.isnan().all() and len(one.nan_to_num(-1).unique()) > 1:
+            columns.setdefault(one.contiguous().numpy().tobytes(), []).append(name)
+    twins = [same for same in columns.values() if len(same) > 1]
+    return faults + [
+        Fault("same labels", f"{', '.join(map(repr, same))} have the same label in each image") for same in twins
+    ]
+
+
+def _patient_faults(dataset: ConceptDataset, parts: Sequence[Hashable] | None) -> list[Fault]:
+    if parts is None or dataset.patients is None:
+        return []
+    both = shared_patients(dataset.patients, parts)
+    text = f"{len(both)} patients are in more than one part: {shorten(map(repr, both))}"
+    return [Fault("patient on both sides", text)] if both else []
+
+
+class _Seen(NamedTuple):
+    """What is kept of the images that could be read."""
+
+    faults: list[Fault]
+    boxes: list[int]
+    """Boxes of each concept."""
+    rows: list[int]
+    """Which images they are."""
+    digests: list[bytes]
+    thumbnails: Tensor
+    """(n, P) standardized: the product of two is their correlation."""
+
+
+class _Kinds:
+    """Names of images by the kind of fault."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        self.names.setdefault(kind, []).append(name)
+
+    def faults(self) -> list[Fault]:
+        return [
+            Fault(kind, f"{len(names)} {_KINDS[kind]}: {shorten(names)}") for kind, names in self.names.items() if names
+        ]
+
+
+_KINDS = {
+    "unreadable image": "images cannot be read",
+    "constant image": "images have one value everywhere",
+    "small image": "images are smaller than the model's input, to which they are enlarged",
+    "dark image": "images use less than an eighth of their range and come out black; see `bit_depth`",
+    "small box": "boxes are under 3 pixels at the model's size",
+    "odd bit depth": "images have another bit depth than the others",
+    "negative image": "images look like negatives of the others",
+}
+
+
+def _look(dataset: ConceptDataset, image_size: tuple[int, int], progress: Callable[[int], None]) -> _Seen:
+    """Read all images once."""
+    kinds, boxes, deep = _Kinds(), [0] * len(dataset.concepts), []
+    index, digests, thumbnails = [], [], []
+    names = dataset.names
+    for number in range(len(dataset)):
+        progress(number)
+        try:
+            item = dataset.load_item(number)
+        except (ValueError, OSError) as error:
+            kinds.add("unreadable image", f"{names[number]!r} ({error})")
+            continue
+        _check_item(item, image_size, kinds)
+        for concept in item.boxes.concept.tolist() if item.boxes is not None else ():
+            boxes[concept] += 1
+        index.append(number)
+        deep.append(item.image.is_floating_point())
+        digests.append(_digest(item.image))
+        thumbnails.append(_thumbnail(item.image))
+    _find_odd([names[number] for number in index], deep, kinds)
+    stacked = torch.stack(thumbnails) if thumbnails else torch.zeros(0, _THUMBNAIL**2)
+    _find_negatives([names[number] for number in index], stacked, kinds)
+    return _Seen(kinds.faults(), boxes, index, digests, stacked)
+
+
+def _check_item(item: ConceptItem, image_size: tuple[int, int], kinds: _Kinds) -> None:
+    (height, width), (low, high) = item.image.shape[1:], item.image.aminmax()
+    if low == high:
+        kinds.add("constant image", repr(item.name))
+    elif item.image.is_floating_point() and high < _SLIVER:
+        kinds.add("dark image", repr(item.name))
+    if height < image_size[0] and width < image_size[1]:
+        kinds.add("small image", f"{item.name!r} ({width} x {height})")
+    if item.boxes is not None and len(item.boxes):
+        sides = item.boxes.xyxy[:, 2:] - item.boxes.xyxy[:, :2]
+        pixels = sides * torch.tensor([image_size[1], image_size[0]])
+        for row in (pixels.amin(dim=1) < _SMALL_BOX).nonzero()[:, 0].tolist():
+            size = " x ".join(f"{side:.1f}" for side in pixels[row].tolist())
+            kinds.add("small box", f"{size} in {item.name!r}")
+
+
+def _digest(image: Tensor) -> bytes:
+    """The same for images that show the same pixels."""
+    return hashlib.sha256(repr(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()).digest()
+
+
+def _thumbnail(image: Tensor) -> Tensor:
+    """(P,) grey values of a small copy, of mean 0 and length 1; zeros of a constant image."""
+    small = adaptive_avg_pool2d(image.float().mean(dim=0, keepdim=True), _THUMBNAIL).flatten()
+    centered = small - small.mean()
+    return normalize(centered, dim=0) if centered.abs().max() > 1e-6 * small.abs().max() else centered * 0
+
+
+def _find_odd(names: Sequence[str], deep: Sequence[bool], kinds: _Kinds) -> None:
+    few = sum(deep) <= len(deep) / 2
+    odd = [repr(name) for name, one in zip(names, deep, strict=True) if one == few]
+    if 0 < len(odd) <= _ODD * len(deep):
+        for name in odd:
+            kinds.add("odd bit depth", name)
+
+
+def _find_negatives(names: Sequence[str], thumbnails: Tensor, kinds: _Kinds) -> None:
+    """Images that are as unlike the mean as most images are like it."""
+    likeness = thumbnails @ normalize(thumbnails.mean(dim=0), dim=0)
+    if len(names) and likeness.median() > _LIKE:
+        for row in (likeness < -_LIKE).nonzero()[:, 0].tolist():
+            kinds.add("negative image", repr(names[row]))
+
+
+def _duplicate_faults(
+    dataset: ConceptDataset, labels: Tensor, seen: _Seen, parts: Sequence[Hashable] | None
+) -> list[Fault]:
+    """Images that are there twice, exactly or nearly."""
+    pairs = {False: _near_pairs(seen), True: []}
+    names, faults = dataset.names, []
+    for first, second in pairs[False]:
+        if seen.digests[first] == seen.digests[second]:
+            pairs[True].append((first, second))
+    for exact, kind in ((True, "image twice"), (False, "nearly the same images")):
+        own = [pair for pair in pairs[exact] if exact or pair not in pairs[True]]
+        told = [_describe(seen.rows[first], seen.rows[second], names, labels, parts) for first, second in own]
+        if told:
+            faults.append(Fault(kind, f"{len(told)} pairs: {shorten(told)}"))
+    return faults
+
+
+def _near_pairs(seen: _Seen) -> list[tuple[int, int]]:
+    """Pairs of images that correlate like copies of one another."""
+    found = []
+    for start in range(0, len(seen.rows), _BLOCK):
+        alike = seen.thumbnails[start : start + _BLOCK] @ seen.thumbnails.T
+        for row, column in (alike > _NEAR).nonzero().tolist():
+            if start + row < column:
+                found.append((start + row, column))
+    return found
+
+
+def _describe(first: int, second: int, names: Sequence[str], labels: Tensor, parts: Sequence[Hashable] | None) -> str:
+    same = torch.equal(labels[first].nan_to_num(-1), labels[second].nan_to_num(-1))
+    more = ["with other labels"] if not same else []
+    if parts is not None and parts[first] != parts[second]:
+        more.append(f"in {parts[first]!r} and {parts[second]!r}")
+    return f"{names[first]!r} and {names[second]!r}" + (f" ({', '.join(more)})" if more else "")

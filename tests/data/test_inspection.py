@@ -1,0 +1,116 @@
+"""Every planted fault of a data set is found and named, and nothing is said of a sound one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conceptcam.data.inspection import Inspection, inspect_dataset
+from conceptcam.data.table import TableDataset
+
+SIDE = 64
+
+
+def film(seed: int) -> np.ndarray:
+    """A picture that is like all others in the large, and like none in detail."""
+    random = np.random.default_rng(seed)
+    across = np.sin(np.linspace(0, np.pi, SIDE))
+    detail = random.normal(0, 1, (8, 8)).repeat(SIDE // 8, axis=0).repeat(SIDE // 8, axis=1)
+    return np.clip(60 + 120 * across[:, None] * across + 25 * detail, 0, 255).astype(np.uint8)
+
+
+def sound(folder: Path, count: int = 40) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and boxes of a data set without faults, whose images are written."""
+    (folder / "images").mkdir()
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        Image.fromarray(film(number)).save(folder / "images" / f"{number:02d}.png")
+        part = "val" if number >= 30 else "train"
+        rows.append({"image": f"{number:02d}.png", "patient": f"p{number}", "veil": number % 2, "dots": number // 2 % 2,
+                     "split": part})  # fmt: skip
+    return rows, ["image,concept,x,y,w,h", "01.png,veil,8,8,20,20"]
+
+
+def inspected(folder: Path, rows: list[dict[str, Any]], boxes: list[str]) -> Inspection:
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    (folder / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    concepts = [name for name in rows[0] if name not in ("image", "patient", "split")]
+    data = TableDataset(folder / "labels.csv", folder / "images", concepts=concepts, boxes=folder / "boxes.csv")
+    return inspect_dataset(data, parts=data.parts, image_size=(SIDE, SIDE))
+
+
+def test_nothing_is_said_of_a_sound_data_set(tmp_path: Path):
+    found = inspected(tmp_path, *sound(tmp_path))
+    assert found.faults == () and found.lines()[-1] == "No faults were found."
+    assert [(one.name, one.present, one.absent, one.unknown, one.boxes) for one in found.labels] == [
+        ("veil", 20, 20, 0, 1), ("dots", 20, 20, 0, 0),
+    ]  # fmt: skip
+    assert (found.images, found.patients) == (40, 40)
+
+
+def test_twelve_planted_faults_are_found_and_nothing_else(tmp_path: Path):
+    rows, boxes = sound(tmp_path)
+    images = tmp_path / "images"
+
+    def save(number: int, values: np.ndarray) -> None:
+        Image.fromarray(values).save(images / f"{number:02d}.png")
+
+    (images / "00.png").write_bytes((images / "00.png").read_bytes()[:200])  # 1 cut short
+    save(2, np.full((SIDE, SIDE), 90, np.uint8))  # 2 constant
+    save(3, film(3).astype(np.uint16) * 16)  # 3 twelve bits in sixteen, so black, and 4 an odd bit depth
+    save(4, 255 - film(4))  # 5 a negative
+    save(5, film(5)[::2, ::2])  # 6 too small
+    save(6, film(7))  # 7 the same as another, with other labels
+    save(31, np.clip(film(8) * 0.8 + 20, 0, 255).astype(np.uint8))  # 8 nearly the same, on the other side
+    rows[32]["patient"] = "p9"  # 9 on both sides
+    boxes.append("11.png,veil,5,5,1,9")  # 10 too small to see
+    for row in rows:
+        row |= {"never": 0, "copy": row["veil"]}  # 11 one-sided, 12 the same labels
+    found = {fault.kind: fault.text for fault in inspected(tmp_path, rows, boxes).faults}
+    expected = {
+        "unreadable image": "1 images cannot be read: '00.png' (cannot read the image",
+        "constant image": "1 images have one value everywhere: '02.png'",
+        "dark image": "come out black; see `bit_depth`: '03.png'",
+        "odd bit depth": "1 images have another bit depth than the others: '03.png'",
+        "negative image": "1 images look like negatives of the others: '04.png'",
+        "small image": "enlarged: '05.png' (32 x 32)",
+        "image twice": "1 pairs: '06.png' and '07.png' (with other labels)",
+        "nearly the same images": "1 pairs: '08.png' and '31.png' (with other labels, in 'train' and 'val')",
+        "patient on both sides": "1 patients are in more than one part: 'p9'",
+        "small box": "1 boxes are under 3 pixels at the model's size: 1.0 x 9.0 in '11.png'",
+        "one-sided label": "'never' is present in no image; nothing is learned",
+        "same labels": "'veil', 'copy' have the same label in each image",
+    }
+    assert set(found) == set(expected)
+    for kind, text in expected.items():
+        assert text in found[kind]
+
+
+def test_labels_alone_are_inspected_without_reading_images(tmp_path: Path):
+    rows, boxes = sound(tmp_path)
+    rows[39]["patient"] = "p0"
+    inspected(tmp_path, rows, boxes)
+    data = TableDataset(tmp_path / "labels.csv", tmp_path / "images", concepts=["veil"])
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"")
+    found = inspect_dataset(data, parts=data.parts, read_images=False)
+    assert [fault.kind for fault in found.faults] == ["patient on both sides"]
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data are not part of the project")
+def test_nothing_untrue_is_said_of_real_images():
+    concepts = ["asymmetry", "streaks", "red", "light_brown"]
+    data = TableDataset(SHARED / "ph2" / "labels.csv", SHARED / "ph2", concepts=concepts, tasks=["diagnosis"])
+    assert inspect_dataset(data).faults == ()
+    folder = SHARED / "nih-sample"
+    data = TableDataset(
+        folder / "Data_Entry_2017_v2020.csv", folder / "images", concepts=["Pneumonia", "Effusion"],
+        boxes=folder / "BBox_List_2017.csv",
+    )  # fmt: skip
+    assert inspect_dataset(data).faults == ()
