@@ -22,7 +22,7 @@ _VERSION_1_NAMES = {
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
 PoolingOrder = Literal["pool_then_project", "project_then_pool"]
-ProjectorKind = Literal["mlp", "ibn"]
+ProjectorKind = Literal["mlp", "linear", "ibn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,13 @@ class ConceptConfig:
         mean: Per-channel mean subtracted from images in [0, 1].
         std: Per-channel standard deviation that images are divided by.
         pooling: Name known to `create_pooling`; turns a concept map into one logit.
-        pooling_param: `k` of `topk` or `r` of `lse`; None takes their default.
+        pooling_param: `k` of `topk` (a number of places, or below 1 a fraction of the grid) or `r` of `lse`; None
+            takes their default.
         head_bias: Whether the concept head has a bias.
         attention_temperature: Concept maps are divided by it before the softmax over places that weighs
             features into concept vectors; below 1 looks at fewer places.
-        projector: `"mlp"` (the default) or `"ibn"` (CSR's residual blocks).
+        projector: `"mlp"` (the default), `"linear"` (one linear layer, for few images) or `"ibn"` (CSR's residual
+            blocks).
         pooling_order: `"pool_then_project"` projects each concept's pooled feature vector (CSR, Eq. 2);
             `"project_then_pool"` pools projected features.
         embed_dim: Size D of the space in which prototypes live.

@@ -52,6 +52,18 @@ class Projector(nn.Module):
         return self.layers(vectors)
 
 
+class LinearProjector(nn.Module):
+    """One linear layer: (B, N, C) -> (B, N, D). Stage 2 can find its weights at once; see `PrototypePlacement`."""
+
+    def __init__(self, in_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_channels, embed_dim)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, N, C) -> embeddings (B, N, D)."""
+        return self.layer(vectors)
+
+
 class IbnProjector(nn.Module):
     """CSR's projector: three blocks of 1-D convolution, IBN and ReLU with residual (Huy et al., 2025).
 
@@ -90,7 +102,8 @@ class _IbnBlock(nn.Module):
 
 def create_projector(kind: ProjectorKind, in_channels: int, embed_dim: int) -> nn.Module:
     """Build the projector a config names."""
-    return IbnProjector(in_channels, embed_dim) if kind == "ibn" else Projector(in_channels, embed_dim)
+    kinds = {"mlp": Projector, "linear": LinearProjector, "ibn": IbnProjector}
+    return kinds[kind](in_channels, embed_dim)
 
 
 def project_grid(projector: nn.Module, features: Tensor) -> Tensor:

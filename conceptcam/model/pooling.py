@@ -42,18 +42,25 @@ class LsePool(nn.Module):
 
 
 class TopkPool(nn.Module):
-    """The mean of the `k` highest places; of all of them where the grid has fewer."""
+    """The mean of the `k` highest places, of all of them where the grid has fewer; or of a fraction of all places.
+
+    Args:
+        k: How many places, a whole number of at least 1; or which fraction of the grid, above 0 and below 1. A
+            fraction means the same on a fine grid and on a coarse one, and is at least one place.
+    """
 
     def __init__(self, k: float = 4) -> None:
         super().__init__()
-        if k < 1 or k != int(k):
-            raise ValueError(f"`k` of topk pooling must be a whole number of at least 1, got {k}")
-        self.k = int(k)
+        if not (0 < k < 1 or (k >= 1 and k == int(k))):
+            raise ValueError(f"`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got {k}")
+        self.k = k if k < 1 else int(k)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Concept maps (B, K, h, w) -> concept logits (B, K)."""
         places = maps.flatten(-2)
-        return places.topk(min(self.k, places.shape[-1]), dim=-1).values.mean(dim=-1)
+        count = places.shape[-1]
+        k = max(1, round(self.k * count)) if self.k < 1 else min(int(self.k), count)
+        return places.topk(k, dim=-1).values.mean(dim=-1)
 
 
 class NoisyOrPool(nn.Module):
@@ -109,7 +116,7 @@ def create_pooling(name: str, *, num_concepts: int, value: float | None = None) 
     Args:
         name: One of `list_poolings()`.
         num_concepts: K, for poolings that learn something per concept.
-        value: `k` of `topk` or `r` of `lse`; None takes their default.
+        value: `k` of `topk`, a number of places or a fraction of them, or `r` of `lse`; None takes their default.
 
     Raises:
         ValueError: If no pooling has that name, or a value is given to one that takes none.

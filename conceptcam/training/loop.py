@@ -23,9 +23,10 @@ from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source
 from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.options import TrainerOptions
-from conceptcam.training.passes import collect_vectors, no_batches, solve_task_head, validate
+from conceptcam.training.passes import collect_vectors, no_batches, validate
 from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
+from conceptcam.training.solvers import solve_stage
 from conceptcam.training.stages import Stage
 
 log = distributed.main_process_logger(__name__)
@@ -95,11 +96,10 @@ class TrainingLoop:
         self._save(None)
 
     def _solve(self, stage: Stage, train: Source, val: Source) -> None:
-        """Give the task head its best weights at once, as one epoch."""
-        assert stage.solver is not None
+        """Give a stage's parts their best weights at once, as one epoch."""
         started = time.perf_counter()
         parameter_groups(self.model, stage, self.frozen)  # freezes all that the stage does not teach
-        train_loss = solve_task_head(self.model, stage, stage.solver, self.train, train)
+        train_loss = solve_stage(self.model, stage, self.train, train)
         self.state.rate = 0.0
         self._end_epoch(stage, train_loss, *self._validate(stage, val), started=started, cached=train.cached)
 

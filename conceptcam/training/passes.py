@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.heads import TaskHead
-from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.model.outputs import TaskPart
-from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader, EpochPlan
 from conceptcam.training.inputs import Source, StageModule, StepInput, whole_output
 from conceptcam.training.precision import AUTOCAST, Precision
@@ -123,7 +119,7 @@ def collect_vectors(
     learning_half_alone = source.forward is not PROTOTYPE_FORWARD
     forward = embed if learning_half_alone else dataclasses.replace(PROTOTYPE_FORWARD, learning_half=embed)
     vectors, concepts = [], []
-    for step_input in source.load(_plan_without_drawing(loader)):
+    for step_input in source.load(plan_without_drawing(loader)):
         present = step_input.batch.concepts > 0.5
         output = compute_output(functools.partial(forward, model), step_input, precision)
         vectors.append(output.vectors[present].float().cpu())
@@ -133,37 +129,7 @@ def collect_vectors(
     return torch.cat(vectors), torch.cat(concepts)
 
 
-@torch.no_grad()
-def solve_task_head(
-    model: ConceptModel, stage: Stage, solver: LinearSolver, loader: BatchLoader, source: Source
-) -> float:
-    """Give the task head its best weights; returns their loss on the training data.
-
-    Raises:
-        ValueError: If there are no batches, or the task head is not linear or is frozen.
-    """
-    head = model.task_head
-    if not isinstance(head, TaskHead) or not all(parameter.requires_grad for parameter in head.parameters()):
-        raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead` that is not frozen")
-    step_inputs = list(source.load(_plan_without_drawing(loader)))
-    if not step_inputs:
-        raise no_batches("train_batches")
-    evidence = torch.cat([step_input.inputs[0] for step_input in step_inputs]).float()
-    whole = ConceptBatch.cat([step_input.batch for step_input in step_inputs])
-
-    def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
-        copies = len(truth) // len(whole.targets)  # the solver may draw concept dropout several times
-        batch = ConceptBatch(evidence.new_empty(len(truth), 0), whole.concepts.repeat(copies, 1), truth)
-        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), batch)
-
-    weight, bias = solver.solve(evidence, whole.targets, loss)
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
-    distributed.broadcast_tensors(model.parameters())
-    return loss(head(evidence), whole.targets).item()
-
-
-def _plan_without_drawing(loader: BatchLoader) -> EpochPlan:
+def plan_without_drawing(loader: BatchLoader) -> EpochPlan:
     """A plan of the training data that uses up no random number: the first epoch's plan is yet to be drawn."""
     drawn = loader.random_state()
     with torch.random.fork_rng(devices=[]):

@@ -1,18 +1,60 @@
 """First values of prototypes: the centres of clusters of each concept's vectors, kept apart from one another."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptcam.model.concept_solver import channel_covariance
+from conceptcam.model.heads import LinearProjector
 from conceptcam.training import distributed
 
 log = distributed.main_process_logger(__name__)
 
 _TURNS = 1000  # of each vector, at most; vectors need far fewer, unless there is no room for them
 _NEAR_ENOUGH = 1e-4  # above the limit of a cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypePlacement:
+    """Finds a projector and prototypes at once, without a step: what a hundred images can pay for.
+
+    A `LinearProjector` becomes the standardized channels of the features, in the directions in which places differ
+    most (`fit_projector`); any other projector stays as it is. Each concept's prototypes are the centres of the
+    clusters of its vectors (`init_prototypes`).
+
+    Attributes:
+        limit: The highest cosine that two prototypes of a concept may have.
+        seed: Of the start of the clustering.
+    """
+
+    limit: float = 0.95
+    seed: int = 0
+
+
+@torch.no_grad()
+def fit_projector(projector: LinearProjector, features: Iterable[Tensor]) -> None:
+    """Make a projector standardize channels and turn them into their principal directions, largest first.
+
+    With as many dimensions as channels or more, cosines are those of standardized channels; dimensions beyond the
+    channels stay 0. With fewer, they are as near to those as a linear map can be.
+
+    Args:
+        projector: Changed in place; C channels to D dimensions.
+        features: (B, C, h, w) each, of all training images.
+    """
+    mean, covariance = channel_covariance(features)
+    scale = covariance.diagonal().clamp(min=0).sqrt()
+    scale = scale.clamp(min=max(float(scale.max()) * 1e-6, 1e-12))
+    directions = torch.linalg.eigh(covariance / scale[:, None] / scale).eigenvectors.flip(1).T  # the last is largest
+    layer = projector.layer
+    kept = min(layer.out_features, len(directions))
+    layer.weight.zero_()
+    layer.weight[:kept] = (directions[:kept] / scale).to(layer.weight)
+    layer.bias.copy_(-(layer.weight @ mean.to(layer.weight)))
 
 
 @torch.no_grad()
@@ -31,8 +73,8 @@ def init_prototypes(
     to all of them (on the phantom, 1 of 5 stays in use).
 
     Args:
-        prototypes: (K, M, D), changed in place. A concept with fewer vectors than prototypes keeps those it has,
-            which is logged.
+        prototypes: (K, M, D), changed in place. A concept with fewer vectors than prototypes has some of them twice,
+            one without vectors keeps the prototypes it has; both are logged.
         embeddings: (N, D) vectors of present concepts, of any length.
         concept: (N,) the index of the concept that each vector belongs to.
         names: The K names, for the log.
@@ -43,17 +85,19 @@ def init_prototypes(
     generator = torch.Generator().manual_seed(seed)
     count, size = prototypes.shape[1:]
     directions = F.normalize(embeddings.float().cpu(), dim=-1)
-    kept = []
+    few = []
     for k, name in enumerate(names):
         own = directions[concept.cpu() == k]
         if len(own) < count:
-            kept.append(f"{name} ({len(own)})")
+            few.append(f"{name} ({len(own)})")
+        if not len(own):
             continue
-        centres = enforce_min_angle(spherical_kmeans(own, count, generator=generator), limit=limit)
+        found = spherical_kmeans(own, min(count, len(own)), generator=generator)
+        centres = enforce_min_angle(found, limit=limit).repeat(math.ceil(count / len(found)), 1)[:count]
         # As long as random ones are, so that a step of the optimizer turns them as far.
         prototypes[k] = centres.to(prototypes) * size**0.5
-    if kept:
-        log.warning("too few vectors to place %d prototypes each, so these keep theirs: %s", count, ", ".join(kept))
+    if few:
+        log.warning("fewer positives than the %d prototypes of a concept: %s", count, ", ".join(few))
 
 
 def spherical_kmeans(vectors: Tensor, count: int, *, generator: torch.Generator, steps: int = 20) -> Tensor:

@@ -19,10 +19,11 @@ from conceptcam.losses.prototypes import prototype_contrastive_loss, prototype_p
 from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.concept_solver import ConceptSolver
 from conceptcam.model.heads import Prototypes, project_grid
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.model.outputs import ConceptPart, PrototypePart, TaskPart
-from conceptcam.training.prototype_init import init_prototypes
+from conceptcam.training.prototype_init import PrototypePlacement, init_prototypes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits and labels, both (B, L), to a scalar."""
@@ -90,7 +91,32 @@ def compare_vectors(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) 
     return PrototypePart(everything.index_put((concept_mask,), similarity))
 
 
+def _features(model: ConceptModel, part: ConceptPart) -> Tensor:
+    return part.features
+
+
+def _see(model: ConceptModel, features: Tensor) -> ConceptPart:
+    maps = model.concept_head(features)
+    return ConceptPart(features, maps, model.pool(maps))
+
+
+def _compare_features(model: ConceptModel, features: Tensor, concept_mask: Tensor) -> PrototypePart:
+    return compare_vectors(model, concept_vectors(model, _see(model, features)), concept_mask)
+
+
 _SEEING = ("backbone", "concept_head", "pool")
+
+CONCEPT_FORWARD = SplitForward(
+    frozen_half=_features,
+    learning_half=lambda model, features, concept_mask: _see(model, features),
+    frozen_parts=lambda config: ("backbone",),
+)
+"""Stage 1 on a frozen backbone: images -> features (B, C, h, w) -> `ConceptPart`."""
+
+PLACEMENT_FORWARD = SplitForward(
+    frozen_half=_features, learning_half=_compare_features, frozen_parts=lambda config: _SEEING
+)
+"""Stage 2 where prototypes are placed: images -> features (B, C, h, w) -> `PrototypePart`."""
 
 PROTOTYPE_FORWARD = SplitForward(
     frozen_half=concept_vectors,
@@ -127,9 +153,11 @@ class Stage:
         on_start: Called once before the first epoch of a stage whose `forward` is `PROTOTYPE_FORWARD`, with the
             model, the projected vectors (N, D) of all present concepts in the training data, and the index (N,) of
             each vector's concept.
-        solver: Finds the best weights of the task head at once, from the evidence of all training data, in place of
-            many small steps; for a stage with `TASK_FORWARD` in which only the task head learns. Its `loss_fn` is
-            called with all samples as one batch, without images and boxes. `lr`, schedule and decay are not used.
+        solver: Finds the best weights at once, from all training data, in place of many small steps: a
+            `LinearSolver` those of the task head in a stage with `TASK_FORWARD`, whose `loss_fn` is called with all
+            samples as one batch, without images and boxes; a `ConceptSolver` those of the concept head in a stage
+            with `CONCEPT_FORWARD`; a `PrototypePlacement` projector and prototypes in a stage with
+            `PLACEMENT_FORWARD`. `lr`, schedule and decay are not used.
         epochs: Passes over the training data; 1 if there is a solver.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.
@@ -149,7 +177,7 @@ class Stage:
     labels: tuple[Labels, ...] = ("concepts", "targets")
     compared: Compared = "present"
     on_start: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
-    solver: LinearSolver | None = None
+    solver: LinearSolver | ConceptSolver | PrototypePlacement | None = None
     epochs: int = 10
     schedule: Schedule = "constant"
     warmup: float = 0.05
@@ -164,11 +192,13 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
         if self.on_start is not None and self.forward is not PROTOTYPE_FORWARD:
             raise ValueError(f"stage {self.name!r} has `on_start`, so its `forward` must be `PROTOTYPE_FORWARD`")
-        if self.solver is not None and (self.forward, self.parts, self.epochs) != (TASK_FORWARD, ("task_head",), 1):
-            raise ValueError(
-                f"stage {self.name!r} has a `solver`, so it must be one epoch of 'task_head' alone with the forward "
-                f"pass of stage 3; it teaches {list(self.parts)} and has {self.epochs} epochs"
-            )
+        if self.solver is not None:
+            forward, parts = _SOLVED[type(self.solver)]
+            if self.forward is not forward or not set(self.parts) <= set(parts) or self.epochs != 1:
+                raise ValueError(
+                    f"stage {self.name!r} has a {type(self.solver).__name__}, so it must be one epoch of {list(parts)} "
+                    f"alone, with their forward pass; it teaches {list(self.parts)} and has {self.epochs} epochs"
+                )
         for name, value in (("warmup", self.warmup), ("layer_decay", self.layer_decay)):
             if not 0 <= value <= 1 or (name == "layer_decay" and value == 0):
                 raise ValueError(f"`{name}` of stage {self.name!r} must be in [0, 1], got {value}")
@@ -191,7 +221,7 @@ class Stage:
 
     def any_label_known(self, batch: ConceptBatch) -> bool:
         """Whether a batch has any label that this stage learns from."""
-        if self.forward is PROTOTYPE_FORWARD:
+        if self.forward in (PROTOTYPE_FORWARD, PLACEMENT_FORWARD):
             return bool(self.concept_mask(batch).any())
         return any(bool((~getattr(batch, name).isnan()).any()) for name in self.labels)
 
@@ -215,8 +245,19 @@ class Stage:
         return [group for group in groups if group["params"]]
 
 
+_SOLVED: Mapping[type, tuple[SplitForward, tuple[str, ...]]] = {
+    LinearSolver: (TASK_FORWARD, ("task_head",)),
+    ConceptSolver: (CONCEPT_FORWARD, ("concept_head", "pool")),
+    PrototypePlacement: (PLACEMENT_FORWARD, ("projector", "prototypes")),
+}
+"""What each solver finds, and in which forward pass."""
+
+
 def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
-    """Stage 1: backbone and concept head learn which concepts are there, and where."""
+    """Stage 1: backbone and concept head learn which concepts are there, and where.
+
+    Where the backbone does not learn, its features are computed once, if images are not augmented.
+    """
 
     def loss_fn(part: ConceptPart, batch: ConceptBatch) -> Tensor:
         return loss(part.concept_maps, batch.concepts, batch.boxes, concept_logits=part.concept_logits)
@@ -224,7 +265,7 @@ def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -
     return Stage(
         name="concepts",
         lr=lr,
-        forward=ConceptModel.forward_concepts,
+        forward=ConceptModel.forward_concepts if lr.get("backbone") else CONCEPT_FORWARD,
         loss_fn=loss_fn,
         labels=("concepts",),
         metric=functools.partial(MacroAUROC, min_support=MIN_SUPPORT),
@@ -238,7 +279,7 @@ def prototype_stage(loss: PrototypeLoss, *, lr: Mapping[str, float], name: str =
     return Stage(
         name=name,
         lr=lr,
-        forward=PROTOTYPE_FORWARD,
+        forward=PROTOTYPE_FORWARD if options.get("solver") is None else PLACEMENT_FORWARD,
         loss_fn=lambda part, batch: loss(part.vector_similarity, batch.concepts),
         labels=("concepts",),
         metric=PrototypeAccuracy,
@@ -255,9 +296,6 @@ def clustered_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int,
     Each row has half of the epochs, and at least one.
     """
 
-    def loss(similarity: Tensor, labels: Tensor) -> Tensor:
-        return prototype_contrastive_loss(similarity, labels) + prototype_presence_loss(similarity, labels)
-
     def place(model: ConceptModel, vectors: Tensor, concept: Tensor) -> None:
         assert isinstance(model.prototypes, Prototypes)
         init_prototypes(model.prototypes.vectors, vectors, concept, names=config.concepts)
@@ -266,9 +304,20 @@ def clustered_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int,
     both = {"projector": lr, "prototypes": lr}
     rows = {**options, "compared": "known"}
     return [
-        prototype_stage(loss, lr=both, name="embedding", epochs=first, **rows),
-        prototype_stage(loss, lr={"projector": lr}, epochs=max(1, epochs - first), on_start=place, **rows),
+        prototype_stage(_clear_prototypes, lr=both, name="embedding", epochs=first, **rows),
+        prototype_stage(_clear_prototypes, lr={"projector": lr}, epochs=max(1, epochs - first), on_start=place, **rows),
     ]
+
+
+def placed_prototype_stage(placement: PrototypePlacement) -> Stage:
+    """Stage 2 without a step: prototypes are put where each concept's vectors lie; see `PrototypePlacement`."""
+    both = {"projector": 1.0, "prototypes": 1.0}
+    return prototype_stage(_clear_prototypes, lr=both, epochs=1, solver=placement, compared="known")
+
+
+def _clear_prototypes(similarity: Tensor, labels: Tensor) -> Tensor:
+    """The loss of stage 2 that measured best: vectors are near their own prototypes, those of absent concepts far."""
+    return prototype_contrastive_loss(similarity, labels) + prototype_presence_loss(similarity, labels)
 
 
 def task_stage(config: ConceptConfig, loss: Loss | None = None, *, lr: Mapping[str, float], **options: Any) -> Stage:
