@@ -2,7 +2,13 @@
 
 from conceptcam.backbones import small_cnn as _small_cnn  # noqa: F401  registers itself
 from conceptcam.backbones.base import Backbone, BackboneOptions
-from conceptcam.backbones.registry import backbone_normalization, create_backbone, list_backbones, register_backbone
+from conceptcam.backbones.registry import (
+    backbone_normalization,
+    create_backbone,
+    list_backbones,
+    register_backbone,
+    usual_feature_level,
+)
 
 __all__ = [
     "Backbone",
@@ -11,4 +17,5 @@ __all__ = [
     "backbone_normalization",
     "list_backbones",
     "register_backbone",
+    "usual_feature_level",
 ]

@@ -173,6 +173,25 @@ def backbone_normalization(name: str) -> tuple[tuple[float, float, float], tuple
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def usual_feature_level(name: str, image_size: tuple[int, int]) -> int:
+    """The feature level whose grid is neither too coarse to point with nor finer than the backbone is good for.
+
+    The last level, or the one before if the last has fewer than 14 cells along a side of the image: on a hundred skin
+    lesions of 224 pixels, a grid of 14 x 14 gave a better diagnosis than the last one, of 7 x 7, which knew no more.
+
+    Raises:
+        ValueError: If timm has no such model.
+    """
+    source, colon, model = name.partition(":")
+    if not colon or source != "timm":
+        return -1
+    from conceptcam.backbones.timm import level_strides  # timm takes seconds to import
+
+    strides = level_strides(model)
+    coarse = min(image_size) / strides[-1] < 14
+    return -2 if coarse and len(strides) > 1 and strides[-2] < strides[-1] else -1
+
+
 def list_backbones() -> list[str]:
     """Names of the zoo and registered names, sorted. Names under `timm:` are not listed; ask `timm.list_models()`."""
     return sorted(name for name in {*BACKBONES, *_FACTORIES} if ":" not in name)

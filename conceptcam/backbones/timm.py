@@ -1,5 +1,6 @@
 """Any timm model that can give intermediate features, as a backbone."""
 
+import contextlib
 import fnmatch
 import math
 from collections.abc import Collection
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import group_parameters
@@ -122,6 +124,19 @@ def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None
         rows, columns = model.patch_embed.patch_size
         model.set_input_size(img_size=(side * rows, side * columns))
     model.load_state_dict(tensors)
+
+
+def level_strides(name: str) -> list[int]:
+    """Pixels per cell of each feature level of a timm model; one level if it does not say.
+
+    Raises:
+        ValueError: If timm has no such model.
+    """
+    _published(name)
+    with torch.device("meta"), contextlib.suppress(NotImplementedError):
+        model: Any = timm.create_model(name, pretrained=False)
+        return [info["reduction"] for info in model.feature_info]
+    return [1]
 
 
 def normalization(name: str) -> tuple[Channels, Channels]:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if folder.state == "finished":
         model = {name: getattr(config, name) for name in ("image_size", "bottleneck", "backbone")}
         known = {"data": {"train_images": images}, "model": model}
-        folder.check_resume_options({**options_to_dict(how, "multilabel"), **known})
+        folder.check_resume_options({**options_to_dict(how), **known})
         return show(FINISHED.format(place))
     with folder.removed_unless_trained():
         first_look(place, show, seed=how.seed)

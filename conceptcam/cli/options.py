@@ -27,6 +27,9 @@ def add_flag(
         at_least: The smallest whole number it takes, 0 or 1.
         **kind: As `add_argument` takes.
     """
+    if kind.pop("yes_no", False):
+        parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=help)
+        return
     kind = {"metavar": "NAME", "type": type(default) if isinstance(default, int | float) else str, **kind}
     if at_least is not None:
         kind["type"] = functools.partial(_whole_number, at_least=at_least)

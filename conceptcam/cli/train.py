@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "uncertain", "ignore", uncertain, choices=("ignore", "zeros", "ones", "soft"))
     add_flag(parser, "no_augment", False, "do not shift, scale, turn and light images anew")
     add_flag(parser, "backbone", "timm:resnet18", "as create_backbone takes")
-    level = "how fine the grid is: -1 is the last, coarsest one, -2 the one before"
-    add_flag(parser, "feature_level", -1, level, metavar="N")
+    level = "how fine the grid is: -1 is the last, coarsest one, -2 the one before (default: the last with 14 cells "
+    add_flag(parser, "feature_level", None, f"{level}a side, if it is one of these)", type=int, metavar="N")
     add_preprocessing(parser)
     kind = "whether any number of tasks can be true, or exactly one is (default: as a table shows, else multilabel)"
     add_flag(parser, "task_kind", None, kind, choices=("multilabel", "multiclass"))
@@ -72,19 +72,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", echo: Callable[[str], None]) -> None:
-    from conceptcam.backbones import backbone_normalization
+    from conceptcam.backbones import backbone_normalization, usual_feature_level
     from conceptcam.config import ConceptConfig
     from conceptcam.data.transforms import default_augmentation
     from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import train_run
 
-    config_flags = ("backbone", "feature_level", "bottleneck")
-    fields = {name: getattr(options, name) for name in config_flags} | preprocessing(options)
+    fields = {name: getattr(options, name) for name in ("backbone", "bottleneck")} | preprocessing(options)
+    fields["feature_level"] = options.feature_level
+    if options.feature_level is None:
+        fields["feature_level"] = usual_feature_level(options.backbone, fields["image_size"])
     data = data_record(options)
     if run.state == "finished":
         kind = options.task_kind or run.saved["model"]["task_kind"]
         model = {**fields, "task_kind": kind}
-        run.check_resume_options({**options_to_dict(how, kind), "data": data, "model": model})
+        run.check_resume_options({**options_to_dict(how), "data": data, "model": model})
         return echo(FINISHED.format(run.path))
     train, val, split = read_train_and_val(options, run, echo)
     fields["task_kind"] = train.task_kind

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch.utils.data import DataLoader
 
-from conceptcam.config import ConceptConfig, TaskKind
+from conceptcam.config import ConceptConfig, ProjectorKind
 from conceptcam.data.batch import ConceptBatch, ConceptDataset
 from conceptcam.losses.classification import Strategy, class_balanced_loss
-from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.training.decisions import decide
 from conceptcam.training.options import TrainerOptions, option
 from conceptcam.training.precision import Precision
 from conceptcam.training.presets import get_preset, list_presets
@@ -54,16 +54,27 @@ class RunOptions(TrainerOptions):
     weights: str | Path | None = option(
         None, "start the backbone from a checkpoint: a file, or organization/name on the Hub", metavar="FILE"
     )
-    freeze_backbone: bool = option(False, "train the heads alone")
+    freeze_backbone: bool | None = option(
+        None, "whether the heads learn alone; without it, the preset decides by the number of images", yes_no=True
+    )
+    pooling: str | None = option(None, "how a map becomes a concept's logit; without it, the preset decides")
+    pooling_param: float | None = option(
+        None, "of pooling topk, how many places or which fraction of them; of lse, its sharpness", metavar="F"
+    )
+    projector: ProjectorKind | None = option(
+        None, "into the prototypes' space; without it, the preset decides", choices=get_args(ProjectorKind)
+    )
     layer_decay: float = option(
         1.0, "each layer of the backbone learns at this times the rate of the layer behind it", metavar="F"
     )
     imbalance: Strategy | None = option(
         None,
-        "what to do about rare labels; without it ratio, but none for multi-class tasks and the preset paper",
+        "what to do about rare labels; without it ratio, but none for the preset paper",
         choices=get_args(Strategy),
     )
-    solve_task: bool = option(False, "solve for the weights of the task head at once; it then has no epochs")
+    solve_task: bool | None = option(
+        None, "whether to solve for the weights of the task head at once; without it, the preset decides", yes_no=True
+    )
     num_workers: int = option(0, "processes that load images", at_least=0, metavar="N")
     seed: int = option(0, "seed of everything random", metavar="N")
     precision: Precision | Literal["auto"] = option(  # type: ignore[assignment]  # wider than Trainer's on purpose
@@ -78,8 +89,17 @@ def trainer_options(options: RunOptions, **changes: Any) -> dict[str, Any]:
     return {one.name: getattr(options, one.name) for one in fields(TrainerOptions)} | changes
 
 
-def make_stages(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> tuple[Stage, ...]:
-    """The stages of the preset for this model and these data.
+class RunPlan(NamedTuple):
+    """What a run teaches which model."""
+
+    config: ConceptConfig
+    stages: tuple[Stage, ...]
+    reason: str
+    """What the preset decided and why, in a sentence; empty if it decided nothing."""
+
+
+def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> RunPlan:
+    """The model and the stages, as the preset decides for these data and as the options say.
 
     Raises:
         ValueError: If an option would do nothing, or contradicts another.
@@ -94,37 +114,48 @@ def make_stages(options: RunOptions, config: ConceptConfig, train: ConceptDatase
         raise ValueError("the data have no task labels, so there is no task head to solve for: leave out `solve_task`")
     if options.solve_task and "task" in options.epochs:
         raise ValueError("`solve_task` solves for the task head at once: leave the epochs of 'task' out of `epochs`")
-    if options.solve_task and options.imbalance in ("focal", "asymmetric"):
+    convex = options.imbalance not in ("focal", "asymmetric")
+    if options.solve_task and not convex:
         raise ValueError(
             f"`solve_task` needs a convex loss, and imbalance {options.imbalance!r} is none: choose another, or descend"
         )
-    chosen = _imbalances(options, config.task_kind)
-    return preset.stages(
+    names = ("pooling", "pooling_param", "projector")
+    decisions = decide(
+        preset,
+        config,
+        images=len(train),
+        batch_size=options.batch_size,
+        backbone_pretrained=options.pretrained or options.weights is not None,
+        freeze_backbone=options.freeze_backbone,
+        solve_task=options.solve_task if convex else False,
+        epochs=options.epochs,
+        fields={name: value for name in names if (value := getattr(options, name)) is not None},
+    )
+    config, chosen = decisions.config, _imbalances(options)
+    stages = preset.stages(
         config,
         concept_loss=class_balanced_loss(chosen["concepts"], train.concept_labels),
         task_loss=class_balanced_loss(chosen["tasks"], train.task_labels, kind=config.task_kind)
         if train.tasks
         else None,
-        epochs=options.epochs,
-        backbone_pretrained=options.pretrained or options.weights is not None,
-        freeze_backbone=options.freeze_backbone,
         layer_decay=options.layer_decay,
-        task_solver=LinearSolver() if options.solve_task else None,
+        **decisions.stage_options,
     )
+    return RunPlan(config, stages, decisions.reason)
 
 
-def options_to_dict(options: RunOptions, task_kind: TaskKind) -> dict[str, Any]:
+def options_to_dict(options: RunOptions) -> dict[str, Any]:
     """The options as `run.json` holds them; the choice about rare labels is written in full."""
     saved = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _UNSAVED}
-    return {**saved, "epochs": dict(options.epochs), "imbalance": _imbalances(options, task_kind)}
+    return {**saved, "epochs": dict(options.epochs), "imbalance": _imbalances(options)}
 
 
-def _imbalances(options: RunOptions, kind: TaskKind) -> dict[str, Strategy]:
+def _imbalances(options: RunOptions) -> dict[str, Strategy]:
     """What is done about rare labels of concepts and of tasks."""
     if options.imbalance is not None:
         return {"concepts": options.imbalance, "tasks": options.imbalance}
     usual: Strategy = "ratio" if get_preset(options.preset).uses_losses else "none"
-    return {"concepts": usual, "tasks": usual if kind == "multilabel" else "none"}
+    return {"concepts": usual, "tasks": usual}
 
 
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:

@@ -18,13 +18,12 @@ from conceptcam.data.labels import digest
 from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
-from conceptcam.runs.options import RunOptions, loader, make_stages, options_to_dict, trainer_options
+from conceptcam.runs.options import RunOptions, loader, make_plan, options_to_dict, trainer_options
 from conceptcam.runs.reports import MapHistory, draw_learning, measure, save_explanations
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
 from conceptcam.training.optimizer import checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.precision import faster_precision
-from conceptcam.training.presets import get_preset
 from conceptcam.training.seeding import seeded
 from conceptcam.training.stages import Stage
 from conceptcam.training.trainer import Trainer
@@ -96,8 +95,7 @@ def train_run(
         ValueError: If an option does not fit the data or the model, or a run to resume was begun with others.
         FileExistsError: If the folder holds a run and `options.resume` is off.
     """
-    config = get_preset(options.preset).apply_to(config)
-    stages = make_stages(options, config, train)
+    config, stages, decided = make_plan(options, config, train)
     with distributed.process_group(options.device):
         first = distributed.is_main_process()
         echo = echo if first else (lambda line: None)
@@ -105,10 +103,11 @@ def train_run(
         assert run is not None
         run.check_begin(resume=options.resume)
         content = {
-            **options_to_dict(options, config.task_kind),
+            **options_to_dict(options),
             "stages": {stage.name: stage.epochs for stage in stages},
             "data": {**(data or {}), **_identity(train, val), "training_data": training_data},
             "model": dataclasses.asdict(config),
+            "decided": decided,
             "processes": distributed.world_size(),
             "conceptcam": __version__,
             "torch": str(torch.__version__),
@@ -120,6 +119,8 @@ def train_run(
         if finished:
             return RunResult(model, None)
         echo(_beginning(run, config, options))
+        if decided:
+            echo(f"{decided}.")
         _check_stages(model, stages, options)
         options = _with_precision(options, run, model, stages[0], val, echo)
         maps = [] if example_image is None else [MapHistory(example_image.image, example_concepts, config.concepts)]
@@ -160,7 +161,7 @@ class EpochPrinter:
             f"{result.stage:<10} epoch {result.epoch:>2} of {total}: loss {result.train_loss:.4f}, "
             f"validation loss {result.val_loss:.4f}, score {result.score:.4f}, {result.seconds:.1f} s"
         )
-        if result.stage == "concepts" and not self._estimated:
+        if result.stage == "concepts" and total > 1 and not self._estimated:
             self._estimated = True
             # The first epoch of a later stage runs the frozen parts forward, at a third of a training epoch's cost.
             later = sum(0.35 + 0.01 * epochs for name, epochs in self.epochs.items() if name != result.stage)
@@ -187,13 +188,13 @@ def _train(
     """Run the stages; the model is written after the first one and after the last."""
     own = train.augmentation
     try:
-        # Only stage 1 learns what images look like and sees them augmented. The others run together: they read what it
-        # made of the images, which is computed once for all of them.
+        # A stage 1 that learns in steps sees images augmented. All others run together: they read what frozen parts
+        # make of the images, which is computed once for all of them.
         for phase in ("concepts", "rest"):
-            part = [stage for stage in stages if (stage.name == "concepts") == (phase == "concepts")]
+            part = [stage for stage in stages if _learns_from_images(stage) == (phase == "concepts")]
             if not part:
                 continue
-            history = CSVLogger(run.history, resume=options.resume or phase == "rest")
+            history = CSVLogger(run.history, resume=options.resume or part[0] is not stages[0])
             boards = [TensorBoardLogger(run.tensorboard)] if options.tensorboard else []
             callbacks = (history, *boards, *options.callbacks)
             trainer = Trainer(**trainer_options(options, callbacks=callbacks, checkpoint_dir=run.checkpoints / phase))
@@ -207,6 +208,11 @@ def _train(
                 model.save_pretrained(run.path)
     finally:
         train.augmentation = own
+
+
+def _learns_from_images(stage: Stage) -> bool:
+    """Whether a stage learns what images look like, step by step."""
+    return stage.name == "concepts" and stage.solver is None
 
 
 def _identity(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
@@ -252,6 +258,8 @@ def _with_precision(
         return options
     if run.saved:
         return dataclasses.replace(options, precision=run.saved["precision"])
+    if stage.solver is not None:  # one forward pass is not worth a trial
+        return dataclasses.replace(options, precision="fp32")
     batch = next(iter(loader(val, options)))
     chosen = distributed.broadcast(faster_precision(model, stage, batch, options.device, echo=echo))
     echo(f"Training in {chosen}.")

@@ -26,6 +26,7 @@ def option(
     at_least: int | None = None,
     metavar: str = "",
     flag: bool = True,
+    yes_no: bool = False,
 ) -> Any:
     """A field of a dataclass of options.
 
@@ -36,8 +37,12 @@ def option(
         at_least: The smallest number it takes.
         metavar: What stands for its value in the help, such as `"FILE"`.
         flag: Whether the command line has a flag for it.
+        yes_no: Whether that flag has a twin with `no-` in front, because without either something else decides.
     """
-    metadata = {"help": help, "choices": tuple(choices), "at_least": at_least, "metavar": metavar, "flag": flag}
+    metadata = {
+        "help": help, "choices": tuple(choices), "at_least": at_least, "metavar": metavar, "flag": flag,
+        "yes_no": yes_no,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 

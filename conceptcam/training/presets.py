@@ -12,7 +12,9 @@ from conceptcam.config import ConceptConfig
 from conceptcam.hub.architectures import CSR_FIELDS
 from conceptcam.losses.boxes import BBoxGuidedConceptLoss
 from conceptcam.losses.prototypes import PrototypeContrastiveLoss
+from conceptcam.model.concept_solver import ConceptSolver
 from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.training.prototype_init import PrototypePlacement
 from conceptcam.training.stages import (
     Loss,
     PrototypeLoss,
@@ -20,6 +22,7 @@ from conceptcam.training.stages import (
     Stage,
     clustered_prototype_stages,
     concept_stage,
+    placed_prototype_stage,
     prototype_stage,
     task_stage,
 )
@@ -53,6 +56,7 @@ class Preset:
         prototype_loss: Of stage 2; None is the recommended one, with prototypes that start at centres of clusters.
         schedule: Of the learning rates.
         uses_losses: Whether `concept_loss` and `task_loss` of `stages` are used; otherwise the losses are plain.
+        adapts: Whether `decide` may change config and stages by the number of images.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +65,7 @@ class Preset:
     prototype_loss: PrototypeLoss | None = None
     schedule: Schedule = "constant"
     uses_losses: bool = True
+    adapts: bool = False
 
     def apply_to(self, config: ConceptConfig) -> ConceptConfig:
         """The config with this preset's fields."""
@@ -76,6 +81,8 @@ class Preset:
         backbone_pretrained: bool = False,
         freeze_backbone: bool = False,
         layer_decay: float = 1.0,
+        concept_solver: ConceptSolver | None = None,
+        placement: PrototypePlacement | None = None,
         task_solver: LinearSolver | None = None,
     ) -> tuple[Stage, ...]:
         """Concepts, then prototypes, then the task; each stage freezes what the stages before it have taught.
@@ -91,10 +98,13 @@ class Preset:
             backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
             freeze_backbone: Whether it should not move at all.
             layer_decay: Of the first stage; see `Stage`.
+            concept_solver: Finds the weights of the concept head at once, on a frozen backbone.
+            placement: Finds projector and prototypes at once.
             task_solver: Finds the weights of the task head at once; the third stage then has one epoch.
 
         Raises:
-            ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for.
+            ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for, or
+                the concept head is to be solved for on a backbone that learns.
         """
         epochs = epochs or {}
         for name in epochs.keys() - _EPOCHS.keys():
@@ -103,6 +113,8 @@ class Preset:
             )
         if task_solver is not None and "task" in epochs:
             raise ValueError("with a `task_solver`, stage 'task' has no epochs to choose; leave it out of `epochs`")
+        if concept_solver is not None and not freeze_backbone:
+            raise ValueError("a `concept_solver` needs features that stay the same: set `freeze_backbone`")
         if not self.uses_losses:
             concept_loss = task_loss = None
         count, rates = {**_EPOCHS, **epochs}, self.rates
@@ -110,9 +122,12 @@ class Preset:
         if not freeze_backbone:
             first = {"backbone": rates.pretrained if backbone_pretrained else rates.scratch, **first}
         options: dict[str, Any] = {"schedule": self.schedule, "layer_decay": layer_decay}
-        rows = [concept_stage(self.concept_loss(concept_loss or "bce"), lr=first, epochs=count["concepts"], **options)]
+        options |= {"solver": concept_solver, "epochs": 1 if concept_solver else count["concepts"]}
+        rows = [concept_stage(self.concept_loss(concept_loss or "bce"), lr=first, **options)]
         options = {"schedule": self.schedule}
-        if config.bottleneck == "prototypes" and self.prototype_loss is None:
+        if config.bottleneck == "prototypes" and placement is not None:
+            rows.append(placed_prototype_stage(placement))
+        elif config.bottleneck == "prototypes" and self.prototype_loss is None:
             rows += clustered_prototype_stages(config, lr=rates.prototypes, epochs=count["prototypes"], **options)
         elif config.bottleneck == "prototypes" and self.prototype_loss is not None:
             second = {"projector": rates.prototypes, "prototypes": rates.prototypes}
@@ -131,8 +146,9 @@ def list_presets() -> list[str]:
 def get_preset(name: str = "recommended") -> Preset:
     """Look a preset up by name.
 
-    `"recommended"`: what measured best on the phantom. `"original"`: the project's original document
-    literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is known.
+    `"recommended"`: what measured best, on a hundred real images and on the phantom; see also `decide`.
+    `"original"`: the project's original document literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is
+    known.
 
     Raises:
         ValueError: If no preset has that name.
@@ -158,6 +174,7 @@ _PRESETS: dict[str, Preset] = {
         rates=Rates(scratch=3e-3, pretrained=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
         concept_loss=lambda loss: BBoxGuidedConceptLoss(classification=loss),
         schedule="cosine",
+        adapts=True,
     ),
     # The original document to the letter: what it calls for, not what measured best.
     "original": Preset(
