@@ -33,7 +33,10 @@ def option_table(parser: argparse.ArgumentParser) -> str:
             text, _, default = (action.help or "").partition(" (default: ")
             text = text.replace("|", "\\|") + (f": {known}" if known else "")
             dots = " ..." if action.nargs == "+" else ""
-            rows.append(f"| `{name}{f' {value}' if value else ''}{dots}` | {text} | {default.removesuffix(')')} |")
+            both = "`, `" + action.option_strings[1] if isinstance(action, argparse.BooleanOptionalAction) else ""
+            rows.append(
+                f"| `{name}{f' {value}' if value else ''}{dots}{both}` | {text} | {default.removesuffix(')')} |"
+            )
     return "\n".join(["| option | meaning | default |", "|---|---|---|", *rows])
 
 

@@ -104,7 +104,7 @@ def test_a_model_may_have_no_tasks():
         ({"task_kind": "regression"}, r"unknown `task_kind` 'regression'; known: \['multilabel', 'multiclass'\]"),
         ({"bottleneck": "none"}, r"unknown `bottleneck` 'none'; known: \['prototypes', 'concepts'\]"),
         ({"pooling_order": "both"}, "unknown `pooling_order` 'both'; known: .*'pool_then_project'"),
-        ({"projector": "conv"}, r"unknown `projector` 'conv'; known: \['mlp', 'ibn'\]"),
+        ({"projector": "conv"}, r"unknown `projector` 'conv'; known: \['mlp', 'linear', 'ibn'\]"),
         ({"image_size": (224,)}, "`image_size` needs 2 numbers, got .224"),
         ({"image_size": 224}, "`image_size` must be a sequence, got 224"),
         ({"image_size": (224, 0)}, r"`image_size` \(224, 0\) .*must be above 0"),

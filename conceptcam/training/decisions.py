@@ -84,11 +84,10 @@ def decide(
         "concept_solver": ConceptSolver() if solve_concepts else None,
         "placement": PrototypePlacement() if place else None,
         "task_solver": LinearSolver(l2=None) if solve else None,
-        "epochs": {name: given.get(name) or _epochs(name, steps) for name in _EPOCHS},
+        "epochs": {name: _epochs(name, steps) for name in _EPOCHS if name != "task" or not solve} | given,
     }
-    if solve:
-        del options["epochs"]["task"]
-    reason = _reason(images, options) if freeze_backbone is None else ""
+    decided_here = freeze_backbone is None and (frozen or "concepts" not in given)
+    reason = _reason(images, options) if decided_here else ""
     return Decisions(dataclasses.replace(preset.apply_to(config), **decided, **chosen), options, reason)
 
 

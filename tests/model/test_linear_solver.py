@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
-from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.model.linear_solver import L2_GRID, LinearSolver
 from conceptcam.training.presets import get_preset, list_presets
 from conceptcam.training.stages import prototype_stage, task_stage
 from conceptcam.training.trainer import Trainer
@@ -177,7 +177,39 @@ def test_solver_refuses_epochs_of_the_stage_it_solves():
 
 
 def test_a_stage_that_cannot_be_solved_is_refused():
-    with pytest.raises(ValueError, match="`solver`, so it must be one epoch of 'task_head' alone .* has 3 epochs"):
+    with pytest.raises(ValueError, match="LinearSolver, so it must be one epoch of .'task_head'. alone.* 3 epochs"):
         task_stage(tiny_config(), lr={"task_head": 1.0}, solver=LinearSolver(), epochs=3)
     with pytest.raises(ValueError, match="it teaches .'projector'."):
         prototype_stage(lambda similarity, labels: similarity.sum(), lr={"projector": 1.0}, solver=LinearSolver())
+
+
+def test_cross_validation_penalizes_noise_more_than_what_is_true():
+    torch.manual_seed(0)
+    truth = torch.randn(60, 1)
+    targets = (truth > 0).float()
+    useful = torch.cat([truth, truth + 0.1 * torch.randn(60, 1)], dim=1)[..., None]
+    noise = torch.randn(60, 40, 1)
+
+    def chosen(evidence):
+        return LinearSolver(l2=None)._with_best_l2(evidence, targets, multilabel_loss).l2
+
+    assert chosen(useful) == min(L2_GRID) < chosen(noise)
+
+
+def test_a_penalty_by_cross_validation_is_one_of_the_grid_and_repeats():
+    evidence, targets = torch.randn(40, 3, 2), (torch.rand(40, 2) < 0.5).float()
+    targets[3] = torch.nan
+    weight, bias = LinearSolver(l2=None).solve(evidence, targets, multilabel_loss)
+    solved = [LinearSolver(l2=l2).solve(evidence, targets, multilabel_loss)[0] for l2 in L2_GRID]
+    assert any(torch.equal(weight, one) for one in solved)
+    again = LinearSolver(l2=None).solve(evidence, targets, multilabel_loss)
+    assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
+
+
+@pytest.mark.parametrize("count, l2", [(5, 0.1), (6000, min(L2_GRID))])
+def test_too_few_or_too_many_samples_have_a_penalty_without_folds(count, l2):
+    evidence, targets = torch.randn(count, 2, 1), (torch.rand(count, 1) < 0.5).float()
+    torch.testing.assert_close(
+        LinearSolver(l2=None).solve(evidence, targets, multilabel_loss),
+        LinearSolver(l2=l2).solve(evidence, targets, multilabel_loss),
+    )

@@ -124,6 +124,13 @@ def test_topk_of_a_grid_with_fewer_places_is_the_mean():
     torch.testing.assert_close(TopkPool(10)(maps), maps.mean(dim=(-2, -1)))
 
 
+@pytest.mark.parametrize("side, places", [(2, 1), (5, 2), (10, 10)])
+def test_a_fraction_of_the_grid_is_the_mean_of_its_highest_places(side, places):
+    maps = torch.randn(2, 3, side, side)
+    highest = maps.flatten(-2).sort(dim=-1, descending=True).values[..., :places]
+    torch.testing.assert_close(TopkPool(0.1)(maps), highest.mean(dim=-1))
+
+
 def test_a_value_reaches_the_pooling_that_takes_one():
     maps = example()
     torch.testing.assert_close(create_pooling("topk", num_concepts=3, value=1.0)(maps), maps.amax(dim=(-2, -1)))
@@ -135,8 +142,8 @@ def test_a_value_reaches_the_pooling_that_takes_one():
     [
         ("avg", None, r"unknown pooling 'avg'; known: \['attention', 'lse', 'max', 'mean', 'noisy_or', 'topk'\]"),
         ("max", 3.0, r"pooling 'max' takes no value, got 3.0; only \['lse', 'topk'\] do"),
-        ("topk", 0.0, "`k` of topk pooling must be a whole number of at least 1, got 0"),
-        ("topk", 2.5, "`k` of topk pooling must be a whole number of at least 1, got 2.5"),
+        ("topk", 0.0, "`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got 0"),
+        ("topk", 2.5, "`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got 2.5"),
         ("lse", 0.0, "`r` of lse pooling must be above 0, got 0"),
         ("lse", torch.nan, "`r` of lse pooling must be above 0, got nan"),
     ],

@@ -136,7 +136,7 @@ def test_run_json_says_how_the_model_was_taught(tmp_path):
     [
         ({}, {"concepts": "ratio", "tasks": "ratio"}),
         ({"preset": "paper"}, {"concepts": "none", "tasks": "none"}),
-        ({"task_kind": "multiclass"}, {"concepts": "ratio", "tasks": "none"}),
+        ({"task_kind": "multiclass"}, {"concepts": "ratio", "tasks": "ratio"}),
     ],
 )
 def test_run_json_says_what_was_done_about_rare_labels(asked, resolved, tmp_path):
@@ -394,6 +394,20 @@ def differing(first, second):
     return {name.split(".")[0] for name, value in first.state_dict().items() if not torch.equal(value, other[name])}
 
 
+def test_a_frozen_backbone_reads_its_images_once_and_is_resumed(tmp_path, unfinished):
+    counting = ConceptPart()
+    train = Squares(16, 0)
+    reads = []
+    train.load_item = lambda index, load=train.load_item: reads.append(index) or load(index)
+    first = run(tmp_path / "a", train=train, freeze_backbone=True, epochs={}, augmentation=counting)
+    content = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert content["stages"] == {"concepts": 1, "prototypes": 1, "task": 1}
+    assert counting.items == 0 and len(set(reads)) == 16 and len(reads) <= 4 * 16
+    assert first.config.projector == "linear" and first.config.pooling == "topk"
+    again = run(tmp_path / "a", freeze_backbone=True, epochs={}, resume=True)
+    assert not differing(first, again)
+
+
 def test_rare_labels_are_weighted_by_ratio_by_default(tmp_path):
     default, ratio, none = (
         run(tmp_path / str(choice), imbalance=choice, freeze_backbone=True) for choice in (None, "ratio", "none")
@@ -402,14 +416,15 @@ def test_rare_labels_are_weighted_by_ratio_by_default(tmp_path):
     assert {"concept_head", "task_head"} <= differing(default, none)
 
 
-def test_multiclass_tasks_are_weighted_only_if_told_to(tmp_path):
+def test_classes_are_weighted_unless_told_otherwise(tmp_path):
     def taught(choice):
         config = tiny_config(task_kind="multiclass")
         train, val = OneOfTwo(16, 0), OneOfTwo(8, 1)
         return run(tmp_path / str(choice), config=config, train=train, val=val, imbalance=choice)
 
-    default, ratio = taught(None), taught("ratio")
-    assert differing(default, ratio) == {"task_head"}
+    default, ratio, none = taught(None), taught("ratio"), taught("none")
+    assert not differing(default, ratio)
+    assert "task_head" in differing(default, none)
     assert "task_head" in differing(default, tiny_model(task_kind="multiclass"))
 
 

@@ -3,9 +3,11 @@ import math
 
 import pytest
 import torch
+from einops import rearrange
 from torch.nn import functional as F
 
-from conceptcam.training.prototype_init import enforce_min_angle, init_prototypes, spherical_kmeans
+from conceptcam.model.heads import LinearProjector
+from conceptcam.training.prototype_init import enforce_min_angle, fit_projector, init_prototypes, spherical_kmeans
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -105,13 +107,30 @@ def test_each_concepts_prototypes_lie_among_its_own_vectors():
     assert all(cosines(F.normalize(of, dim=-1)).max() < 0.951 for of in prototypes)
 
 
-def test_a_concept_of_too_few_vectors_keeps_its_prototypes(caplog):
-    prototypes = torch.randn(2, 3, 4)
+def test_a_concept_of_few_vectors_has_some_prototypes_twice(caplog):
+    prototypes, vectors = torch.randn(3, 3, 4), torch.randn(12, 4)
     before = prototypes.clone()
     with caplog.at_level(logging.WARNING):
-        init_prototypes(prototypes, torch.randn(12, 4), torch.tensor([0] * 10 + [1] * 2), names=("many", "rare"))
-    assert "these keep theirs: rare (2)" in caplog.text
-    assert torch.equal(prototypes[1], before[1]) and not torch.equal(prototypes[0], before[0])
+        init_prototypes(prototypes, vectors, torch.tensor([0] * 10 + [1] * 2), names=("many", "rare", "none"))
+    assert "fewer positives than the 3 prototypes of a concept: rare (2), none (0)" in caplog.text
+    assert torch.equal(prototypes[2], before[2]), "there is nothing to learn it from"
+    own = F.cosine_similarity(prototypes[1][:, None], vectors[None, 10:], dim=-1)
+    assert (own.amax(dim=1) > 0.999).all() and (own.amax(dim=0) > 0.999).all()
+
+
+@pytest.mark.parametrize("size", [3, 6, 9])
+def test_a_fitted_projector_compares_standardized_channels(size):
+    torch.manual_seed(0)
+    features = torch.randn(8, 6, 5, 5) * torch.tensor([1.0, 2, 5, 0.1, 3, 7])[:, None, None] + 4
+    features[:, 1] += features[:, 2]
+    projector = LinearProjector(6, size)
+    fit_projector(projector, features.split(3))
+    places = rearrange(features, "b c h w -> (b h w) c")
+    standard = (places - places.mean(dim=0)) / places.std(dim=0, correction=0)
+    directions = torch.linalg.svd(standard, full_matrices=False).Vh[:size]
+    expected = F.normalize(standard @ directions.T, dim=-1)
+    found = F.normalize(projector(places[None])[0], dim=-1)
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=1e-4, rtol=1e-4)
 
 
 def test_placing_leaves_the_random_state_and_is_the_same_each_time():
