@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -119,23 +120,29 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
 
     Args:
         batch: A `ConceptBatch`, or a dict with `image` (B, 3, H, W), `concepts` (B, K), optionally
-            `targets` (B, T), and optionally `bboxes`, a list of dicts per image as
+            `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes`, a list of dicts per image as
             `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`.
 
     Entries of other names are not read; one that is nearly of one of these names is taken for a slip.
 
     Raises:
-        ValueError: If a dict lacks `image` or `concepts`, has a slip, or its parts differ in length.
+        ValueError: If it is neither, such as a tuple; if a dict lacks `image` or `concepts`, has a slip or something
+            else than numbers, or its parts differ in length.
     """
     if isinstance(batch, ConceptBatch):
         return batch
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"a batch must be a ConceptBatch or a dict, got a {type(batch).__name__}; a tuple does not say which part "
+            "is which: write {'image': images, 'concepts': labels}"
+        )
     for key in set(batch) - set(_KEYS):
         if near := did_you_mean(str(key), _KEYS):
             raise ValueError(f"a batch has an entry {key!r}, which nothing reads{near}; entries are {list(_KEYS)}")
     if missing := [key for key in ("image", "concepts") if key not in batch]:
         raise ValueError(f"a batch needs 'image' and 'concepts'; {missing} is missing from {sorted(batch)}")
-    images, concepts = batch["image"], batch["concepts"].float()
-    targets = batch["targets"].float() if "targets" in batch else concepts.new_zeros(len(images), 0)
+    images, concepts = _tensor(batch, "image"), _tensor(batch, "concepts").float()
+    targets = _tensor(batch, "targets").float() if "targets" in batch else concepts.new_zeros(len(images), 0)
     boxes = batch.get("bboxes")
     if boxes is not None and not isinstance(boxes, ConceptBoxes):
         if len(boxes) != len(images):
@@ -144,6 +151,16 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
     if not len(images) == len(concepts) == len(targets):
         raise ValueError(f"batch parts differ in length: {len(images)}, {len(concepts)}, {len(targets)}")
     return ConceptBatch(images, concepts, targets, boxes, tuple(map(str, batch.get("names", ()))))
+
+
+def _tensor(batch: Mapping[str, Any], key: str) -> Tensor:
+    """An entry of a batch as a tensor."""
+    value = batch[key]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{key!r} of a batch must be a tensor or numpy array, got a {type(value).__name__}; stack it")
+    return value
 
 
 @contextlib.contextmanager

@@ -100,6 +100,34 @@ def test_a_dict_that_is_no_batch_is_refused_with_the_reason(wrong, message):
         as_batch({key: value for key, value in parts.items() if value is not None})
 
 
+def test_a_dict_of_arrays_is_the_same_batch():
+    images, labels = torch.rand(2, 3, 4, 6), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    arrays = as_batch({"image": images.numpy(), "concepts": labels.numpy().astype("i4"), "targets": labels.numpy()})
+    assert arrays.images.equal(images) and arrays.concepts.equal(labels) and arrays.targets.equal(labels)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ((torch.zeros(2, 3, 4, 6), torch.zeros(2, 1)), "got a tuple; a tuple does not say which part is which: write"),
+        (torch.zeros(2, 3, 4, 6), "a batch must be a ConceptBatch or a dict, got a Tensor"),
+        (
+            {"image": [1, 2], "concepts": torch.zeros(2, 1)},
+            "'image' of a batch must be a tensor or numpy array, got a list",
+        ),
+    ],
+)
+def test_what_is_no_batch_gets_one_clear_sentence(wrong, message):
+    with pytest.raises(ValueError) as caught:
+        as_batch(wrong)
+    assert message in str(caught.value)
+
+
+def test_images_are_called_by_their_numbers_unless_the_reader_knows_better():
+    data = FourImages()
+    assert data.names == ("0", "1", "2", "3") and data.patients is None and data.notes == ()
+
+
 def test_a_data_set_reads_then_augments_then_preprocesses():
     data = FourImages()
     data.augmentation = lambda one: one._replace(image=one.image + 1, name="augmented")
