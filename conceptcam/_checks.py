@@ -1,26 +1,64 @@
 """Checks of arguments, and hints in error messages."""
 
 import difflib
+import re
+import reprlib
+import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 _MANY = 8  # names that a line can still show
+_LARGEST = sys.float_info.max
+# What no name may hold: it breaks a line or a table, moves the cursor, or cannot be written in UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def check_number(
+    what: str, value: object, low: float = -_LARGEST, high: float = _LARGEST, *, whole: bool = False
+) -> None:
+    """Refuse what is no finite number from `low` to `high`. True and False are no numbers, nor is text.
+
+    Args:
+        what: What to call it in the message.
+        value: Anything.
+        low: The least that it may be.
+        high: The most that it may be.
+        whole: Whether it must be an int.
+
+    Raises:
+        ValueError: With the value and the range.
+    """
+    # Comparing refuses NaN and infinity, and an int of any size: turned into a float, a large one would be an error.
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+        bounds = "" if (low, high) == (-_LARGEST, _LARGEST) else f" from {low:g}{f' to {high:g}' * (high < _LARGEST)}"
+        raise ValueError(f"{what} must be {'an int' if whole else 'a finite int or float'}{bounds}, got {brief(value)}")
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut short if it is long or deep."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
+    return reprlib.repr(value)
 
 
 def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:
-    """Refuse names that are empty, repeated, no strings, or too few, or one string in place of a list.
+    """Refuse names that are empty, repeated, no strings, unprintable or too few, or one string in place of a list.
 
     Raises:
         ValueError: Naming the offenders.
     """
     check_not_str(what, names)
-    strange = [name for name in names if not isinstance(name, str) or not name.strip()]
-    repeated = sorted({name for name in names if list(names).count(name) > 1}, key=str)
+    texts = [name for name in names if isinstance(name, str) and name.strip()]
+    strange = [brief(name) for name in names if not isinstance(name, str) or not name.strip()]
+    repeated = sorted(name for name, count in Counter(texts).items() if count > 1)
     if strange or repeated or len(names) < at_least:
         raise ValueError(
-            f"`{what}` needs at least {at_least} name(s), none empty and none repeated; "
-            f"got {len(names)}, empty or not text: {strange}, repeated: {repeated}"
+            f"`{what}` needs at least {at_least} name(s), none empty and none repeated; got {len(names)}, "
+            f"empty or not text: [{shorten(strange)}], repeated: [{shorten(map(repr, repeated))}]"
         )
+    if odd := [ascii(name) for name in texts if _UNPRINTABLE.search(name)]:
+        raise ValueError(f"`{what}` has names with characters that cannot be printed: {shorten(odd)}; take them out")
 
 
 def check_not_str(what: str, names: object) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and values as JSON wants them."""
+"""Files that are written completely or not at all, and JSON, read and written."""
 
 import contextlib
 import json
@@ -60,6 +60,36 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 def as_json(content: Mapping[str, Any]) -> str:
     """A mapping as the text of a JSON file; values that JSON does not know are written as texts."""
     return json.dumps(nan_to_null(dict(content)), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: If it is no JSON in UTF-8, is nested too deeply, or an object in it holds one name twice, of which
+            all but the last would be lost. The message begins with `source`.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unrepeated(pairs, source))
+    except RecursionError as error:
+        raise ValueError(f"{source} is nested too deeply") from error
+    except _Repeated:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{source} is no JSON: {error}") from error
+
+
+class _Repeated(ValueError):
+    """An object in JSON that holds one name twice."""
+
+
+def _unrepeated(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1} if len(names) < 100 else set())
+        raise _Repeated(f"{source} holds a name twice in one object {repeated[:3]}; keep one of them")
+    return content
 
 
 def nan_to_null(value: Any) -> Any:

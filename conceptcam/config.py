@@ -1,14 +1,14 @@
 """What a model is (`ConceptConfig`) and what it has been taught (`TrainingRecord`); together, `config.json`."""
 
 import dataclasses
-import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, SupportsFloat, TypeVar
 
-from conceptcam._checks import _MANY, check_choice, check_names, check_not_str, shorten
-from conceptcam._files import as_json
+from conceptcam._checks import _MANY, brief, check_choice, check_names, check_not_str, check_number, shorten
+from conceptcam._files import as_json, parse_json
 from conceptcam._version import __version__
 
 FORMAT_VERSION = 2
@@ -18,6 +18,19 @@ _VERSION_1_NAMES = {
     "config": {"pooling_value": "pooling_param", "map_temperature": "attention_temperature"},
     "record": {"provenance": "thresholds_source"},
 }
+
+# What the numbers of a config may be, bounds included; wide enough for any model that can be trained.
+_WHOLE = {"feature_level": (-100, 100), "embed_dim": (1, 2**16), "prototypes_per_concept": (1, 2**12)}
+_REAL = {"attention_temperature": (1e-6, 1e6), "pooling_param": (-1e6, 1e6)}
+_SERIES: dict[str, tuple[int, float, float]] = {
+    "image_size": (2, 1, 2**14),
+    "mean": (3, -1e3, 1e3),
+    "std": (3, 1e-6, 1e3),
+}
+
+# What the numbers of a record may be; NaN is an undefined one.
+_PROBABILITIES = ("thresholds", "typical_present", "typical_absent")
+_EVIDENCE = ("evidence_present", "evidence_absent")
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -85,7 +98,7 @@ class ConceptConfig:
         for name in ("concepts", "tasks", "image_size", "mean", "std"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ValueError(f"`{name}` must be a sequence, got {value!r}")
+                raise ValueError(f"`{name}` must be a sequence, got {brief(value)}")
             object.__setattr__(self, name, tuple(value))
         check_names("concepts", self.concepts, at_least=1)
         check_names("tasks", self.tasks, at_least=0)
@@ -93,32 +106,24 @@ class ConceptConfig:
         check_choice("bottleneck", self.bottleneck, Bottleneck)
         check_choice("pooling_order", self.pooling_order, PoolingOrder)
         check_choice("projector", self.projector, ProjectorKind)
-        for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
-        self._check_types()
-        for name in ("attention_temperature", "embed_dim", "prototypes_per_concept"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
-        if not all(value > 0 for value in (*self.image_size, *self.std)):
-            raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
-
-    def _check_types(self) -> None:
-        """Refuse what is not a JSON type: it would fail when the model is saved, after it was trained."""
-        values = dataclasses.asdict(self)
-        whole = {name: values[name] for name in ("feature_level", "embed_dim", "prototypes_per_concept")}
-        real = {name: values[name] for name in ("attention_temperature", "pooling_param") if values[name] is not None}
-        for name in ("image_size", "mean", "std"):
-            (whole if name == "image_size" else real).update({f"{name}[{i}]": v for i, v in enumerate(values[name])})
-        for name, value in whole.items():
-            if type(value) is not int:
-                raise ValueError(f"`{name}` must be an int, got {value!r}")
-        for name, value in real.items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite int or float, got {value!r}")
+        self._check_numbers()
         for name, kind in (("head_bias", bool), ("backbone", str), ("pooling", str)):
-            if type(values[name]) is not kind:
-                raise ValueError(f"`{name}` must be a {kind.__name__}, got {values[name]!r}")
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"`{name}` must be a {kind.__name__}, got {brief(getattr(self, name))}")
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that no model can have, or that JSON does not know, before the model is trained."""
+        for name, (length, low, high) in _SERIES.items():
+            values = getattr(self, name)
+            if len(values) != length:
+                raise ValueError(f"`{name}` needs {length} numbers, got {brief(values)}")
+            for i, value in enumerate(values):
+                check_number(f"`{name}[{i}]`", value, low, high, whole=name == "image_size")
+        for name, bounds in _WHOLE.items():
+            check_number(f"`{name}`", getattr(self, name), *bounds, whole=True)
+        for name, limits in _REAL.items():
+            if name != "pooling_param" or self.pooling_param is not None:
+                check_number(f"`{name}`", getattr(self, name), *limits)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types, as `config.json` and `run.json` hold them; `from_dict` reads them."""
@@ -175,18 +180,16 @@ class TrainingRecord:
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, str) or not isinstance(self.stages, Sequence):
-            raise ValueError(f"`stages` must be a sequence of names, got {self.stages!r}")
+            raise ValueError(f"`stages` must be a sequence of names, got {brief(self.stages)}")
         object.__setattr__(self, "stages", tuple(self.stages))
-        for name in ("thresholds", "typical_present", "typical_absent", "metrics"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"`{name}` must map names to numbers, got {getattr(self, name)!r}")
-            # Numbers of numpy or torch are no JSON types.
-            object.__setattr__(self, name, {key: float(value) for key, value in getattr(self, name).items()})
-        for name in ("evidence_present", "evidence_absent"):
-            rows = getattr(self, name)
-            if not isinstance(rows, Mapping) or any(isinstance(row, str | int | float) for row in rows.values()):
-                raise ValueError(f"`{name}` must map names to lists of numbers, got {rows!r}")
-            object.__setattr__(self, name, {key: tuple(map(float, row)) for key, row in rows.items()})
+        check_names("stages", self.stages, at_least=0)
+        for name in (*_PROBABILITIES, *_EVIDENCE, "metrics"):
+            object.__setattr__(self, name, _numbers_by_name(name, getattr(self, name)))
+        for name in ("thresholds_source", "training_data", "measured_on", "license", "weights_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be text, got {brief(getattr(self, name))}")
+        if not re.fullmatch("(?:[0-9a-f]{64})?", self.weights_sha256):
+            raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {brief(self.weights_sha256)}")
 
     def __repr__(self) -> str:
         return _short(self)
@@ -223,6 +226,31 @@ class TrainingRecord:
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, thresholds_source="")
 
 
+def _numbers_by_name(field_name: str, values: object) -> dict[str, Any]:
+    """The numbers of a field of the record, or rows of them, checked."""
+    rows = field_name in _EVIDENCE
+    if not isinstance(values, Mapping) or (rows and not all(isinstance(row, list | tuple) for row in values.values())):
+        kind = "lists of numbers" if rows else "numbers"
+        raise ValueError(f"`{field_name}` must map names to {kind}, got {brief(values)}")
+    check_names(field_name, list(values), at_least=0)
+    bounds = () if field_name == "metrics" else (0, 1)
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        what = f"`{field_name}` of {key!r}"
+        found[key] = tuple(_number(what, one, *bounds) for one in value) if rows else _number(what, value, *bounds)
+    return found
+
+
+def _number(what: str, value: object, *bounds: float) -> float:
+    """A number as a float, NaN included; those of numpy and torch are no JSON types."""
+    if isinstance(value, SupportsFloat) and not isinstance(value, int | float):
+        value = float(value)
+    if isinstance(value, float) and math.isnan(value):
+        return math.nan
+    check_number(what, value, *bounds)
+    return float(value)  # type: ignore[arg-type]  # it is a number
+
+
 def _short(record: "ConceptConfig | TrainingRecord") -> str:
     """The record as Python writes it, unless it holds so many names that nothing else could be seen."""
     return f"{type(record).__name__}({', '.join(f'{name}={_few(value)}' for name, value in vars(record).items())})"
@@ -252,18 +280,15 @@ def from_json(text: str) -> tuple[ConceptConfig, TrainingRecord]:
     """Read what `to_json` wrote.
 
     Raises:
-        ValueError: If the text is no JSON object, was written by another format, or holds a field this
-            version does not know. Unknown fields are refused, because ignoring one would rebuild a
-            different model from the one that was saved.
+        ValueError: If the text is no JSON object, was written by another format, holds a field or a concept this
+            version or this model does not know, or a number that cannot be. Unknown fields are refused, because
+            ignoring one would rebuild a different model from the one that was saved.
     """
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"config.json is no JSON: {error}") from error
+    content = parse_json(text, "config.json")
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"config.json has format_version {version!r}, this conceptcam reads 1 to {FORMAT_VERSION}; "
+            f"config.json has format_version {brief(version)}, this conceptcam reads 1 to {FORMAT_VERSION}; "
             "install the release that wrote it (its field 'conceptcam')"
         )
     if unknown := sorted(content.keys() - {"format_version", "conceptcam", "config", "record"}):
@@ -271,7 +296,23 @@ def from_json(text: str) -> tuple[ConceptConfig, TrainingRecord]:
     config, record = (
         _renamed(content.get(part, {}), names if version == 1 else {}) for part, names in _VERSION_1_NAMES.items()
     )
-    return _build(ConceptConfig, config), _build(TrainingRecord, record)
+    built = _build(ConceptConfig, config), _build(TrainingRecord, record)
+    _check_together(*built)
+    return built
+
+
+def _check_together(config: ConceptConfig, record: TrainingRecord) -> None:
+    """Refuse a record of another model's concepts or prototypes."""
+    for name in (*_PROBABILITIES, *_EVIDENCE):
+        values = getattr(record, name)
+        if unknown := [repr(concept) for concept in values.keys() - {*config.concepts}]:
+            raise ValueError(f"config.json has {name} of what are no concepts of its model: {shorten(sorted(unknown))}")
+        wrong = [repr(key) for key in values if name in _EVIDENCE and len(values[key]) != config.prototypes_per_concept]
+        if wrong:
+            raise ValueError(
+                f"`{name}` needs {config.prototypes_per_concept} numbers for each concept, as many as it has prototypes; "
+                f"it has others for {shorten(wrong)}"
+            )
 
 
 def _renamed(values: object, names: Mapping[str, str]) -> object:
@@ -288,7 +329,7 @@ _Record = TypeVar("_Record", ConceptConfig, TrainingRecord)
 
 def _build(cls: type[_Record], values: object) -> _Record:
     if not isinstance(values, dict):
-        raise ValueError(f"config.json must hold the fields of {cls.__name__}, got {values!r}")
+        raise ValueError(f"config.json must hold the fields of {cls.__name__}, got {brief(values)}")
     fields = {known.name: known for known in dataclasses.fields(cls)}
     if unknown := sorted(values.keys() - fields.keys()):
         raise ValueError(f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}")

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -107,22 +108,34 @@ def test_a_model_may_have_no_tasks():
         ({"projector": "conv"}, r"unknown `projector` 'conv'; known: \['mlp', 'linear', 'ibn'\]"),
         ({"image_size": (224,)}, "`image_size` needs 2 numbers, got .224"),
         ({"image_size": 224}, "`image_size` must be a sequence, got 224"),
-        ({"image_size": (224, 0)}, r"`image_size` \(224, 0\) .*must be above 0"),
-        ({"image_size": (224.0, 224)}, r"`image_size\[0\]` must be an int, got 224.0"),
-        ({"image_size": (np.int64(224), 224)}, r"`image_size\[0\]` must be an int, got np.int64\(224\)"),
+        ({"image_size": (224, 0)}, r"`image_size\[1\]` must be an int from 1 to 16384, got 0"),
+        ({"image_size": (224.0, 224)}, r"`image_size\[0\]` must be an int from 1 to 16384, got 224.0"),
+        (
+            {"image_size": (np.int64(224), 224)},
+            r"`image_size\[0\]` must be an int from 1 to 16384, got np.int64\(224\)",
+        ),
         ({"mean": (0.5, 0.5)}, "`mean` needs 3 numbers"),
-        ({"mean": (0.5, nan, 0.5)}, r"`mean\[1\]` must be a finite int or float, got nan"),
-        ({"mean": ("0.5", 0.5, 0.5)}, r"`mean\[0\]` must be a finite int or float, got '0.5'"),
-        ({"std": (0.5, 0.5, 0.0)}, r"`std` \(0.5, 0.5, 0.0\) must be above 0"),
+        ({"mean": (0.5, nan, 0.5)}, r"`mean\[1\]` must be a finite int or float from -1000 to 1000, got nan"),
+        ({"mean": ("0.5", 0.5, 0.5)}, r"`mean\[0\]` must be a finite int or float from -1000 to 1000, got '0.5'"),
+        ({"std": (0.5, 0.5, 0.0)}, r"`std\[2\]` must be a finite int or float from 1e-06 to 1000, got 0.0"),
         ({"std": (0.5, 0.5, math.inf)}, r"`std\[2\]` must be a finite"),
-        ({"attention_temperature": 0.0}, "`attention_temperature` must be above 0, got 0.0"),
-        ({"attention_temperature": nan}, "`attention_temperature` must be a finite int or float, got nan"),
-        ({"attention_temperature": "1"}, "`attention_temperature` must be a finite int or float, got '1'"),
-        ({"pooling_param": "4"}, "`pooling_param` must be a finite int or float, got '4'"),
-        ({"embed_dim": 0}, "`embed_dim` must be above 0, got 0"),
-        ({"embed_dim": 12.5}, "`embed_dim` must be an int, got 12.5"),
-        ({"prototypes_per_concept": -1}, "`prototypes_per_concept` must be above 0, got -1"),
-        ({"feature_level": True}, "`feature_level` must be an int, got True"),
+        (
+            {"attention_temperature": 0.0},
+            "`attention_temperature` must be a finite int or float from 1e-06 to 1e.06, got 0.0",
+        ),
+        (
+            {"attention_temperature": nan},
+            "`attention_temperature` must be a finite int or float from 1e-06 to 1e.06, got nan",
+        ),
+        (
+            {"attention_temperature": "1"},
+            "`attention_temperature` must be a finite int or float from 1e-06 to 1e.06, got '1'",
+        ),
+        ({"pooling_param": "4"}, "`pooling_param` must be a finite int or float from -1e.06 to 1e.06, got '4'"),
+        ({"embed_dim": 0}, "`embed_dim` must be an int from 1 to 65536, got 0"),
+        ({"embed_dim": 12.5}, "`embed_dim` must be an int from 1 to 65536, got 12.5"),
+        ({"prototypes_per_concept": -1}, "`prototypes_per_concept` must be an int from 1 to 4096, got -1"),
+        ({"feature_level": True}, "`feature_level` must be an int from -100 to 100, got True"),
         ({"head_bias": "false"}, "`head_bias` must be a bool, got 'false'"),
         ({"backbone": 18}, "`backbone` must be a str, got 18"),
     ],
@@ -165,8 +178,39 @@ def edited(**changes: Any) -> str:
             r"config.json lacks the fields \['concepts', 'backbone'\] of ConceptConfig",
         ),
         (edited(config=["Nodule"]), r"config.json must hold the fields of ConceptConfig, got \['Nodule'\]"),
-        (edited(config__embed_dim=None), "`embed_dim` must be an int, got None"),
-        (edited(config__std=[1, 1, None]), r"`std\[2\]` must be a finite int or float, got None"),
+        (edited(config__embed_dim=None), "`embed_dim` must be an int from 1 to 65536, got None"),
+        (edited(config__embed_dim=10**30), "`embed_dim` must be an int from 1 to 65536, got 1000"),
+        (edited(config__prototypes_per_concept=10**18), "`prototypes_per_concept` must be an int from 1 to 4096"),
+        (edited(config__image_size=[10**30, 224]), r"`image_size.0.` must be an int from 1 to 16384"),
+        (edited(config__mean=[10**400, 0, 0]), r"`mean.0.` must be .*, got a number of more than 60 digits"),
+        (edited(config__attention_temperature=10**400), "`attention_temperature` must be a finite int or float"),
+        (edited(config__concepts=["a", "b\x1b[2J"]), r"characters that cannot be printed: 'b\\x1b\[2J'; take them out"),
+        (edited(config__tasks=["\ud800"]), r"characters that cannot be printed: '\\ud800'"),
+        (
+            edited(record__thresholds={"Nodule": 10**400}),
+            "`thresholds` of 'Nodule' must be a finite int or float from 0",
+        ),
+        (edited(record__thresholds={"Nodule": 7.0}), "`thresholds` of 'Nodule' must be .* from 0 to 1, got 7.0"),
+        (edited(record__thresholds={"Nodule": "0.5"}), "`thresholds` of 'Nodule' must be .* from 0 to 1, got '0.5'"),
+        (edited(record__thresholds={"Nodule": True}), "`thresholds` of 'Nodule' must be .* from 0 to 1, got True"),
+        (edited(record__thresholds={"Nodule": [1]}), r"`thresholds` of 'Nodule' must be .* from 0 to 1, got \[1\]"),
+        (edited(record__thresholds={"Edema": 0.5}), "config.json has thresholds of what are no concepts .*: 'Edema'"),
+        (edited(record__metrics={"a": {"b": 1}}), r"`metrics` of 'a' must be a finite int or float, got {'b': 1}"),
+        (edited(record__license=None), "`license` must be text, got None"),
+        (edited(record__training_data=["a"]), r"`training_data` must be text, got \['a'\]"),
+        (edited(record__thresholds_source={}), "`thresholds_source` must be text, got {}"),
+        (edited(record__measured_on=1), "`measured_on` must be text, got 1"),
+        (edited(record__stages=[1]), r"`stages` needs .*not text: \[1\]"),
+        (edited(record__weights_sha256=5), "`weights_sha256` must be text, got 5"),
+        (edited(record__weights_sha256="AB"), "`weights_sha256` must be 64 hexadecimal digits, got 'AB'"),
+        (edited(format_version=[[2]]), r"config.json has format_version \[\[2\]\]"),
+        ('{"record": ' + "[" * 100_000, "config.json is nested too deeply"),
+        (
+            '{"format_version": 2, "format_version": 1}',
+            r"holds a name twice in one object \['format_version'\]; keep one",
+        ),
+        ("9" * 5000, "config.json is no JSON: Exceeds the limit"),
+        (edited(config__std=[1, 1, None]), r"`std\[2\]` must be a finite int or float from 1e-06 to 1000, got None"),
     ],
 )
 def test_a_config_file_that_cannot_be_read_is_refused_with_reason(text, message):
@@ -258,3 +302,17 @@ def test_an_old_name_is_unknown_to_version_2():
     old = json.loads(VERSION_1) | {"format_version": 2}
     with pytest.raises(ValueError, match=r"unknown fields \['map_temperature', 'pooling_value'\] of ConceptConfig"):
         from_json(json.dumps(old))
+
+
+def test_many_names_are_checked_in_linear_time():
+    names = [f"concept {number}" for number in range(200_000)]
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"got 200001, .*repeated: \['concept 7'\]"):
+        config_with(concepts=[*names, "concept 7"])
+    assert time.perf_counter() - started < 5  # comparing each with each takes hours
+
+
+def test_no_number_of_an_impossible_kind_gets_into_a_record():
+    for value in (True, "0.5", None, [0.5], math.inf, 1 + 0.5j):
+        with pytest.raises(ValueError, match="`metrics` of 'ap' must be a finite int or float, got "):
+            TrainingRecord(metrics={"ap": value})

@@ -14,7 +14,7 @@ from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.model.outputs import ConceptOutput
-from conceptcam.model.predictions import task_probabilities
+from conceptcam.model.predictions import check_finite, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ class ConceptPrediction(NamedTuple):
     """Probability from which the concept is called present, chosen on validation data; NaN if none was chosen."""
     heatmap: Tensor
     """(H, W) probability of the concept at each pixel of the model's input."""
+
+    @property
+    def verdict(self) -> str:
+        """`"present"` or `"absent"`; empty if nobody chose a threshold, or the probability is undefined."""
+        if math.isnan(self.threshold) or math.isnan(self.probability):
+            return ""
+        return "present" if self.probability > self.threshold else "absent"
 
 
 class Contribution(NamedTuple):
@@ -106,9 +113,7 @@ class Explanation(NamedTuple):
         """
         lines = []
         for prediction in self.concepts[:top]:
-            known = not math.isnan(prediction.threshold)
-            above = "present" if prediction.probability > prediction.threshold else "absent"
-            verdict = f"{above} (threshold {prediction.threshold:.3f})" if known else ""
+            verdict = prediction.verdict and f"{prediction.verdict} (threshold {prediction.threshold:.3f})"
             lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}".rstrip())
         chosen = self.tasks
         if tasks is not None:
@@ -161,6 +166,7 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
     Raises:
         ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
             `task` is unknown or was never taught.
+        FloatingPointError: If what the model says is not finite, as where half precision overflows.
     """
     return next(explain_images(model, [image], task=task))
 
@@ -203,6 +209,7 @@ def image_outputs(
         pixels = torch.stack([model.preprocess(image).cpu() for image in images[start : start + batch_size]])
         with torch.inference_mode(), eval_mode(model) as device:
             output = ConceptOutput(*(field.cpu() for field in model(pixels.to(device))))
+        check_finite(output.concept_logits, output.task_logits, output.concept_maps)
         for row in range(len(pixels)):
             yield pixels[row], ConceptOutput(*(field[row : row + 1] for field in output))
 

@@ -1,7 +1,7 @@
 """Check that a model is whole and unchanged.
 
 Loads a model strictly, every tensor of it, and compares its weights with the SHA-256 that was recorded when they
-were saved. A download is otherwise checked for its length only.
+were saved. Loading a model does the same; here a model without a recorded SHA-256 is refused too.
 
 Examples:
     conceptcam verify runs/demo-20260101-120000

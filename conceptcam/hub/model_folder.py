@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -83,12 +84,22 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, TrainingRecord, Path]:
         raise FileNotFoundError(f"{folder} holds no {' and no '.join(missing)}; was it written by `save_pretrained`?")
     for file in (config_file, weights_file):
         if not any(file.resolve().is_relative_to(home) for home in _homes(folder)):
-            raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
+            remedy = f"remove {_cached(folder)} and load again" if _cached(folder) else "put the file itself there"
+            raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; {remedy}")
     try:
-        config, record = from_json(config_file.read_text(encoding="utf-8"))
+        config, record = from_json(config_file.read_bytes().decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        remedy = f"; if the download was damaged, remove {config_file.resolve()} and load again"
+        raise ValueError(f"{folder}: {error}{remedy if _cached(folder) else ''}") from error
     return config, record, weights_file
+
+
+def known_sha256(record: TrainingRecord, weights: Path) -> str:
+    """The SHA-256 that a weights file must have: as its record says, or the Hub; empty if neither does."""
+    # In the client's cache, a large file has the name that the Hub gives it, its SHA-256.
+    blob = weights.resolve()
+    by_hub = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) is not None
+    return record.weights_sha256 or (blob.name if by_hub else "")
 
 
 def _no_folder(file: Path) -> str:
@@ -110,9 +121,14 @@ def is_hand_written(card: Path) -> bool:
 
 def _homes(folder: Path) -> tuple[Path, ...]:
     """Where the files of a folder may be: in it, or in the store of the client's cache if it lies there."""
-    folder = folder.resolve()
-    is_snapshot = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
-    return (folder, folder.parent.parent / "blobs") if is_snapshot else (folder,)
+    cached = _cached(folder)
+    return (folder.resolve(), cached / "blobs") if cached else (folder.resolve(),)
+
+
+def _cached(folder: Path) -> Path | None:
+    """What the client's cache keeps of a repository, if a folder is one of its snapshots."""
+    repository = folder.resolve().parent.parent
+    return repository if folder.resolve().parent.name == "snapshots" and (repository / "blobs").is_dir() else None
 
 
 def _settle(folder: Path) -> None:

@@ -8,13 +8,18 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
+
+from conceptcam._checks import shorten
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Floating-point types that a model may have; all of its parts have one of them."""
 
-def load_into(build: Callable[[], _Module], path: Path) -> _Module:
+
+def load_into(build: Callable[[], _Module], path: Path, *, sha256: str = "") -> _Module:
     """A module with the tensors of a file, built without first drawing the random weights they replace.
 
     The module is built on the meta device, where it takes neither time nor memory, and given the file's
@@ -24,15 +29,20 @@ def load_into(build: Callable[[], _Module], path: Path) -> _Module:
     Args:
         build: Makes the module; may be called twice.
         path: The safetensors file.
+        sha256: What its SHA-256 must be; empty if that is not known.
 
     Raises:
-        ValueError: If the file is no safetensors file; if a tensor is missing, left over or of another shape or kind,
-            where the message counts what matched and names the first that did not; if it holds two values for one
-            parameter of two names; or if the module has parameters that no file can hold.
+        ValueError: If the file is no safetensors file or another than the SHA-256 says; if a tensor is missing, left
+            over or of another shape or kind, where the message counts what matched and names the first that did not;
+            if it holds numbers that are not finite, several floating-point types or one that no model computes in, or
+            two values for one parameter of two names; or if the module has parameters that no file can hold.
     """
+    weights, found = read_tensors(path)
     module = _built_on_meta(build)
     if module is not None:
-        _assign(module, _fitting(module, path))
+        _check_fits(module, weights, path)
+        _check_sha256(found, sha256, path)
+        _assign(module, weights)
         _fill_buffers(module)
     if module is None or any(value.is_meta for value in _held(module)):
         with torch.random.fork_rng(devices=[]):
@@ -42,7 +52,9 @@ def load_into(build: Callable[[], _Module], path: Path) -> _Module:
                 f"{type(module).__name__} takes tensors from one build to the next, as `functools.cache` does, and the "
                 "first is without values here; make them anew in each build"
             )
-        _copy(module, _fitting(module, path))
+        _check_fits(module, weights, path)
+        _check_sha256(found, sha256, path)
+        _copy(module, weights)
     _refuse_hidden(module)
     types = {value.dtype for value in module.state_dict().values() if value.is_floating_point()}
     # Buffers that are not saved follow the weights, as they did when the module was cast before it was saved.
@@ -64,16 +76,39 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a safetensors file, and the SHA-256 of the very bytes that they were made of, in hexadecimal.
+
+    They are in memory of their own: whatever becomes of the file, they stay. For 343 MB, reading takes about 0.2
+    seconds and the SHA-256 another 0.2.
 
     Raises:
-        ValueError: If it is none, or a broken one.
+        ValueError: If it is no safetensors file, or a broken one.
     """
+    content = path.read_bytes()
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+        return load(content), hashlib.sha256(content).hexdigest()
+    except (SafetensorError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file: {error}; if it was downloaded, remove {path.resolve()} and load "
+            "again"
+        ) from error
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that hold NaN or infinity: one pass over them, about 0.02 seconds for 343 MB.
+
+    Raises:
+        ValueError: Naming the first ones.
+    """
+    # The least and the largest are NaN if any number is.
+    broken = [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all()
+    ]
+    if broken:
+        raise ValueError(f"{source} holds numbers that are not finite, in {len(broken)} tensors: {broken[:3]}")
 
 
 def sha256(path: Path) -> str:
@@ -121,18 +156,30 @@ def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}{kind}"
 
 
-def _fitting(module: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The tensors of the file, if they are those of the module and fit."""
-    weights, wanted = read_tensors(path), module.state_dict()
+def _check_sha256(found: str, wanted: str, path: Path) -> None:
+    if wanted and found != wanted:
+        raise ValueError(
+            f"{path} is not the file that its config was saved with: the SHA-256 differs; save the model anew with "
+            f"`save_pretrained` or, if it was downloaded, remove {path.resolve()} and load again"
+        )
+
+
+def _check_fits(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check that the tensors of a file are those of a module, and such that can be computed with."""
+    wanted = module.state_dict()
     if what := misfit(weights, wanted, weights.keys() - wanted.keys()):
         raise ValueError(f"{path} does not fit: {what}")
+    kinds = {value.dtype: name for name, value in weights.items() if value.is_floating_point()}
+    if len(kinds) > 1 or not kinds.keys() <= {*DTYPES}:
+        found = shorten(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in kinds.items())
+        raise ValueError(f"{path} holds {found}; a model has one type: float32, float16, bfloat16 or float64")
+    refuse_not_finite(weights, str(path))
     for first, *others in _tied(module):
         if different := [other for other in others if not _equal(weights[first], weights[other])]:
             raise ValueError(
                 f"{path} holds different values for {first!r} and {different[0]!r}, which are one parameter of this "
                 "model under two names; which of them it should have cannot be known"
             )
-    return weights
 
 
 def _tied(module: nn.Module) -> list[list[str]]:

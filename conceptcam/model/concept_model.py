@@ -16,13 +16,13 @@ from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
 from conceptcam.hub.architectures import architecture_config
 from conceptcam.hub.download import resolve_model, upload
-from conceptcam.hub.model_folder import read_folder, save_folder
-from conceptcam.hub.weights import load_into, sha256
+from conceptcam.hub.model_folder import known_sha256, read_folder, save_folder
+from conceptcam.hub.weights import load_into
 from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
 from conceptcam.model.outputs import ConceptOutput, ConceptPart
 from conceptcam.model.pooling import create_pooling
-from conceptcam.model.predictions import Predictions, image_names, list_images, task_probabilities
+from conceptcam.model.predictions import Predictions, check_finite, image_names, list_images, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
 
@@ -135,15 +135,16 @@ class ConceptModel(nn.Module):
             local_files_only: Whether to take what the cache has and ask nobody.
             device: Where to put the model.
             dtype: Floating-point type of the weights; None keeps the one they were saved in.
-            verify: Whether to check the weights against the SHA-256 that was recorded when they were saved. A
-                download is otherwise checked for its length only.
+            verify: Whether to refuse a model that records no SHA-256 of its weights. Where one is recorded, the weights
+                are always checked against it.
 
         Raises:
             FileNotFoundError: If the folder, the repository, the revision or a file is not there.
             PermissionError: If the Hub refuses access.
             ConnectionError: If the Hub cannot be reached, or breaks off.
-            ValueError: If the config or the weights do not fit this version of conceptcam, or each other; or, before
-                anything is downloaded, if this machine has no such device or `dtype` is no floating-point type.
+            ValueError: If the config or the weights do not fit this version of conceptcam, or each other; if the
+                weights are not those that were saved, or not finite; or, before anything is downloaded, if this machine
+                has no such device or `dtype` is no floating-point type.
         """
         where = resolve_device(device)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -154,12 +155,7 @@ class ConceptModel(nn.Module):
         config, record, weights = read_folder(folder)
         if verify and not record.weights_sha256:
             raise ValueError(f"{folder}: its config records no SHA-256 of the weights, so they cannot be verified")
-        if verify and sha256(weights) != record.weights_sha256:
-            raise ValueError(
-                f"{weights} is not the file that its config was saved with: the SHA-256 differs; if it was downloaded, "
-                f"remove {weights.resolve()} and load again"
-            )
-        model = load_into(lambda: cls.from_config(config), weights)
+        model = load_into(lambda: cls.from_config(config), weights, sha256=known_sha256(record, weights))
         model.record = record
         return model.to(device=where, dtype=dtype).eval()
 
@@ -297,6 +293,7 @@ class ConceptModel(nn.Module):
 
         Raises:
             ValueError: If the model was never taught concepts, or an image cannot be used.
+            FloatingPointError: If what the model says is not finite, as where half precision overflows.
         """
         check_taught(self.config, self.record)
         if batch_size < 1:
@@ -310,9 +307,12 @@ class ConceptModel(nn.Module):
                 rows = slice(start, start + batch_size)
                 batch = torch.stack([self.preprocess(image).to(where) for image in images[rows]])
                 concept_part = self.forward_concepts(batch)
+                check_finite(concept_part.concept_logits)
                 concepts[rows] = concept_part.concept_logits.sigmoid().cpu()
                 if with_tasks:
-                    tasks[rows] = task_probabilities(self.forward_task(concept_part).task_logits, self.config).cpu()
+                    task_logits = self.forward_task(concept_part).task_logits
+                    check_finite(task_logits)
+                    tasks[rows] = task_probabilities(task_logits, self.config).cpu()
         task_names = self.config.tasks if with_tasks else ()
         return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks)
 

@@ -98,6 +98,19 @@ def image_names(images: Iterable[Any]) -> tuple[str, ...]:
     )
 
 
+def check_finite(*answers: Tensor) -> None:
+    """Refuse what a model says if it is not finite: NaN is above no threshold, and would be taken for "absent".
+
+    Raises:
+        FloatingPointError: If a number is not finite.
+    """
+    if not all(answer.isfinite().all() for answer in answers):
+        raise FloatingPointError(
+            "the model gives numbers that are not finite, so it says nothing about these images; if its weights are in "
+            "half precision, load it with `dtype=torch.float32`, otherwise check how it was trained"
+        )
+
+
 def task_probabilities(logits: Tensor, config: ConceptConfig) -> Tensor:
     """Task logits (..., T) -> probabilities (..., T)."""
     return logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()

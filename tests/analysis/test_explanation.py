@@ -192,3 +192,25 @@ def test_lines_name_probable_concepts_and_split_each_logit():
 
 def test_lines_of_a_model_without_tasks_say_so():
     assert explain(taught("concepts"), ITEM.image).lines()[-1] == "  (this model was taught no task)"
+
+
+def test_a_concept_without_a_probability_is_neither_present_nor_absent():
+    explanation = explain(taught("concepts"), ITEM.image)
+    one = explanation.concepts[0]
+    for probability, threshold, verdict in ((0.7, 0.5, "present"), (0.3, 0.5, "absent"), (0.3, math.nan, "")):
+        assert one._replace(probability=probability, threshold=threshold).verdict == verdict
+    undefined = one._replace(probability=math.nan, threshold=0.5)
+    assert undefined.verdict == ""
+    lines = explanation._replace(concepts=(undefined,)).lines()
+    assert "nan" in lines[0] and "absent" not in lines[0] and "present" not in lines[0]
+
+
+@pytest.mark.parametrize("part", ["concept_head.score.weight", "task_head.weight", "backbone"])
+def test_what_is_not_finite_is_not_explained(part):
+    model = taught("concepts", "prototypes", "task")
+    for name, value in model.state_dict().items():
+        if name.startswith(part) and value.is_floating_point():
+            value.fill_(math.nan)
+    for ask in (lambda: explain(model, ITEM.image), lambda: model.predict([ITEM.image])):
+        with pytest.raises(FloatingPointError, match="gives numbers that are not finite, so it says nothing about"):
+            ask()

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +230,37 @@ def test_a_hand_written_card_is_left_alone_whatever_its_encoding(saved):
 def test_an_empty_card_is_taken_as_given(saved):
     model_with(0).save_pretrained(saved, card="")
     assert (saved / "README.md").read_bytes() == b""
+
+
+def test_weights_of_another_model_of_the_same_shape_are_refused(saved):
+    model_with(1).save_pretrained(saved.parent / "other")
+    shutil.copy(saved.parent / "other" / "model.safetensors", saved / "model.safetensors")
+    with pytest.raises(ValueError, match="is not the file that its config was saved with: the SHA-256 differs; save "):
+        ConceptModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(saved, number):
+    model = model_with(0)
+    model.state_dict()["concept_head.score.weight"][0, 0] = number
+    model.save_pretrained(saved)
+    with pytest.raises(ValueError, match=r"holds numbers .* not finite, in 1 tensors: \['concept_head.score.weight'\]"):
+        ConceptModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn, torch.bfloat16])
+def test_weights_of_several_types_are_refused(saved, dtype):
+    edit_config(saved, record={})
+    edit_weights(saved, lambda w: {**w, BIAS: w[BIAS].to(dtype)})
+    with pytest.raises(ValueError, match=r"holds float32 .*task_head.bias\); a model has one type: float32, float16"):
+        ConceptModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b""), lambda file: file.write_bytes(bytes(10**6))])
+def test_what_becomes_of_the_file_does_not_reach_a_loaded_model(saved, spoil):
+    model = ConceptModel.from_pretrained(saved)
+    spoil(saved / "model.safetensors")  # in place, as `cp` and `rsync --inplace` write
+    assert same_weights(model, model_with(0))
 
 
 def test_weights_without_a_recorded_sha_are_said_to_be_unverified(saved):

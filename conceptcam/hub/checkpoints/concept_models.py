@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from conceptcam.hub.checkpoints.files import read_checkpoint, tensors_within
+from conceptcam.hub.weights import refuse_not_finite
 
 _PARTS = ("backbone", "concept_head", "projector", "prototypes", "task_head")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -69,8 +70,7 @@ def read_concept_checkpoint(path: Path) -> SeedCheckpoint:
         "task_head.weight": task_weight.unflatten(1, (concepts, per_concept)),
         "task_head.bias": task_bias,
     }
-    if broken := [name for name, value in heads.items() if not value.isfinite().all()]:
-        raise ValueError(f"{path} holds numbers that are not finite, in {len(broken)} tensors: {broken[:3]}")
+    refuse_not_finite(heads, str(path))
     return SeedCheckpoint(
         backbone=parts["backbone"],
         heads={name: value.float().contiguous() for name, value in heads.items()},

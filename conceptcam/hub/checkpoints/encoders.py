@@ -16,7 +16,7 @@ from conceptcam.hub.checkpoints.key_mapping import (
     from_sequential_resnet,
     is_resizable,
 )
-from conceptcam.hub.weights import is_alike, misfit
+from conceptcam.hub.weights import is_alike, misfit, refuse_not_finite
 
 _logger = logging.getLogger(__name__)
 
@@ -102,8 +102,7 @@ def fit_encoder(
         advice = _advice(wanted.keys() - named.keys(), named)
         raise ValueError(f"{source} ({spelling} format) does not fit this backbone: {what}{advice}")
     kept = {name: named[name].float() if value.is_floating_point() else named[name] for name, value in wanted.items()}
-    if broken := [name for name, value in kept.items() if not value.isfinite().all()]:
-        raise ValueError(f"{source} holds numbers that are not finite, in {len(broken)} tensors: {broken[:3]}")
+    refuse_not_finite(kept, source)
     outside = tuple(sorted([*beside, *(prefix + name for name in left_out)]))
     _logger.info("%s: %d of %d tensors, %s format, %d left out", source, len(kept), len(wanted), spelling, len(outside))
     return Encoder(kept, spelling, outside)
