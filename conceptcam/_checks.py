@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 _MANY = 8  # names that a line can still show
 _LARGEST = sys.float_info.max
-# What no name may hold: it breaks a line or a table, moves the cursor, or cannot be written in UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# What no name may hold, besides tabs and ends of lines: it steers a terminal, or cannot be written in UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_number(

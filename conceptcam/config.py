@@ -237,15 +237,15 @@ def _numbers_by_name(field_name: str, values: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         what = f"`{field_name}` of {key!r}"
-        found[key] = tuple(_number(what, one, *bounds) for one in value) if rows else _number(what, value, *bounds)
+        found[key] = tuple(_float(what, one, *bounds) for one in value) if rows else _float(what, value, *bounds)
     return found
 
 
-def _number(what: str, value: object, *bounds: float) -> float:
-    """A number as a float, NaN included; those of numpy and torch are no JSON types."""
+def _float(what: str, value: object, *bounds: float) -> float:
+    """A number as a float; those of numpy and torch are no JSON types. What is undefined or infinite is NaN."""
     if isinstance(value, SupportsFloat) and not isinstance(value, int | float):
         value = float(value)
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and (math.isnan(value) or (not bounds and math.isinf(value))):
         return math.nan
     check_number(what, value, *bounds)
     return float(value)  # type: ignore[arg-type]  # it is a number
@@ -310,8 +310,8 @@ def _check_together(config: ConceptConfig, record: TrainingRecord) -> None:
         wrong = [repr(key) for key in values if name in _EVIDENCE and len(values[key]) != config.prototypes_per_concept]
         if wrong:
             raise ValueError(
-                f"`{name}` needs {config.prototypes_per_concept} numbers for each concept, as many as it has prototypes; "
-                f"it has others for {shorten(wrong)}"
+                f"`{name}` needs {config.prototypes_per_concept} numbers for each concept, one per prototype; it has "
+                f"others for {shorten(wrong)}"
             )
 
 
@@ -345,11 +345,7 @@ def _required(known: "dataclasses.Field[Any]") -> bool:
 def _null_to_nan(value: Any) -> Any:
     """Inside a mapping of numbers `null` is an undefined number; elsewhere it is None."""
     if isinstance(value, dict):
-        return {key: _null_to_nan(inner) if isinstance(inner, list) else _number(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_number(inner) for inner in value] if any(isinstance(inner, float) for inner in value) else value
+        rows = {key: inner if isinstance(inner, list) else [inner] for key, inner in value.items()}
+        numbers = {key: [math.nan if one is None else one for one in row] for key, row in rows.items()}
+        return {key: row if isinstance(value[key], list) else row[0] for key, row in numbers.items()}
     return value
-
-
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value

@@ -241,7 +241,7 @@ def test_record_without_typical_scores_refuses_an_answer_in_words():
 
 def test_evidence_is_saved_and_forgotten_with_its_prototypes():
     record = TrainingRecord(evidence_present={"a": [0.5, math.nan]}, stages=["concepts", "prototypes"])
-    config = ConceptConfig(concepts=("a",), backbone="small_cnn_s8")
+    config = ConceptConfig(concepts=("a",), backbone="small_cnn_s8", prototypes_per_concept=2)
     again = from_json(to_json(config, record))[1]
     assert again.evidence_present["a"][0] == 0.5 and math.isnan(again.evidence_present["a"][1])
     assert record.after("task", ["task_head"]).evidence_present
