@@ -13,6 +13,7 @@ from torch import Tensor
 from conceptcam._checks import check_choice
 
 MaskRule = Literal["coverage", "center"]
+BoxForm = Literal["xyxy", "xywh", "cxcywh"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -118,6 +119,39 @@ class ConceptBoxes:
             return cls.empty()
         corners, concepts, images = zip(*rows, strict=True)
         return cls(torch.tensor(corners, dtype=torch.float32), torch.tensor(concepts), torch.tensor(images))
+
+    @classmethod
+    def from_pixels(
+        cls,
+        boxes: Tensor,
+        concept: Sequence[int] | Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        form: BoxForm = "xyxy",
+    ) -> "ConceptBoxes":
+        """The boxes of one image, given in its pixels.
+
+        Args:
+            boxes: (N, 4) numbers, or a `BoundingBoxes` of torchvision, which knows its form and the size of the image.
+            concept: (N,) index of the concept of each box.
+            size: (H, W) of the image in pixels.
+            form: `"xyxy"`: left, top, right, bottom; `"xywh"`: left, top, width, height; `"cxcywh"`: centre, width,
+                height.
+
+        Raises:
+            ValueError: If the size is missing, or a box is invalid or leaves the image.
+        """
+        if type(boxes).__name__ == "BoundingBoxes":  # torchvision takes seconds to import
+            form, size = boxes.format.name.lower(), tuple(boxes.canvas_size)  # type: ignore[attr-defined]
+        check_choice("form", form, BoxForm)
+        if size is None:
+            raise ValueError("boxes in pixels need the `size` (H, W) of their image")
+        first, second = torch.as_tensor(boxes).as_subclass(Tensor).float().view(-1, 4).split(2, dim=1)
+        if form == "cxcywh":
+            first = first - second / 2
+        corners = torch.cat([first, second if form == "xyxy" else first + second], dim=1)
+        index = torch.as_tensor(concept, dtype=torch.long)
+        return cls(corners / torch.tensor([size[1], size[0]] * 2), index, torch.zeros_like(index))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBoxes":
         """The same boxes on another device."""

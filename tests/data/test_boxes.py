@@ -293,3 +293,25 @@ def test_bad_dicts_are_refused_in_a_sentence_that_says_why(box, message):
 def test_an_unknown_mask_rule_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown `rule` 'centre'; did you mean .*; known: \['coverage', 'center'\]"):
         make().pair_masks((1, 1, 4, 4), "centre")
+
+
+@pytest.mark.parametrize(
+    ("form", "box"), [("xyxy", [8, 4, 24, 12]), ("xywh", [8, 4, 16, 8]), ("cxcywh", [16, 8, 16, 8])]
+)
+def test_boxes_in_pixels_become_fractions_in_each_form(form, box):
+    from torchvision import tv_tensors
+
+    boxes = ConceptBoxes.from_pixels(torch.tensor([box]), [2], (16, 32), form=form)
+    assert boxes.xyxy.tolist() == [[0.25, 0.25, 0.75, 0.75]]
+    assert (boxes.concept.tolist(), boxes.image.tolist()) == ([2], [0])
+    drawn = tv_tensors.BoundingBoxes(torch.tensor([box]), format=form.upper(), canvas_size=(16, 32))
+    from_torchvision = ConceptBoxes.from_pixels(drawn, [2])
+    assert from_torchvision.xyxy.equal(boxes.xyxy) and type(from_torchvision.xyxy) is torch.Tensor
+
+
+def test_boxes_in_pixels_need_the_size_of_their_image():
+    with pytest.raises(ValueError, match="boxes in pixels need the `size`"):
+        ConceptBoxes.from_pixels(torch.tensor([[8, 4, 24, 12]]), [0])
+    with pytest.raises(ValueError, match="expected 0 <= left < right <= 1"):
+        ConceptBoxes.from_pixels(torch.tensor([[8, 4, 40, 12]]), [0], (16, 32))
+    assert len(ConceptBoxes.from_pixels(torch.zeros(0, 4), [], (16, 32))) == 0
