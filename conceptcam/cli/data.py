@@ -157,20 +157,24 @@ def read_train_and_val(
         # What -1 counts as is for learning alone.
         val = train if options.uncertain == "ignore" else read_data(options, "train", like=train)
         sides = [divide_dataset(data, parts) for data in (train, val)]
-        _warn_of_shared_patients(sides[0]["train"], sides[1]["val"], echo)
+        _warn(sides[0]["train"], sides[1]["val"], echo)
         return Divided(sides[0]["train"], sides[1]["val"], (train.names, parts))
     val = read_data(options, "val", like=train)
     if shared := sorted({*train.names} & {*val.names}):
         raise ValueError(
             f"{len(shared)} images are in both training and validation data: {shared[:3]}; take them out of one"
         )
-    _warn_of_shared_patients(train, val, echo)
+    _warn(train, val, echo)
     return Divided(train, val, None)
 
 
-def _warn_of_shared_patients(train: "ConceptDataset", val: "ConceptDataset", echo: Callable[[str], None]) -> None:
+def _warn(train: "ConceptDataset", val: "ConceptDataset", echo: Callable[[str], None]) -> None:
+    """Echo what is wrong with the labels and patients, which costs no time to see."""
+    from conceptcam.data.inspection import inspect_dataset
     from conceptcam.data.splits import shared_patients
 
+    for fault in inspect_dataset(train, read_images=False).faults:
+        echo(f"WARNING: {fault.kind} in the training data: {fault.text}.")
     ids = [*(train.patients or ()), *(val.patients or ())]
     sides = ["train"] * len(train.patients or ()) + ["val"] * len(val.patients or ())
     if both := shared_patients(ids, sides):

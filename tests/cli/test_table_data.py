@@ -140,6 +140,18 @@ def test_training_images_of_an_official_split_are_divided_again(
     assert {part for part, before in zip(parts, given, strict=True) if before != "train"} == {"test"}
 
 
+def test_training_begins_with_what_is_wrong_with_the_labels(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = (table / "labels.csv").read_text().splitlines()
+    rows = [f"{line},{more}" for line, more in zip(lines, ["never", *["0"] * 24], strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    arguments = [str(tmp_path / "labels.csv"), "--images", str(table / "films"), "--concepts", "bright", "never"]
+    assert main(["train", *arguments, "--task", "kind", *TINY, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "WARNING: one-sided label in the training data: 'never' is present in no image; nothing is learned." in said
+
+
 def test_a_saved_split_divides_another_run(run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = (run / "split.csv").read_text().splitlines()
     swapped = [line.replace(",train", ",VAL").replace(",val", ",train").replace("VAL", "val") for line in lines]
