@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+Verdict = Literal["present", "absent", "no threshold", "undefined"]
+
+
 class ConceptPrediction(NamedTuple):
     """What the model predicts about one concept."""
 
@@ -32,10 +35,12 @@ class ConceptPrediction(NamedTuple):
     """(H, W) probability of the concept at each pixel of the model's input."""
 
     @property
-    def verdict(self) -> str:
-        """`"present"` or `"absent"`; empty if nobody chose a threshold, or the probability is undefined."""
-        if math.isnan(self.threshold) or math.isnan(self.probability):
-            return ""
+    def verdict(self) -> Verdict:
+        """What the concept is called; `"no threshold"` if nobody chose one, `"undefined"` if the probability is NaN."""
+        if math.isnan(self.probability):
+            return "undefined"
+        if math.isnan(self.threshold):
+            return "no threshold"
         return "present" if self.probability > self.threshold else "absent"
 
 
@@ -92,7 +97,10 @@ class Explanation(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Names and numbers, without maps, ready for JSON; an undefined number is None."""
-        concepts = {one.concept: {"probability": one.probability, "threshold": one.threshold} for one in self.concepts}
+        concepts = {
+            one.concept: {"probability": one.probability, "threshold": one.threshold, "verdict": one.verdict}
+            for one in self.concepts
+        }
         tasks = {
             one.task: {
                 "probability": one.probability,
@@ -113,8 +121,9 @@ class Explanation(NamedTuple):
         """
         lines = []
         for prediction in self.concepts[:top]:
-            verdict = prediction.verdict and f"{prediction.verdict} (threshold {prediction.threshold:.3f})"
-            lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {verdict}".rstrip())
+            known = not math.isnan(prediction.threshold)
+            threshold = f" (threshold {prediction.threshold:.3f})" if known else ""
+            lines.append(f"  {prediction.concept:<28} {prediction.probability:6.3f}  {prediction.verdict}{threshold}")
         chosen = self.tasks
         if tasks is not None:
             chosen = tuple(sorted(chosen, key=lambda task: -task.probability)[:tasks])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -197,10 +198,14 @@ def test_lines_of_a_model_without_tasks_say_so():
 def test_a_concept_without_a_probability_is_neither_present_nor_absent():
     explanation = explain(taught("concepts"), ITEM.image)
     one = explanation.concepts[0]
-    for probability, threshold, verdict in ((0.7, 0.5, "present"), (0.3, 0.5, "absent"), (0.3, math.nan, "")):
+    for probability, threshold, verdict in (
+        (0.7, 0.5, "present"),
+        (0.3, 0.5, "absent"),
+        (0.3, math.nan, "no threshold"),
+    ):
         assert one._replace(probability=probability, threshold=threshold).verdict == verdict
     undefined = one._replace(probability=math.nan, threshold=0.5)
-    assert undefined.verdict == ""
+    assert undefined.verdict == "undefined"
     lines = explanation._replace(concepts=(undefined,)).lines()
     assert "nan" in lines[0] and "absent" not in lines[0] and "present" not in lines[0]
 
@@ -214,3 +219,18 @@ def test_what_is_not_finite_is_not_explained(part):
     for ask in (lambda: explain(model, ITEM.image), lambda: model.predict([ITEM.image])):
         with pytest.raises(FloatingPointError, match="gives numbers that are not finite, so it says nothing about"):
             ask()
+
+
+def test_a_concepts_verdict_is_never_blank():
+    model = taught("concepts")
+    bright, dark, _ = model.config.concepts
+    probability = {one.concept: one.probability for one in explain(model, ITEM.image).concepts}
+    thresholds = {bright: probability[bright] / 2, dark: (1 + probability[dark]) / 2}
+    model.record = dataclasses.replace(model.record, thresholds=thresholds)
+    explanation = explain(model, ITEM.image)
+    verdicts = {one.concept: one.verdict for one in explanation.concepts}
+    assert verdicts == {"bright": "present", "dark": "absent", "striped": "no threshold"}
+    written = {name: one["verdict"] for name, one in explanation.as_dict()["concepts"].items()}
+    assert written == verdicts
+    for line in explanation.lines()[:3]:
+        assert verdicts[line.split()[0]] in line
