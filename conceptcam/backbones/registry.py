@@ -11,7 +11,7 @@ import torch
 from conceptcam._checks import did_you_mean
 from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.hub.address import Address, parse_source
-from conceptcam.hub.download import download
+from conceptcam.hub.download import check_download, download
 from conceptcam.hub.model_folder import WEIGHTS_FILE
 from conceptcam.hub.published_backbones import (
     BACKBONES,
@@ -128,7 +128,7 @@ def _published(record: BackboneInfo) -> Path:
     if record.repository is None or record.file is None:
         raise ValueError(f"the weights of {record.name} cannot be downloaded by a program: {record.note}")
     _show(license_notice(record.name))
-    return download(Address(record.repository, record.revision), (record.file,)) / record.file
+    return check_download(download(Address(record.repository, record.revision), (record.file,)) / record.file)
 
 
 def _show(notice: str) -> None:
@@ -145,11 +145,11 @@ def _fetched(weights: str | os.PathLike[str]) -> Path:
         return place
     _show(repository_notice(place.repository))
     if place.file is not None:
-        return download(place, (place.file,)) / place.file
+        return check_download(download(place, (place.file,)) / place.file)
     missing = []
     for file in (WEIGHTS_FILE, PICKLE_FILE):
         try:
-            return download(place, (file,)) / file
+            return check_download(download(place, (file,)) / file)
         except FileNotFoundError as error:
             missing.append(error)
     raise FileNotFoundError(f"no weights file {weights} is here, and on the Hub: {missing[0]}")

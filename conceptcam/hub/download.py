@@ -12,7 +12,8 @@ from conceptcam._checks import did_you_mean
 from conceptcam._version import __version__
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.hub.errors import _status, plain_errors
-from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written
+from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written, known_sha256
+from conceptcam.hub.weights import sha256
 from conceptcam.hub.zoo import bundled_models
 
 _CLIENT: dict[str, Any] = {"library_name": "conceptcam", "library_version": __version__}
@@ -118,6 +119,20 @@ def download(
     if missing := [name for name in files if not Path(folder, name).is_file()]:
         raise FileNotFoundError(f"{address} holds no {' and no '.join(missing)}, or its copy in the cache does not")
     return Path(folder)
+
+
+def check_download(file: Path) -> Path:
+    """The same file, if it has the SHA-256 that the Hub states for it; for small files it states none.
+
+    Raises:
+        ValueError: If the SHA-256 differs; the message says what to remove.
+    """
+    wanted = known_sha256(file)
+    if wanted and sha256(file) != wanted:
+        raise ValueError(
+            f"{file} is not the file that the Hub has: the SHA-256 differs; remove {file.resolve()} and load again"
+        )
+    return file
 
 
 def _has_commit(address: Address, files: Sequence[str], cache_dir: str | Path | None) -> bool:

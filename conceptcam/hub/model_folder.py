@@ -94,12 +94,12 @@ def read_folder(folder: Path) -> tuple[ConceptConfig, TrainingRecord, Path]:
     return config, record, weights_file
 
 
-def known_sha256(record: TrainingRecord, weights: Path) -> str:
+def known_sha256(weights: Path, record: TrainingRecord | None = None) -> str:
     """The SHA-256 that a weights file must have: as its record says, or the Hub; empty if neither does."""
     # In the client's cache, a large file has the name that the Hub gives it, its SHA-256.
     blob = weights.resolve()
     by_hub = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) is not None
-    return record.weights_sha256 or (blob.name if by_hub else "")
+    return (record.weights_sha256 if record else "") or (blob.name if by_hub else "")
 
 
 def _no_folder(file: Path) -> str:

@@ -155,7 +155,7 @@ class ConceptModel(nn.Module):
         config, record, weights = read_folder(folder)
         if verify and not record.weights_sha256:
             raise ValueError(f"{folder}: its config records no SHA-256 of the weights, so they cannot be verified")
-        model = load_into(lambda: cls.from_config(config), weights, sha256=known_sha256(record, weights))
+        model = load_into(lambda: cls.from_config(config), weights, sha256=known_sha256(weights, record))
         model.record = record
         return model.to(device=where, dtype=dtype).eval()
 

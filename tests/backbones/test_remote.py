@@ -211,3 +211,17 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: HubServer, m
         create_backbone("timm:test_resnet", weights="org/gated", image_size=SIZE)
     monkeypatch.setenv("HF_TOKEN", OWNER)
     assert holds(create_backbone("timm:test_resnet", weights="org/gated", image_size=SIZE), weights)
+
+
+def test_weights_that_the_way_has_changed_are_named_with_what_to_remove(hub: HubServer):
+    weights = timm_weights("test_resnet")
+    hub.repo("org/weights", {"model.safetensors": save(weights)})
+    hub.fail("GET /cdn/.*safetensors", "flip")
+    for _ in range(2):  # from the network, then from the cache
+        with pytest.raises(
+            ValueError, match="is not the file that the Hub has: the SHA-256 differs; remove "
+        ) as caught:
+            create_backbone("timm:test_resnet", weights="org/weights", image_size=SIZE)
+    hub.heal()
+    Path(str(caught.value).partition("remove ")[2].partition(" and load again")[0]).unlink()
+    assert holds(create_backbone("timm:test_resnet", weights="org/weights", image_size=SIZE), weights)

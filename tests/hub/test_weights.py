@@ -1,4 +1,5 @@
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -6,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conceptcam.backbones import create_backbone
 from conceptcam.config import ConceptConfig
-from conceptcam.hub.weights import load_into, save_tensors
+from conceptcam.hub.weights import load_into, read_tensors, save_tensors, sha256
 from conceptcam.model.concept_model import ConceptModel
 
 # One of each way to know where a patch is, since that is what lies in buffers that no file holds.
@@ -268,3 +269,46 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 1.3 * Path(tmp_path, "w.safetensors").stat().st_size
+
+
+EDITS = {
+    "twice": lambda h: {**h, "b": h["a"]},
+    "gap": lambda h: {**h, "b": {**h["b"], "data_offsets": [28, 36]}},
+    "short": lambda h: {"a": h["a"]},
+    "huge": lambda h: {**h, "a": {**h["a"], "shape": [2**40, 2**40]}},
+    "negative": lambda h: {**h, "a": {**h["a"], "shape": [-2, -3]}},
+    "bool": lambda h: {**h, "a": {**h["a"], "shape": [True, 6]}},
+    "type": lambda h: {**h, "a": {**h["a"], "dtype": "F4"}},
+    "unlike": lambda h: {**h, "a": {**h["a"], "dtype": "F64"}},
+    "list": lambda h: [h],
+    "entry": lambda h: {**h, "a": 5},
+    "field": lambda h: {"a": {"dtype": "F32"}},
+    "deep": lambda h: {**h, "__metadata__": "["},
+}
+
+
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
+def test_a_header_that_does_not_describe_each_byte_once_is_refused(tmp_path, change):
+    path = tmp_path / "w.safetensors"
+    save_tensors({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    text = json.dumps(change(json.loads(content[8 : 8 + length])))
+    text = text.replace('"["', "[" * 100_000).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(
+        ValueError, match=r"is no readable safetensors file: .*; if it was downloaded, remove /.* again"
+    ):
+        read_tensors(path)
+
+
+def test_tensors_come_back_from_a_file_in_every_type(tmp_path):
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    given = {str(kind): torch.tensor([[0, 1, 1], [1, 0, 1]], dtype=kind) for kind in kinds}
+    given |= {"none": torch.zeros(0, 3), "one": torch.tensor(2.5), "complex": torch.ones(2, dtype=torch.complex64)}
+    save_tensors(given, tmp_path / "w.safetensors")
+    found, digest = read_tensors(tmp_path / "w.safetensors")
+    outside = load_file(tmp_path / "w.safetensors")
+    assert found.keys() == given.keys() and digest == sha256(tmp_path / "w.safetensors")
+    for name, value in found.items():
+        assert value.dtype == outside[name].dtype == given[name].dtype and torch.equal(value, outside[name])

@@ -91,7 +91,7 @@ def fit_encoder(
 ) -> Encoder:
     """As `read_encoder`, of what a file holds; `source` names it in messages."""
     found = tensors_within(content, source, _CONTAINERS)
-    prefix = _find_prefix(found, (*_LANDMARKS, *list(wanted)[:1]))
+    prefix = _find_prefix(found, (*_LANDMARKS, *list(wanted)[:1]), source)
     beside = [name for name in found if not name.startswith(prefix)]
     inside = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
     spelling, named = _translate(inside, beside, wanted)
@@ -108,15 +108,17 @@ def fit_encoder(
     return Encoder(kept, spelling, outside)
 
 
-def _find_prefix(tensors: Tensors, landmarks: Collection[str]) -> str:
+def _find_prefix(tensors: Tensors, landmarks: Collection[str], source: str) -> str:
     """What stands before the names of the encoder: nothing, or wrappers, as in `module.vit.`."""
-    waiting = [""]
+    found, waiting = [], [""]
     for prefix in waiting:
         if any(prefix + landmark in tensors for landmark in landmarks):
-            return prefix
+            found.append(prefix)
         longer = (prefix + wrapper for wrapper in _WRAPPERS)
         waiting += [start for start in longer if any(name.startswith(start) for name in tensors)]
-    return ""
+    if len(found) > 1:
+        raise ValueError(f"{source} holds several encoders, under the names {found}; save the one you mean alone")
+    return found[0] if found else ""
 
 
 def _translate(tensors: Tensors, beside: Collection[str], wanted: Mapping[str, Tensor]) -> tuple[str, Tensors]:

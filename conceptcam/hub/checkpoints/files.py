@@ -1,19 +1,24 @@
 """What a checkpoint file holds, found out without running anything in it."""
 
 import argparse
+import logging
 import pickle
 import pickletools
 import re
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from conceptcam.hub.weights import read_tensors
+
+_logger = logging.getLogger(__name__)
 
 # MAE's training script saves its command line; the class holds values and runs nothing.
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
@@ -33,7 +38,12 @@ _DAMAGED = (
     struct.error,
 )
 
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, OSError, *_DAMAGED)
+
 _DEEPEST = 8
+# A state dict of a thousand tensors takes about 40,000 instructions to build; a million take a few seconds.
+_MOST_INSTRUCTIONS = 1_000_000
+_MOST_ENTRIES = 200_000
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")
 
 
@@ -41,8 +51,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds: tensors by name, perhaps in dictionaries within dictionaries.
 
     A safetensors file is told from a pickle by its first bytes. Of a pickle only tensors, plain
-    Python values and `argparse.Namespace` are read, so that no code in the file can run. Tensors are on the CPU,
-    in the type that the file has; large files are mapped into memory, so what is not used is not read.
+    Python values and `argparse.Namespace` are read, so that no code in the file can run, and no more of them than a
+    checkpoint can hold. Tensors are on the CPU, in the type that the file has. The checksums of a PyTorch archive
+    are compared, which takes about a second per GB; a legacy PyTorch file has none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -62,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return _read_pickle(path, zipped=start.startswith(b"PK"))
     # A safetensors file starts with the length of its header in 8 bytes, then the header, in JSON.
     if start[8:9] == b"{" or (path.suffix == ".safetensors" and not _is_text(start)):
-        return _read_safetensors(path)
+        return dict(read_tensors(path)[0])
     raise ValueError(f"{path} is neither a safetensors file nor a PyTorch checkpoint{_guess(start)}")
 
 
@@ -83,23 +94,28 @@ def tensors_within(
             raise ValueError(f"{source} holds several sets of weights, {found}; save the one you mean alone")
         content, depth = content[found[0]], depth + 1
         _check_depth(depth, source)
-    tensors = dict(_flat(content, source))
+    tensors = dict(_flat(content, source, iter(range(_MOST_ENTRIES))))
     if not tensors:
         raise ValueError(f"{source} holds no tensors, but {[str(name) for name in content][:5]}")
     if odd := [name for name, value in tensors.items() if value.layout != torch.strided or value.is_meta]:
         raise ValueError(f"{source} holds tensors that are sparse or have no values: {odd[:3]}")
+    if odd := [name for name, value in tensors.items() if value.nbytes > value.untyped_storage().nbytes()]:
+        raise ValueError(f"{source} holds tensors that claim more numbers than the file has: {odd[:3]}")
     return tensors
 
 
-def _flat(content: Mapping[Any, Any], source: str, prefix: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:
+def _flat(
+    content: Mapping[Any, Any], source: str, budget: Iterator[int], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
     _check_depth(depth, source)
-    found: list[tuple[str, Tensor]] = []
     for name, value in content.items():
+        # One dictionary may stand in many places, so that a small file holds more entries than can be counted.
+        if next(budget, None) is None:
+            raise ValueError(f"{source} holds more than {_MOST_ENTRIES:,} entries, which no set of weights has")
         if isinstance(value, Tensor):
-            found.append((f"{prefix}{name}", value.detach()))
+            yield f"{prefix}{name}", value.detach()
         elif isinstance(value, Mapping):
-            found += _flat(value, source, f"{prefix}{name}.", depth + 1)
-    return found
+            yield from _flat(value, source, budget, f"{prefix}{name}.", depth + 1)
 
 
 def _check_depth(depth: int, source: str) -> None:
@@ -108,14 +124,13 @@ def _check_depth(depth: int, source: str) -> None:
         raise ValueError(f"{source} holds dictionaries within dictionaries, more than {_DEEPEST} deep")
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        return load_file(path)
-    except (SafetensorError, *_DAMAGED) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
-
-
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Any]:
+    if zipped:
+        _check_archive(path)
+    else:
+        _logger.info("%s is of PyTorch's old kind, which has no checksums: damage to its numbers does not show", path)
+        with path.open("rb") as file:
+            _check_instructions(file, path)
     try:
         # torch warns of pickle protocols that it may not know; an error follows below if it does not.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
@@ -131,6 +146,66 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold weights by name, it holds a {type(content).__name__}")
     return dict(content)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that PyTorch did not write, or that is damaged, before anything of it is unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            foreign = _foreign(entries)
+            if not foreign and sum(entry.file_size for entry in entries) > path.stat().st_size:
+                foreign = "an archive that claims more bytes than it has"
+            if foreign is None:
+                for entry in entries:
+                    if entry.filename.endswith(".pkl"):
+                        with archive.open(entry) as file:
+                            _check_instructions(file, path)
+                if archive.testzip() is None:
+                    return
+    except _TooLong:
+        raise
+    except _BROKEN_ARCHIVE as error:
+        raise ValueError(f"{path} is a damaged or unknown kind of PyTorch checkpoint; download it again") from error
+    if foreign:
+        raise ValueError(f"{path} is {foreign}")
+    raise ValueError(f"{path} is a damaged PyTorch checkpoint, its checksums differ; download it again")
+
+
+def _foreign(entries: list[zipfile.ZipInfo]) -> str | None:
+    """What an archive is if it is no checkpoint, and what to do; None if it may be one."""
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
+        return "TorchScript, a program; open it where you trust it with `torch.jit.load`, and save its `state_dict()`"
+    if names and all(name.endswith(".npy") for name in names):
+        return "a NumPy archive; make tensors of its arrays, and save them as safetensors"
+    if not any(name.endswith("data.pkl") for name in names):
+        return f"a zip archive of {names[:3]}, no PyTorch checkpoint; unpack it and give the file that is meant"
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "a compressed archive, which PyTorch does not read; unpack it, and save the weights with `torch.save`"
+    return None
+
+
+class _TooLong(ValueError):
+    """A pickle with more instructions than a checkpoint needs."""
+
+
+def _check_instructions(file: IO[bytes], path: Path) -> None:
+    """Refuse pickles that take more instructions than weights need; they are counted, not followed."""
+    count = 0
+    try:
+        for _ in range(5):  # a legacy file begins with as many pickles, the numbers follow them
+            for _ in pickletools.genops(file):
+                count += 1
+                if count > _MOST_INSTRUCTIONS:
+                    raise _TooLong(
+                        f"{path} is refused: it takes more than {_MOST_INSTRUCTIONS:,} instructions to build, which no "
+                        "set of weights does"
+                    )
+    except _TooLong:
+        raise
+    except (ValueError, struct.error, OverflowError, EOFError, MemoryError):
+        return  # damaged, or no more pickles
 
 
 def _asked_for(error: BaseException, path: Path, *, zipped: bool) -> str | None:

@@ -522,3 +522,13 @@ def test_reading_an_encoder_is_quiet_and_keeps_the_random_state(transformers, tm
             read_encoder(path, model.state_dict())
     assert not warned
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_encoders_under_two_names_are_refused(tmp_path):
+    real = timm_vit().state_dict()
+    both = {f"model.{name}": torch.zeros_like(value) for name, value in real.items()}
+    path = saved(tmp_path / "two.pth", both | {f"backbone.{name}": value for name, value in real.items()})
+    with pytest.raises(
+        ValueError, match=r"two.pth holds several encoders, under the names \['model.', 'backbone.'\]; save"
+    ):
+        read_encoder(path, real)

@@ -3,7 +3,9 @@ import json
 import os
 import pickle
 import struct
+import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,71 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path, name):
 def test_tensors_without_plain_values_are_refused(odd):
     with pytest.raises(ValueError, match=r"sparse or have no values: \['a'\]"):
         tensors_within({"a": odd}, "file")
+
+
+def test_a_flipped_bit_in_the_numbers_of_an_archive_is_seen(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[content.index(bytes(2000)) + 1000] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="w.pth is a damaged PyTorch checkpoint, its checksums differ; download it"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def repacked(path: Path, names: list[str], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in names:
+            archive.writestr(name, b"0" * 100)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "compression", "message"),
+    [
+        (["m/data.pkl", "m/constants.pkl", "m/code/a.py"], zipfile.ZIP_STORED, "is TorchScript, a program; open it"),
+        (["a.npy", "b.npy"], zipfile.ZIP_STORED, "is a NumPy archive; make tensors of its arrays"),
+        (["inner.zip"], zipfile.ZIP_STORED, r"is a zip archive of \['inner.zip'\], no PyTorch checkpoint; unpack it"),
+        ([], zipfile.ZIP_STORED, "is (a zip archive of|neither a safetensors file)"),
+        (["m/data.pkl"], zipfile.ZIP_DEFLATED, "is a compressed archive, which PyTorch does not read; unpack it"),
+    ],
+    ids=["torchscript", "numpy", "zip in zip", "empty", "compressed"],
+)
+def test_an_archive_of_another_kind_is_called_what_it_is(tmp_path, names, compression, message):
+    with pytest.raises(ValueError, match=f"w.pth {message}"):
+        read_checkpoint(repacked(tmp_path / "w.pth", names, compression))
+
+
+def laughs(levels: int, keys: int, bottom: dict[str, Any]) -> dict[str, Any]:
+    """A small file with `keys` ** `levels` entries, as one dictionary stands in many places."""
+    content = bottom
+    for _ in range(levels):
+        content = dict.fromkeys(map(str, range(keys)), content)
+    return content
+
+
+@pytest.mark.parametrize("bottom", [{"a": torch.zeros(1)}, {"a": 1}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_shared_dictionaries_is_refused_in_seconds(tmp_path, bottom, zipped):
+    torch.save(laughs(7, 40, bottom), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert (tmp_path / "w.pth").stat().st_size < 20_000
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="w.pth holds more than 200,000 entries, which no set of weights has"):
+        tensors_within(read_checkpoint(tmp_path / "w.pth"), "w.pth")
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_pickle_that_takes_too_long_to_build_is_refused_before(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("conceptcam.hub.checkpoints.files._MOST_INSTRUCTIONS", 1000)
+    content = {"a": [0] * 2000}
+    if kind == "pickle":
+        (tmp_path / "w.pth").write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(ValueError, match="w.pth is refused: it takes more than 1,000 instructions to build, which no"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_tensor_with_more_numbers_than_its_file_is_refused():
+    with pytest.raises(ValueError, match=r"claim more numbers than the file has: \['a'\]"):
+        tensors_within({"a": torch.zeros(1).expand(10**12)}, "file")
