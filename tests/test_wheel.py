@@ -49,7 +49,7 @@ def test_the_wheel_has_the_models_and_nothing_but_the_package(built):
         for file in ("config.json", "model.safetensors", "README.md"):
             assert f"conceptcam/hub/bundled/{model}/{file}" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"conceptcam"}
-    assert {"conceptcam/py.typed", "conceptcam/hub/card.md.jinja"} <= names
+    assert {"conceptcam/py.typed", "conceptcam/hub/card.md.jinja", "conceptcam/analysis/inspection.html.jinja"} <= names
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ are such faults.
 
 Examples:
     conceptcam inspect labels.csv --images films --concepts nodule edema --task diagnosis
-    conceptcam inspect smears --train val.json --invalid-boxes skip --json faults.json
+    conceptcam inspect smears --train val.json --invalid-boxes skip --json faults.json --html faults.html
 """
 
 import argparse
 from pathlib import Path
 
-from conceptcam._files import write_json
+from conceptcam._files import write_json, write_text
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_parts
 from conceptcam.cli.inputs import show
 from conceptcam.cli.options import add_flag
@@ -28,10 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "image_size", (224, 224), size, at_least=1, nargs=2, metavar=("H", "W"))
     add_flag(parser, "labels_only", False, "do not read images")
     add_flag(parser, "json", None, "also write the report as JSON", type=Path, metavar="FILE")
+    page = "also write the report as one HTML page, with some images and their boxes"
+    add_flag(parser, "html", None, page, type=Path, metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> int:
     """Look for what is wrong with a user's data; 1 if anything is."""
+    from conceptcam.analysis.inspection_report import inspection_page
     from conceptcam.data.inspection import inspect_dataset
 
     data = read_data(options, "train")
@@ -44,4 +47,6 @@ def run(options: argparse.Namespace) -> int:
     show("\n".join(found.lines()))
     if options.json is not None:
         write_json(options.json, found.as_dict())
+    if options.html is not None:
+        write_text(options.html, inspection_page(found, data, title=f"Inspection of {options.data.name}"))
     return 1 if found.faults else 0

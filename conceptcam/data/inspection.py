@@ -48,6 +48,12 @@ class LabelCount(NamedTuple):
     boxes: int
     """Boxes drawn of it."""
 
+    @property
+    def prevalence(self) -> str:
+        """How often it is present where it is known, in percent; a dash if it never is."""
+        known = self.present + self.absent
+        return f"{100 * self.present / known:.1f} %" if known else "-"
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -70,10 +76,7 @@ class Inspection:
     def lines(self) -> list[str]:
         """A report for a terminal."""
         titles = ["label", "kind", "present", "absent", "unknown", "prevalence", "boxes"]
-        rows = [
-            [one.name, one.kind, *map(str, one[2:5]), _percent(one.present, one.absent), str(one.boxes)]
-            for one in self.labels
-        ]
+        rows = [[one.name, one.kind, *map(str, one[2:5]), one.prevalence, str(one.boxes)] for one in self.labels]
         count = f"{self.images} images" + (f" of {self.patients} patients" if self.patients else "")
         faults = [f"{fault.kind}: {fault.text}" for fault in self.faults] or ["No faults were found."]
         return [count, *self.notes, "", *text_table([titles, *rows], numbers=True), "", *faults]
@@ -131,10 +134,6 @@ def inspect_dataset(
         tuple(dataset.notes),
         tuple(faults),
     )
-
-
-def _percent(present: int, absent: int) -> str:
-    return f"{100 * present / (present + absent):.1f} %" if present + absent else "-"
 
 
 def _label_faults(dataset: ConceptDataset, labels: Tensor) -> list[Fault]:

@@ -225,7 +225,7 @@ def test_a_folder_without_images_is_an_error(run: Path, tmp_path: Path, capsys: 
     assert "there are no images in the folder" in capsys.readouterr().err
 
 
-def test_inspect_reports_and_its_exit_code_says_whether_there_are_faults(
+def test_inspect_reports_and_its_exit_code_tells_of_faults(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     data = ["inspect", str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
@@ -233,6 +233,11 @@ def test_inspect_reports_and_its_exit_code_says_whether_there_are_faults(
     said = capsys.readouterr().out
     assert "24 images of 12 patients" in said and "No faults were found." in said and "bright   concept" in said
     assert json.loads((tmp_path / "faults.json").read_text())["faults"] == []
+    boxes = ["--boxes", str(table / "boxes.csv"), "--html", str(tmp_path / "faults.html")]
+    assert main([*data, "--image-size", "48", "64", *boxes]) == 0
+    page = (tmp_path / "faults.html").read_text()
+    assert page.count("<img src=") == 24 and "No faults were found." in page and "http" not in page
+    capsys.readouterr()
     assert main([*data]) == 1
     assert "small image: 24 images are smaller than the model's input" in capsys.readouterr().out
     assert main([*data, "--labels-only"]) == 0

@@ -123,7 +123,7 @@ def test_what_is_no_batch_gets_one_clear_sentence(wrong, message):
     assert message in str(caught.value)
 
 
-def test_images_are_called_by_their_numbers_unless_the_reader_knows_better():
+def test_images_are_called_by_numbers_unless_the_reader_knows():
     data = FourImages()
     assert data.names == ("0", "1", "2", "3") and data.patients is None and data.notes == ()
 

@@ -71,7 +71,7 @@ def test_twelve_bits_keep_every_step_whatever_the_byte_order(tmp_path: Path, syn
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_a_ramp_of_any_depth_survives_to_within_one_step_of_eight_bits(tmp_path: Path, bits: int):
+def test_a_ramp_of_any_depth_survives_within_a_step_of_eight_bits(tmp_path: Path, bits: int):
     ramp = np.round(np.linspace(0, 2**bits - 1, 48 * 64)).reshape(48, 64)
     allocated = 8 if bits == 8 else 16
     image = shown(write(tmp_path / "a.dcm", ramp, BitsStored=bits, BitsAllocated=allocated))

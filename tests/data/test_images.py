@@ -223,7 +223,7 @@ def test_an_image_without_pixels_is_refused(tmp_path: Path):
     refused(tmp_path / "a.png")
 
 
-def test_twelve_bits_in_a_file_of_sixteen_are_noticed_once_and_scaled_if_told(
+def test_twelve_bits_in_sixteen_are_noticed_once_and_scaled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(images, "_noticed", set())

@@ -185,7 +185,7 @@ def test_vindr_readers_merge_by_the_stated_rule(
     assert data.tasks == VINDR_TASKS and values(data.task_labels)[0][VINDR_TASKS.index("Pneumonia")] == expected[0]
 
 
-def test_vindr_boxes_of_what_the_readers_denied_are_left_out_and_said(tmp_path: Path):
+def test_vindr_boxes_that_the_readers_denied_are_left_out(tmp_path: Path):
     data = vindr(tmp_path, "majority")
     boxes = data.load_item(0).boxes
     assert boxes is not None and boxes.concept.tolist() == [VINDR_CONCEPTS.index("Lung opacity")] * 2

@@ -314,7 +314,7 @@ def test_boxes_alone_can_say_what_is_present(folder: Path):
     assert values(data.concept_labels) == [[1], [0], [None], [1]]
 
 
-def test_a_box_makes_an_unknown_label_present_and_leaves_an_uncertain_one(folder: Path):
+def test_a_box_settles_an_unknown_label_but_no_uncertain_one(folder: Path):
     boxes = write(folder, "image,concept,x,y,w,h\nb.png,veil,1,1,9,9\nc.png,streaks,1,1,9,9\n", "boxes.csv")
     data = opened(folder, boxes=boxes)
     assert values(data.concept_labels)[1:3] == [[0, 1], [None, 0.7]]
