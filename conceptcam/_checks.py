@@ -10,6 +10,14 @@ from typing import Any, get_args
 
 _MANY = 8  # names that a line can still show
 _LARGEST = sys.float_info.max
+_shortened = reprlib.Repr()
+_shortened.maxlevel, _shortened.maxdict, _shortened.maxlist, _shortened.maxstring, _shortened.maxother = (
+    4,
+    8,
+    8,
+    120,
+    120,
+)
 # What no name may hold, besides tabs and ends of lines: it steers a terminal, or cannot be written in UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -39,7 +47,7 @@ def brief(value: object) -> str:
     """A value as Python writes it, cut short if it is long or deep."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a number of more than 60 digits"
-    return reprlib.repr(value)
+    return _shortened.repr(value)
 
 
 def check_names(what: str, names: Sequence[str], *, at_least: int) -> None:

@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_choice, check_names, shorten
+from conceptcam._checks import brief, check_choice, check_names, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.coco_file import NUMBER, InvalidBoxes, check_images, draw_boxes, has_size, is_annotated, read_coco
+from conceptcam.data.coco_file import (
+    NUMBER,
+    InvalidBoxes,
+    check_images,
+    draw_boxes,
+    has_size,
+    is_a,
+    is_annotated,
+    read_coco,
+)
 from conceptcam.data.images import load_image
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 
@@ -188,8 +197,8 @@ def _given(
 def _label(value: Any, where: str) -> float:
     if value is None:
         return torch.nan
-    if not isinstance(value, NUMBER) or not (0 <= value <= 1 or value == _UNCERTAIN):
+    if not is_a(value, NUMBER) or not (0 <= value <= 1 or value == _UNCERTAIN):
         raise ValueError(
-            f"the label of {where} is {value!r}; expected 0 to 1, -1 for uncertain, or null where nobody said"
+            f"the label of {where} is {brief(value)}; expected 0 to 1, -1 for uncertain, or null where nobody said"
         )
     return float(value)

@@ -1,6 +1,5 @@
 """What stands in a COCO detection file: its entries and boxes, checked."""
 
-import json
 import logging
 import os
 from collections import Counter
@@ -12,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import shorten
+from conceptcam._checks import brief, check_names, shorten
+from conceptcam._files import parse_json
 from conceptcam.data.image_files import relative_path
 
 InvalidBoxes = Literal["error", "skip"]
@@ -39,6 +39,8 @@ _OPTIONAL = (
 )
 # Spellings that are likely slips for an optional field, which would be ignored without a word.
 _SLIP = 0.8
+_LARGEST = 10**6  # pixels along a side; no image has more
+_FEW_PIXELS = 4  # along a side; in smaller images, a box of the first pixel may be meant
 _log = logging.getLogger(__name__)
 
 
@@ -62,10 +64,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no COCO detection JSON, lists no images, or repeats an id or a category's name.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+    content = parse_json(path.read_bytes(), repr(str(path)))
     if not isinstance(content, dict) or any(not isinstance(content.get(part), list) for part in _FIELDS):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{str(path)!r} is no COCO detection file: expected the lists {list(_FIELDS)}, got {found}")
@@ -74,17 +73,24 @@ def read_coco(path: Path) -> dict[str, Any]:
         if lacking := [entry for entry in entries if not _has(entry, fields)]:
             raise ValueError(
                 f"{len(lacking)} of {len(entries)} `{part}` lack one of {list(fields)}, or have it in another type; "
-                f"first: {lacking[0]}"
+                f"first: {brief(lacking[0])}"
             )
         _refuse_repeated(f"ids in `{part}`", [entry["id"] for entry in entries if "id" in entry])
     _refuse_repeated("category names", [entry["name"] for entry in content["categories"]])
+    check_names("categories", [entry["name"] for entry in content["categories"]], at_least=0)
+    check_names("file names", [*{entry["file_name"] for entry in content["images"]}], at_least=0)
     if not content["images"]:
         raise ValueError(f"{str(path)!r} lists no images")
     return content
 
 
 def _has(entry: Any, fields: Mapping[str, Any]) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in fields.items())
+    return isinstance(entry, dict) and all(is_a(entry.get(key), kind) for key, kind in fields.items())
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a kind; true and false are no numbers, as they are to Python."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _refuse_repeated(what: str, values: list[Any]) -> None:
@@ -116,13 +122,17 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
     _refuse_slips(images)
     for image in images:
         for key, kind, example in _OPTIONAL:
-            if not isinstance(image.get(key), kind | None):
+            if image.get(key) is not None and not is_a(image[key], kind):
                 raise ValueError(
-                    f"{key!r} of image {image['file_name']!r} is {image[key]!r}; expected such as {example}"
+                    f"{key!r} of image {image['file_name']!r} is {brief(image[key])}; expected such as {example}"
                 )
     sizes = [(image["width"], image["height"]) if has_size(image) else (1, 1) for image in images]
     if wrong := [repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not min(size) > 0]:
         raise ValueError(f"width and height must be above 0, which they are not for {shorten(wrong)}")
+    if wrong := [
+        repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not max(size) <= _LARGEST
+    ]:
+        raise ValueError(f"width and height must be at most {_LARGEST:,}, which they are not for {shorten(wrong)}")
     if missing := [repr(image["file_name"]) for image in images if not (folder / image["file_name"]).is_file()]:
         raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {shorten(missing)}")
 
@@ -175,7 +185,8 @@ def draw_boxes(
         if invalid_boxes == "error":
             raise ValueError(
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
-                "pixels, with an area, inside the image. Correct them, or set `invalid_boxes` to 'skip'"
+                "pixels, not in fractions, with an area, inside the image. Correct them, or set `invalid_boxes` to "
+                "'skip'"
             )
         _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
     good = ~bad
@@ -184,7 +195,8 @@ def draw_boxes(
 
 def _numbers(bbox: list[Any]) -> list[float]:
     """Four numbers, or four NaN if `bbox` is something else."""
-    return bbox if len(bbox) == 4 and all(isinstance(value, NUMBER) for value in bbox) else [torch.nan] * 4
+    sane = len(bbox) == 4 and all(is_a(value, NUMBER) and abs(value) <= 2 * _LARGEST for value in bbox)
+    return bbox if sane else [torch.nan] * 4
 
 
 def box_fractions(xywh: Tensor, sizes: Tensor, *, overshoot: float = OVERSHOOT) -> tuple[Tensor, Tensor]:
@@ -196,12 +208,14 @@ def box_fractions(xywh: Tensor, sizes: Tensor, *, overshoot: float = OVERSHOOT) 
         overshoot: How far beyond the image a box may go; it is cut at the border.
 
     Returns:
-        (N, 4) float32 corners in [0, 1], and (N,) bool: without an area, no numbers, or too far outside.
+        (N, 4) float32 corners in [0, 1], and (N,) bool: without an area, no numbers, too far outside, or no larger than
+        the first pixel of an image of many, which is what a box in fractions looks like.
     """
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     beyond = torch.maximum(-low, high - sizes).amax(dim=1)
     xyxy = (torch.cat([low, high], dim=1) / sizes.repeat(1, 2)).clamp(0, 1).float()
-    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= overshoot)
+    in_fractions = (xywh <= 1).all(dim=1) & (sizes > _FEW_PIXELS).all(dim=1)
+    sane = (xyxy[:, :2] < xyxy[:, 2:]).all(dim=1) & (beyond <= overshoot) & ~in_fractions
     if cut := int((sane & (beyond > overshoot / 2000)).sum()):
         _log.info("cut %d of %d boxes at the border, beyond which they went by at most %g", cut, len(xywh), overshoot)
     return xyxy, ~sane
@@ -209,7 +223,7 @@ def box_fractions(xywh: Tensor, sizes: Tensor, *, overshoot: float = OVERSHOOT) 
 
 def _describe(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     size = f"{image['width']} x {image['height']}"
-    return f"{annotation['bbox']} (annotation {annotation.get('id')}) in {image['file_name']!r} of {size} pixels"
+    return f"{brief(annotation['bbox'])} (annotation {annotation.get('id')}) in {image['file_name']!r} of {size} pixels"
 
 
 def has_size(image: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +407,71 @@ def test_an_unreadable_image_is_named_and_not_replaced(tmp_path: Path, content: 
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"cannot read the image '.*a.png'"):
         data[0]
+
+
+def edit(**changes: Any) -> Any:
+    """The content with fields of its first image, annotation or category changed, as in `image__id`."""
+    found = copy.deepcopy(CONTENT)
+    places = {"image": "images", "annotation": "annotations", "category": "categories"}
+    for path, value in changes.items():
+        part, key = path.split("__")
+        found[places[part]][0][key] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image__id": True},
+            "1 of 3 `images` lack one of .*, or have it in another type; first: {'file_name': 'a.png'",
+        ),
+        ({"annotation__category_id": False}, "1 of 4 `annotations` lack one of"),
+        ({"annotation__bbox": [True, 0, 5, 3]}, r"1 of 4 boxes cannot be: \[True, 0, 5, 3\] \(annotation 1\)"),
+        (
+            {"annotation__bbox": [10**400, 0, 5, 3]},
+            "1 of 4 boxes cannot be: .*expected .x, y, width, height. in pixels, not",
+        ),
+        ({"annotation__bbox": [0, 0, 1e400, 3]}, "1 of 4 boxes cannot be: "),
+        ({"image__width": 10**400}, "width and height must be at most 1,000,000, which they are not for 'a.png'"),
+        ({"image__width": True}, "'width' of image 'a.png' is True; expected such as 640"),
+        (
+            {"image__concepts": {"Edema": True}},
+            "the label of 'Edema' of image 'a.png' is True; expected 0 to 1, -1 for",
+        ),
+        ({"image__concepts": {"Edema": 10**400}}, "the label of 'Edema' of image 'a.png' is a number of more than 60"),
+        (
+            {"category__name": "\ud800"},
+            r"`categories` has names with characters that cannot be printed: '\\ud800'; take",
+        ),
+        ({"image__file_name": "\ud800.png"}, r"`file names` has names with characters that cannot be printed"),
+        ({"image__tasks": {"\x1b[2J": 1}}, "`tasks` has names with characters that cannot be printed"),
+    ],
+)
+def test_numbers_and_names_that_cannot_be_are_refused(tmp_path, changes, message):
+    assert re.search(message, refused(tmp_path, edit(**changes)))
+
+
+def test_a_file_that_says_something_twice_is_refused(tmp_path):
+    text = json.dumps(CONTENT)[:-1] + ', "annotations": []}'
+    assert "holds a name twice in one object ['annotations']; keep one of them" in refused(tmp_path, text)
+
+
+def test_a_file_that_is_nested_beyond_reason_is_refused(tmp_path):
+    assert "boxes.json' is nested too deeply" in refused(tmp_path, '{"images": ' + "[" * 100_000)
+
+
+@pytest.mark.parametrize("box", [[0.25, 0.25, 0.5, 0.5], [0, 0, 1, 1], [0.5, 0.5, 0.5, 0.01]])
+def test_one_box_in_fractions_among_pixels_is_refused(tmp_path, box):
+    said = refused(tmp_path, edit(annotation__bbox=box))
+    assert said.startswith(f"1 of 4 boxes cannot be: {box}") and "in pixels, not in fractions" in said
+
+
+def test_a_file_of_boxes_in_fractions_is_refused(tmp_path):
+    content = copy.deepcopy(CONTENT)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for entry in content["annotations"]:
+        width, height = sizes[entry["image_id"]]
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x / width, y / height, w / width, h / height]
+    assert refused(tmp_path, content).startswith("4 of 4 boxes cannot be: [0.25, 0.25, 0.5, 0.5] ")
