@@ -31,6 +31,7 @@ _SERIES: dict[str, tuple[int, float, float]] = {
 # What the numbers of a record may be; NaN is an undefined one.
 _PROBABILITIES = ("thresholds", "typical_present", "typical_absent")
 _EVIDENCE = ("evidence_present", "evidence_absent")
+_CALIBRATION = ("calibration", "task_calibration")
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -150,13 +151,18 @@ class TrainingRecord:
 
     Attributes:
         stages: Names of the training stages done, in order.
-        thresholds: Concept name -> probability above which the concept is called present.
+        thresholds: Concept name -> probability above which the concept is called present, as the model gives it;
+            `calibrated` makes it comparable with what `predict` reports.
         typical_present: Concept name -> median probability where the concept is present.
         typical_absent: Concept name -> median probability where it is absent.
         evidence_present: Concept name -> median evidence of each of its M prototypes where the concept is present;
             what an intervention takes for "present". Empty for a `"concepts"` bottleneck, where that is
             `typical_present`.
         evidence_absent: The same where the concept is absent.
+        calibration: Concept name -> slope and intercept by which its logit is scaled, so that probabilities come true.
+            What `predict` and `explain` report is scaled; other probabilities of this record are not.
+        task_calibration: Task name -> the same of a task's logit.
+        calibration_source: On which data they were fitted, and how.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
@@ -171,6 +177,9 @@ class TrainingRecord:
     typical_absent: Mapping[str, float] = field(default_factory=dict)
     evidence_present: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     evidence_absent: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    task_calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    calibration_source: str = ""
     thresholds_source: str = ""
     training_data: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -183,16 +192,36 @@ class TrainingRecord:
             raise ValueError(f"`stages` must be a sequence of names, got {brief(self.stages)}")
         object.__setattr__(self, "stages", tuple(self.stages))
         check_names("stages", self.stages, at_least=0)
-        for name in (*_PROBABILITIES, *_EVIDENCE, "metrics"):
+        for name in (*_PROBABILITIES, *_EVIDENCE, *_CALIBRATION, "metrics"):
             object.__setattr__(self, name, _numbers_by_name(name, getattr(self, name)))
-        for name in ("thresholds_source", "training_data", "measured_on", "license", "weights_sha256"):
+        for name in (
+            "thresholds_source",
+            "calibration_source",
+            "training_data",
+            "measured_on",
+            "license",
+            "weights_sha256",
+        ):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be text, got {brief(getattr(self, name))}")
         if not re.fullmatch("(?:[0-9a-f]{64})?", self.weights_sha256):
             raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {brief(self.weights_sha256)}")
+        for name in _CALIBRATION:
+            if wrong := [pair for pair in getattr(self, name).values() if len(pair) != 2 or not pair[0] > 0]:
+                raise ValueError(f"`{name}` must hold a slope above 0 and an intercept for each name, got {wrong[0]}")
 
     def __repr__(self) -> str:
         return _short(self)
+
+    def calibrated(self, concept: str, probability: float) -> float:
+        """A concept's probability as the model gives it, or a threshold, as `predict` and `explain` report it."""
+        slope, intercept = self.calibration.get(concept, (1.0, 0.0))
+        return probability if (slope, intercept) == (1, 0) else _sigmoid(slope * _logit(probability) + intercept)
+
+    def uncalibrated(self, concept: str, probability: float) -> float:
+        """The reverse of `calibrated`."""
+        slope, intercept = self.calibration.get(concept, (1.0, 0.0))
+        return probability if (slope, intercept) == (1, 0) else _sigmoid((_logit(probability) - intercept) / slope)
 
     def after(self, stage: str, parts: Collection[str]) -> "TrainingRecord":
         """The record after a stage has trained some parts: figures and thresholds that depend on these parts are gone.
@@ -221,19 +250,22 @@ class TrainingRecord:
         record = dataclasses.replace(self, stages=stages, metrics={}, measured_on="", license="", weights_sha256="")
         if compares:
             record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
+        if parts:
+            record = dataclasses.replace(record, task_calibration={})
         if not sees:
             return record
+        record = dataclasses.replace(record, calibration={}, calibration_source="")
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, thresholds_source="")
 
 
 def _numbers_by_name(field_name: str, values: object) -> dict[str, Any]:
     """The numbers of a field of the record, or rows of them, checked."""
-    rows = field_name in _EVIDENCE
+    rows = field_name in _EVIDENCE + _CALIBRATION
     if not isinstance(values, Mapping) or (rows and not all(isinstance(row, list | tuple) for row in values.values())):
         kind = "lists of numbers" if rows else "numbers"
         raise ValueError(f"`{field_name}` must map names to {kind}, got {brief(values)}")
     check_names(field_name, list(values), at_least=0)
-    bounds = () if field_name == "metrics" else (0, 1)
+    bounds = () if field_name in ("metrics", *_CALIBRATION) else (0, 1)
     found: dict[str, Any] = {}
     for key, value in values.items():
         what = f"`{field_name}` of {key!r}"
@@ -249,6 +281,18 @@ def _float(what: str, value: object, *bounds: float) -> float:
         return math.nan
     check_number(what, value, *bounds)
     return float(value)  # type: ignore[arg-type]  # it is a number
+
+
+def _logit(probability: float) -> float:
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability) - math.log1p(-probability)
+
+
+def _sigmoid(logit: float) -> float:
+    if logit < 0:
+        return math.exp(logit) / (1 + math.exp(logit))
+    return 1 / (1 + math.exp(-logit))
 
 
 def _short(record: "ConceptConfig | TrainingRecord") -> str:

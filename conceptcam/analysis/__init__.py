@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
     from conceptcam.analysis.inspection_report import inspection_page as inspection_page
+    from conceptcam.analysis.fitting import fit_calibration as fit_calibration
     from conceptcam.analysis.intervention import (
         Intervention as Intervention,
         InterventionResult as InterventionResult,

@@ -14,12 +14,14 @@ from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
 from conceptcam._text import text_table
 from conceptcam.data.batch import Batches, as_batch
+from conceptcam.metrics.calibration import CalibrationScores, calibration_scores
 from conceptcam.metrics.classification import (
     LabelScores,
     best_thresholds,
     macro_average,
     per_label_metrics,
     task_scores,
+    thresholds_at,
     top_accuracy,
     typical_probabilities,
     typical_values,
@@ -27,6 +29,7 @@ from conceptcam.metrics.classification import (
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
+from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
 
@@ -43,9 +46,11 @@ class Evaluation:
         chosen_f1: (K,) F1 at the thresholds in the model's record; NaN where there is none.
         mean_probability: (K,) mean predicted probability over the images with a known label. Far above the
             fraction of positives, it shows that positives were weighted; far below, that weights are wrong.
+        calibration: Of each concept how far its probability, as `predict` reports it, is from what is true; each (K,).
         localization: Scores of each concept's map against its boxes; NaN for concepts without boxes.
         tasks: Task names; empty if no task was taught or labelled.
         task_scores: Scores of each task; each (T,).
+        task_calibration: As `calibration`, of each task; each (T,).
         task_accuracy: Top-1 accuracy of a multi-class task, else NaN.
     """
 
@@ -55,9 +60,11 @@ class Evaluation:
     concept_scores: LabelScores
     chosen_f1: Tensor
     mean_probability: Tensor
+    calibration: CalibrationScores
     localization: LocalizationScores
     tasks: tuple[str, ...]
     task_scores: LabelScores
+    task_calibration: CalibrationScores
     task_accuracy: float
 
     def summary(self) -> dict[str, float]:
@@ -99,11 +106,14 @@ class Evaluation:
     def _concept_columns(self) -> dict[str, Tensor]:
         """(K,) figures of the concepts by the title of their column."""
         probabilities = {"F1": self.chosen_f1, "mean p": self.mean_probability}
-        return _columns(self.concept_scores, _SCORES) | probabilities | _columns(self.localization, _PLACES)
+        calibration = _columns(self.calibration, _CALIBRATION)
+        return (
+            _columns(self.concept_scores, _SCORES) | probabilities | calibration | _columns(self.localization, _PLACES)
+        )
 
     def _task_columns(self) -> dict[str, Tensor]:
         """(T,) figures of the tasks by the title of their column."""
-        return _columns(self.task_scores, _SCORES)
+        return _columns(self.task_scores, _SCORES) | _columns(self.task_calibration, _CALIBRATION)
 
     def _by_size(self) -> dict[str, Tensor]:
         """(3,) figures of small, medium and large boxes by the title of their column."""
@@ -116,6 +126,7 @@ _SIZES = ("small", "medium", "large")
 _COUNTS = ("pos", "neg", "boxes")
 # Title of a column -> the field it shows.
 _SCORES = {"pos": "positives", "neg": "negatives", "AUROC": "auroc", "AP": "average_precision", "F1@.5": "f1"}
+_CALIBRATION = {"ECE": "ece", "Brier": "brier"}
 _PLACES = {
     "boxes": "support", "point": "pointing", "random": "random_pointing", "centre": "center_pointing",
     "mirror": "mirror_gap", "transp": "transpose_gap", "energy": "energy", "IoU": "iou", "area": "chance",
@@ -123,11 +134,14 @@ _PLACES = {
 # Headline figure -> the column whose macro mean it is.
 _HEADLINES = {
     "concept_auroc": "AUROC", "concept_ap": "AP", "concept_f1": "F1@.5", "concept_f1_chosen": "F1",
+    "concept_ece": "ECE", "concept_brier": "Brier",
     "pointing": "point", "pointing_random_map": "random", "pointing_center_prior": "centre", "pointing_chance": "area",
     "mirror_gap": "mirror", "energy_in_box": "energy", "box_area": "area", "iou": "IoU",
 }  # fmt: skip
 _SIDED_HEADLINES = {"sided_pointing": "point", "sided_mirror_gap": "mirror", "sided_transpose_gap": "transp"}
-_TASK_HEADLINES = {"task_auroc": "AUROC", "task_ap": "AP", "task_f1": "F1@.5"}
+_TASK_HEADLINES = {
+    "task_auroc": "AUROC", "task_ap": "AP", "task_f1": "F1@.5", "task_ece": "ECE", "task_brier": "Brier",
+}  # fmt: skip
 
 
 @torch.inference_mode()
@@ -167,6 +181,8 @@ def evaluate(
     concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
     order = [config.concepts.index(name) for name in concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
+    said = concept_probabilities(answers.concept_logits, config, model.record)
+    said_of_tasks = task_probabilities(answers.task_logits, config, model.record)[:, : len(tasks)]
     thresholds = torch.tensor([model.record.thresholds.get(name, math.nan) for name in concepts], dtype=torch.float64)
     return Evaluation(
         images=len(logits),
@@ -175,30 +191,45 @@ def evaluate(
         concept_scores=per_label_metrics(logits, labels),
         chosen_f1=per_label_metrics(logits, labels, threshold=thresholds).f1,
         mean_probability=logits.double().sigmoid().masked_fill(labels.isnan(), torch.nan).nanmean(dim=0),
+        calibration=calibration_scores(said[:, order], labels),
         localization=LocalizationScores(*(part[order] for part in answers.localization)),
         tasks=tasks,
         task_scores=task_scores(task_logits, targets, config.task_kind),
+        task_calibration=calibration_scores(said_of_tasks, targets),
         task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
     )
 
 
 @torch.inference_mode()
-def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: str) -> None:
+def fit_thresholds(
+    model: ConceptModel,
+    batches: Batches,
+    *,
+    thresholds_source: str,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+) -> None:
     """Choose on validation data from which probability a concept is called present, into the model's record.
 
-    The threshold of each concept is that of the highest F1. The median probabilities of present and of absent
-    concepts are recorded beside it and, if prototypes were taught, the median evidence of each prototype: what an
-    `Intervention` takes for "present" and "absent". So call it after the last stage too.
+    The threshold of each concept is that of the highest F1, or the one that reaches a target. The median probabilities
+    of present and of absent concepts are recorded beside it and, if prototypes were taught, the median evidence of each
+    prototype: what an `Intervention` takes for "present" and "absent". So call it after the last stage too.
 
     Args:
         model: A model that was taught concepts.
         batches: Validation data, never the data that figures are reported on.
         thresholds_source: What to call that data in the record.
+        sensitivity: As in `conceptcam.metrics.thresholds_at`; None takes the highest F1, unless `specificity` is given.
+        specificity: The same.
     """
     check_taught(model.config, model.record)
     answers = _ask(model, batches, None, evidence=True)
     logits, labels = answers.concept_logits, answers.concepts
     present, absent = typical_probabilities(logits, labels)
+    if sensitivity is None and specificity is None:
+        thresholds = best_thresholds(logits, labels)
+    else:
+        thresholds = thresholds_at(logits, labels, sensitivity=sensitivity, specificity=specificity)
 
     def by_name(values: Tensor) -> dict[str, Any]:
         return dict(zip(model.config.concepts, values.tolist(), strict=True))
@@ -212,7 +243,7 @@ def fit_thresholds(model: ConceptModel, batches: Batches, *, thresholds_source: 
         evidence = {"evidence_present": by_name(typical[0]), "evidence_absent": by_name(typical[1])}
     model.record = dataclasses.replace(
         model.record,
-        thresholds=by_name(best_thresholds(logits, labels)),
+        thresholds=by_name(thresholds),
         typical_present=by_name(present),
         typical_absent=by_name(absent),
         **evidence,
@@ -252,7 +283,9 @@ def _ask(
     return _Answers._make([*map(torch.cat, zip(*rows, strict=True)), localization.compute()])
 
 
-def _columns(scores: LabelScores | LocalizationScores, titles: Mapping[str, str]) -> dict[str, Tensor]:
+def _columns(
+    scores: LabelScores | LocalizationScores | CalibrationScores, titles: Mapping[str, str]
+) -> dict[str, Tensor]:
     return {title: getattr(scores, name) for title, name in titles.items()}
 
 

@@ -14,7 +14,7 @@ from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.model.outputs import ConceptOutput
-from conceptcam.model.predictions import check_finite, task_probabilities
+from conceptcam.model.predictions import check_finite, concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class ConceptPrediction(NamedTuple):
 
     concept: str
     probability: float
+    """Calibrated if the model's record says how; see `fit_calibration`."""
     threshold: float
     """Probability from which the concept is called present, chosen on validation data; NaN if none was chosen."""
     heatmap: Tensor
-    """(H, W) probability of the concept at each pixel of the model's input."""
+    """(H, W) probability of the concept at each pixel of the model's input, never calibrated: a sigmoid of the map."""
 
     @property
     def verdict(self) -> Verdict:
@@ -59,6 +60,7 @@ class TaskExplanation(NamedTuple):
 
     task: str
     probability: float
+    """Of the logit, calibrated if the model's record says how."""
     logit: float
     bias: float
     contributions: tuple[Contribution, ...]
@@ -233,9 +235,10 @@ def explain_output(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -
         output: A batch of one, on the CPU.
     """
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
-    probabilities = output.concept_logits[0].sigmoid().tolist()
+    record = model.record
+    probabilities = concept_probabilities(output.concept_logits[0], model.config, record).tolist()
     predictions = [
-        ConceptPrediction(name, probability, model.record.thresholds.get(name, math.nan), heatmap)
+        ConceptPrediction(name, probability, record.calibrated(name, record.thresholds.get(name, math.nan)), heatmap)
         for name, probability, heatmap in zip(model.config.concepts, probabilities, heatmaps, strict=True)
     ]
     predictions.sort(key=lambda prediction: -prediction.probability)
@@ -250,7 +253,7 @@ def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor)
     biases = model.task_head.bias.detach().cpu().double().tolist()
     per_concept = contributions.sum(dim=-1).tolist()
     logits = [math.fsum([bias, *values]) for bias, values in zip(biases, per_concept, strict=True)]
-    probabilities = task_probabilities(torch.tensor(logits), config).tolist()
+    probabilities = task_probabilities(torch.tensor(logits), config, model.record).tolist()
     explained = []
     for task, name in enumerate(config.tasks):
         maps = heatmaps

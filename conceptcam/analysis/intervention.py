@@ -21,6 +21,7 @@ from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.outputs import ConceptOutput
+from conceptcam.model.predictions import concept_probabilities
 from conceptcam.model.taught import check_taught
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 Word = Literal["present", "absent"]
 Answer = float | Word
+
+_SAME = 1e-5
+"""Relative distance within which an answer is the model's own probability, as written with six digits."""
 
 _ELSEWHERE = 0.2
 """Weight of places that nobody pointed at, of CSR's study."""
@@ -42,7 +46,7 @@ class Intervention:
             in the model's record, so that the task head reads what it was trained on. A probability takes the place of
             the concept's own in a `"concepts"` bottleneck. With prototypes, evidence moves from where it is, which is
             the concept's own probability, in a straight line towards the typical evidence of presence at 1 and of
-            absence at 0.
+            absence at 0. It is a probability as `explain` shows it, calibrated if the model is.
         here: Concept name -> where the concept is: boxes (N, 4), left, top, right and bottom as fractions of the image,
             or a mask (H, W) of bools.
         not_here: Concept name -> where it is not, in the same form. Where both are drawn, `here` counts.
@@ -365,11 +369,14 @@ def _answer(model: ConceptModel, output: ConceptOutput, interventions: Sequence[
     typical = {word: typical_evidence(config, record, word).to(evidence) for word in get_args(Word)}
     shown_for = {"present": record.typical_present, "absent": record.typical_absent}
     for image, intervention in enumerate(interventions):
-        for name, answer in intervention.answers.items():
+        shown_before = concept_probabilities(logits[image], config, record).tolist()
+        for name, told in intervention.answers.items():
             k = config.concepts.index(name)
-            own = float(logits[image, k].sigmoid())
-            if answer == own:
+            # As near as a number in a table is to the model's own: CPUs round a sigmoid by where it stands in a row.
+            if not isinstance(told, str) and math.isclose(told, shown_before[k], rel_tol=_SAME):
                 continue
+            answer = told if isinstance(told, str) else record.uncalibrated(name, told)
+            own = float(logits[image, k].sigmoid())
             # A word goes all the way to what is typical, a number as far as it lies between the own and certainty.
             word: Word = answer if isinstance(answer, str) else "present" if answer > own else "absent"
             shown = shown_for[answer].get(name, math.nan) if isinstance(answer, str) else float(answer)

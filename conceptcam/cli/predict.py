@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_images(parser)
     add_flag(parser, "out", Path("predictions.csv"), "CSV file to write", type=Path, metavar="FILE")
     add_flag(parser, "ids", False, "add the patient and study that DICOM files name")
+    text = "write probabilities as the model gives them, not as its calibration corrects them"
+    add_flag(parser, "uncalibrated", False, text)
     add_run_options(parser, names=("batch_size", "device"))
 
 
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     images = list_images(options.images)
     ids = _ids(images) if options.ids else {}
     model = load_model(options)
-    table = model.predict(images, batch_size=how.batch_size)
+    table = model.predict(images, batch_size=how.batch_size, calibrated=not options.uncalibrated)
     table.to_csv(options.out, more=ids)
     show(f"{len(table.names)} images, {len(model.config.concepts)} concepts: written to {options.out}")
 

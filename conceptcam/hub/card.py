@@ -39,6 +39,8 @@ _WORDS: Mapping[str, str] = {
     "concept_ap": "concept average precision",
     "concept_f1": "concept F1 where even odds count as present",
     "concept_f1_chosen": "concept F1 at the thresholds above",
+    "concept_ece": "calibration error of concept probabilities",
+    "concept_brier": "Brier score of concept probabilities",
     "pointing": "pointing game",
     "pointing_random_map": "random maps",
     "pointing_center_prior": "the centre of the image",
@@ -56,6 +58,8 @@ _WORDS: Mapping[str, str] = {
     "task_auroc": "task AUROC",
     "task_ap": "task average precision",
     "task_f1": "task F1 where even odds count as true",
+    "task_ece": "calibration error of task probabilities",
+    "task_brier": "Brier score of task probabilities",
     "task_accuracy": "task accuracy",
 }
 

@@ -5,6 +5,17 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
+    from conceptcam.metrics.calibration import (
+        CalibrationMetrics as CalibrationMetrics,
+        CalibrationScores as CalibrationScores,
+        ReliabilityCurve as ReliabilityCurve,
+        Scaling as Scaling,
+        calibration_scores as calibration_scores,
+        fit_scaling as fit_scaling,
+        prior_correction as prior_correction,
+        reliability_curve as reliability_curve,
+        scale_logits as scale_logits,
+    )
     from conceptcam.metrics.classification import (
         LabelMetrics as LabelMetrics,
         LabelScores as LabelScores,
@@ -14,6 +25,7 @@ if TYPE_CHECKING:
         macro_average as macro_average,
         per_label_metrics as per_label_metrics,
         task_scores as task_scores,
+        thresholds_at as thresholds_at,
         top_accuracy as top_accuracy,
         typical_probabilities as typical_probabilities,
         typical_values as typical_values,

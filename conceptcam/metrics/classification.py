@@ -133,6 +133,47 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     return best
 
 
+def thresholds_at(
+    logits: Tensor, labels: Tensor, *, sensitivity: float | None = None, specificity: float | None = None
+) -> Tensor:
+    """Probability threshold of each label that reaches a target: choose it on validation data.
+
+    Of the thresholds with at least this sensitivity the highest is given, which has the best specificity; of those with
+    at least this specificity the lowest. It lies half-way between the probabilities (in float64) it separates.
+
+    Args:
+        logits: (N, L).
+        labels: (N, L) in [0, 1]; NaN where unknown. Soft ones count in part.
+        sensitivity: Fraction of positives to be called present, in (0, 1].
+        specificity: Fraction of negatives to be called absent, in (0, 1].
+
+    Returns:
+        (L,) float64; NaN for a label whose known rows do not differ.
+
+    Raises:
+        ValueError: As `per_label_metrics`, or unless just one target in (0, 1] is given.
+    """
+    target = specificity if sensitivity is None else sensitivity
+    if (sensitivity is None) == (specificity is None) or target is None or not 0 < target <= 1:
+        raise ValueError(
+            f"need a `sensitivity` or a `specificity` in (0, 1], and not both; got {sensitivity} and {specificity}"
+        )
+    logits, labels = _checked(logits, labels)
+    chosen = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
+    for label, ranked, truth in _rankable(logits, labels):
+        values, group = ranked.sigmoid().unique(return_inverse=True)  # ascending; no threshold lies between equal ones
+        edges = torch.cat([values.new_zeros(1), values, values.new_ones(1)])
+        positives, negatives = (
+            torch.cat([values.new_zeros(1), values.new_zeros(len(values)).index_add(0, group, weight).cumsum(0)])
+            for weight in (truth, 1 - truth)
+        )  # of the rows below each of the cuts, of which there is one below, between and above all values
+        reached = (positives[-1] - positives) / positives[-1] if specificity is None else negatives / negatives[-1]
+        enough = (reached >= target - 1e-12).nonzero()[:, 0]
+        cut = int(enough[-1] if specificity is None else enough[0])
+        chosen[label] = _middle(edges[cut], edges[cut + 1])
+    return chosen
+
+
 def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Median probability of each label where it is present, and where it is absent.
 
@@ -296,9 +337,14 @@ def _best_threshold(probability: Tensor, truth: Tensor) -> Tensor:
     below = torch.cat([values[1:], values.new_zeros(1)])
     f1[values == below] = -1  # no threshold lies between equal values
     best = f1.argmax()
-    middle = (values[best] + below[best]) / 2
-    # Between neighbouring floats the middle rounds to either; it must not reach the upper one.
-    return torch.where(middle < values[best], middle, below[best])
+    return _middle(below[best], values[best])
+
+
+def _middle(low: Tensor, high: Tensor) -> Tensor:
+    """Half-way between two numbers, and below the upper one."""
+    middle = (low + high) / 2
+    # Between neighbouring floats the middle rounds to either.
+    return torch.where(middle < high, middle, low)
 
 
 def _medians(values: Tensor, weights: Tensor) -> Tensor:

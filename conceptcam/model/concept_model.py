@@ -22,7 +22,14 @@ from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
 from conceptcam.model.outputs import ConceptOutput, ConceptPart
 from conceptcam.model.pooling import create_pooling
-from conceptcam.model.predictions import Predictions, check_finite, image_names, list_images, task_probabilities
+from conceptcam.model.predictions import (
+    Predictions,
+    check_finite,
+    concept_probabilities,
+    image_names,
+    list_images,
+    task_probabilities,
+)
 from conceptcam.model.taught import check_taught, tasks_taught
 
 
@@ -277,7 +284,14 @@ class ConceptModel(nn.Module):
         return self.task_head.weight.device
 
     @torch.inference_mode()
-    def predict(self, images: Any, *, batch_size: int = 32, device: torch.device | str | None = None) -> Predictions:
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        device: torch.device | str | None = None,
+        calibrated: bool = True,
+    ) -> Predictions:
         """Probabilities of all concepts and tasks in images, as a table.
 
         The model is left as it is, its mode and device included. `explain` also says where and why.
@@ -287,6 +301,7 @@ class ConceptModel(nn.Module):
                 like.
             batch_size: Images per forward pass.
             device: Where to run; None stays where the model is.
+            calibrated: Whether to scale probabilities as the record says; see `fit_calibration`.
 
         Returns:
             A row per image, in order. Tasks are left out if the model was taught none.
@@ -302,17 +317,18 @@ class ConceptModel(nn.Module):
         images = list_images(images)
         concepts = torch.empty(len(images), len(self.config.concepts))
         tasks = torch.empty(len(images), len(self.config.tasks) if with_tasks else 0)
+        record = self.record if calibrated else None
         with eval_mode(self, device) as where:
             for start in range(0, len(images), batch_size):
                 rows = slice(start, start + batch_size)
                 batch = torch.stack([self.preprocess(image).to(where) for image in images[rows]])
                 concept_part = self.forward_concepts(batch)
                 check_finite(concept_part.concept_logits)
-                concepts[rows] = concept_part.concept_logits.sigmoid().cpu()
+                concepts[rows] = concept_probabilities(concept_part.concept_logits, self.config, record).cpu()
                 if with_tasks:
                     task_logits = self.forward_task(concept_part).task_logits
                     check_finite(task_logits)
-                    tasks[rows] = task_probabilities(task_logits, self.config).cpu()
+                    tasks[rows] = task_probabilities(task_logits, self.config, record).cpu()
         task_names = self.config.tasks if with_tasks else ()
         return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks)
 

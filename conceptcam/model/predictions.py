@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from conceptcam._files import write_text
-from conceptcam.config import ConceptConfig
+from conceptcam.config import ConceptConfig, TrainingRecord
+from conceptcam.metrics.calibration import Scaling, scale_logits
 
 if TYPE_CHECKING:
     import pandas
@@ -111,6 +113,20 @@ def check_finite(*answers: Tensor) -> None:
         )
 
 
-def task_probabilities(logits: Tensor, config: ConceptConfig) -> Tensor:
-    """Task logits (..., T) -> probabilities (..., T)."""
+def concept_probabilities(logits: Tensor, config: ConceptConfig, record: TrainingRecord | None = None) -> Tensor:
+    """Concept logits (..., K) -> probabilities (..., K), calibrated if the record says how."""
+    if record is None or not record.calibration:
+        return logits.sigmoid()
+    return scale_logits(logits, _scaling(config.concepts, record.calibration)).sigmoid().to(logits.dtype)
+
+
+def task_probabilities(logits: Tensor, config: ConceptConfig, record: TrainingRecord | None = None) -> Tensor:
+    """Task logits (..., T) -> probabilities (..., T), calibrated if the record says how."""
+    if record is not None and record.task_calibration:
+        logits = scale_logits(logits, _scaling(config.tasks, record.task_calibration)).to(logits.dtype)
     return logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()
+
+
+def _scaling(names: Sequence[str], pairs: Mapping[str, tuple[float, ...]]) -> Scaling:
+    rows = [pairs.get(name, (math.nan, math.nan)) for name in names]
+    return Scaling(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).unbind(1))

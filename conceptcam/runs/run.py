@@ -12,6 +12,7 @@ import torch
 from conceptcam._files import write_json
 from conceptcam._version import __version__
 from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
+from conceptcam.analysis.fitting import fit_calibration
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.labels import digest
@@ -203,6 +204,7 @@ def _train(
             trainer.fit(model, part, batches, val_batches, resume=options.resume)
             # Once more at the end, when there are prototypes whose typical evidence can be recorded.
             fit_thresholds(model, loader(val, options), thresholds_source=f"highest F1 on {len(val)} validation images")
+            fit_calibration(model, loader(val, options), calibration_source=f"platt on {len(val)} validation images")
             model.record = dataclasses.replace(model.record, training_data=training_data)
             if distributed.is_main_process():
                 model.save_pretrained(run.path)

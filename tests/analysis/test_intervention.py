@@ -16,6 +16,8 @@ from conceptcam.analysis.intervention import (
     weigh_logits,
 )
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
+from conceptcam.data.phantom.dataset import PhantomDataset
+from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.pooling import list_poolings
 from tests.worlds import CONCEPTS, Squares, batches, tiny_model
 
@@ -69,6 +71,18 @@ def test_own_score_changes_nothing_to_the_bit(bottleneck):
     own = output.concept_logits.sigmoid().tolist()
     told = [Intervention(answers=dict(zip(CONCEPTS, row, strict=True))) for row in own]
     assert same(output, apply_interventions(model, output, told))
+
+
+@pytest.mark.parametrize("digits", [17, 6])
+@pytest.mark.parametrize("name", ["phantom-csr", "phantom-cbm"])
+def test_own_score_of_a_calibrated_model_changes_nothing(name, digits):
+    model = ConceptModel.from_pretrained(name)
+    images = [PhantomDataset(4, seed=7, cache_dir=False).load_item(index).image for index in range(4)]
+    output = output_of(model, images)
+    rows = model.predict(images).concept_probabilities.tolist()
+    answers = [[float(f"{p:.{digits}g}") for p in row] for row in rows]  # as JSON and CSV files write them
+    told = [Intervention(answers=dict(zip(model.config.concepts, row, strict=True))) for row in answers]
+    assert model.record.calibration and same(output, apply_interventions(model, output, told))
 
 
 @BOTH

@@ -21,6 +21,7 @@ from conceptcam.metrics.classification import (
     macro_average,
     per_label_metrics,
     task_scores,
+    thresholds_at,
     top_accuracy,
     typical_probabilities,
 )
@@ -470,3 +471,34 @@ def test_labels_of_little_support_are_left_out_of_the_macro():
     rare = MacroAUROC(min_support=2)
     rare.update(logits[:, 1:], labels[:, 1:])
     assert float(rare.compute()) == pytest.approx(roc_auc_score(labels[:, 1], logits[:, 1]), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "specificity"])
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.9, 1.0])
+def test_thresholds_reach_their_target_and_no_further(target, name):
+    random = torch.Generator().manual_seed(0)
+    logits = (torch.randn(60, 3, generator=random) * 3).round() / 2  # with ties
+    labels = (torch.rand(60, 3, generator=random) < logits.sigmoid()).float()
+    labels[::6] = torch.nan
+    labels[1:9, 0] = 0.4
+    cuts = thresholds_at(logits, labels, **{name: target})
+    for label in range(3):
+        known = ~labels[:, label].isnan()
+        p, y = logits[known, label].double().sigmoid(), labels[known, label].double()
+
+        def reached(cut, p=p, y=y):
+            called = p > cut
+            right, of = (y * called, y) if name == "sensitivity" else ((1 - y) * ~called, 1 - y)
+            return float(right.sum() / of.sum())
+
+        assert reached(float(cuts[label])) >= target - 1e-9
+        enough = [int((p > cut).sum()) for cut in [-1.0, *p.tolist(), 1.0] if reached(cut) >= target - 1e-9]
+        best = min(enough) if name == "sensitivity" else max(enough)
+        assert int((p > cuts[label]).sum()) == best
+
+
+def test_a_threshold_needs_one_target():
+    for wrong in ({}, {"sensitivity": 0.9, "specificity": 0.9}, {"sensitivity": 0.0}, {"specificity": 1.1}):
+        with pytest.raises(ValueError, match="need a `sensitivity` or a `specificity`"):
+            thresholds_at(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]), **wrong)
+    assert thresholds_at(torch.zeros(2, 1), torch.ones(2, 1), sensitivity=0.5).isnan().all()
