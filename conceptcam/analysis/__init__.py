@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         explain_images as explain_images,
     )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
-    from conceptcam.analysis.inspection_report import inspection_page as inspection_page
     from conceptcam.analysis.fitting import fit_calibration as fit_calibration
+    from conceptcam.analysis.inspection_report import inspection_page as inspection_page
     from conceptcam.analysis.intervention import (
         Intervention as Intervention,
         InterventionResult as InterventionResult,

@@ -26,6 +26,7 @@ from conceptcam.metrics.classification import (
     typical_probabilities,
     typical_values,
 )
+from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
@@ -52,6 +53,7 @@ class Evaluation:
         task_scores: Scores of each task; each (T,).
         task_calibration: As `calibration`, of each task; each (T,).
         task_accuracy: Top-1 accuracy of a multi-class task, else NaN.
+        intervals: Headline figure -> itself and its 95 % bootstrap interval.
     """
 
     images: int
@@ -66,6 +68,7 @@ class Evaluation:
     task_scores: LabelScores
     task_calibration: CalibrationScores
     task_accuracy: float
+    intervals: Mapping[str, Interval]
 
     def summary(self) -> dict[str, float]:
         """Headline figures: macro averages over what is defined, and their controls."""
@@ -84,6 +87,7 @@ class Evaluation:
             "summary": self.summary(),
             "concepts": _by_name(self.concepts, self._concept_columns()),
             "tasks": _by_name(self.tasks, self._task_columns()),
+            "intervals": {name: [float(one.low), float(one.high)] for name, one in self.intervals.items()},
             "without_auroc": list(itertools.compress(self.concepts, undefined)),
         }
         return nan_to_null(content)
@@ -101,6 +105,10 @@ class Evaluation:
         ]
         if self.tasks:
             lines += ["", *_table("task", self.tasks, self._task_columns(), macro_mean=True)]
+        if self.intervals:
+            lines += ["", "95 % intervals of macro means, by drawing images or patients anew:"]
+        for name, one in self.intervals.items():
+            lines.append(f"{name:<16} {_cell(float(one.value))} ({_cell(float(one.low))} to {_cell(float(one.high))})")
         return "\n".join(lines) + "\n"
 
     def _concept_columns(self) -> dict[str, Tensor]:
@@ -151,6 +159,8 @@ def evaluate(
     *,
     sided_concepts: Sequence[str] = (),
     device: torch.device | str | None = None,
+    patients: Sequence[str] | None = None,
+    draws: int = 1000,
 ) -> Evaluation:
     """Measure a model on batches, with every control.
 
@@ -161,6 +171,9 @@ def evaluate(
         batches: As `Trainer.fit` takes; not shuffled or augmented.
         sided_concepts: Names of concepts that have one place by nature.
         device: Where to run; None stays where the model is.
+        patients: The patient of each image, in order, whose images intervals draw together; an empty one is a patient
+            of its own. None draws images.
+        draws: How often images are drawn anew for intervals; 0 leaves intervals out.
 
     Raises:
         ValueError: If the model was never taught concepts, has no concept of a name given, or there are no batches.
@@ -197,7 +210,32 @@ def evaluate(
         task_scores=task_scores(task_logits, targets, config.task_kind),
         task_calibration=calibration_scores(said_of_tasks, targets),
         task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
+        intervals=_intervals(logits, labels, task_logits, targets, exclusive, patients, draws) if draws else {},
     )
+
+
+def _intervals(
+    logits: Tensor,
+    labels: Tensor,
+    task_logits: Tensor,
+    targets: Tensor,
+    exclusive: bool,
+    patients: Sequence[str] | None,
+    draws: int,
+) -> dict[str, Interval]:
+    """Intervals of the headline figures that can be had of the concepts and, if there are any, the tasks."""
+    groups = None if patients is None else [name or number for number, name in enumerate(patients)]
+    found: dict[str, Interval] = {}
+    if exclusive:  # as in `task_scores`: classes are ranked against the rest, and a row is known as a whole
+        others = torch.eye(task_logits.shape[1], dtype=torch.bool)
+        rest = task_logits[:, None, :].double().masked_fill(others, -torch.inf).logsumexp(dim=-1)
+        targets = targets.masked_fill(targets.isnan().any(dim=1, keepdim=True), torch.nan)
+        task_logits = task_logits - rest
+    for what, scores, true in (("concept", logits, labels), ("task", task_logits, targets)):
+        if true.shape[1]:
+            of = label_intervals(scores, true, groups=groups, draws=draws)
+            found |= {f"{what}_auroc": of.macro_auroc, f"{what}_ap": of.macro_average_precision}
+    return found
 
 
 @torch.inference_mode()

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
         typical_probabilities as typical_probabilities,
         typical_values as typical_values,
     )
+    from conceptcam.metrics.intervals import (
+        Interval as Interval,
+        LabelIntervals as LabelIntervals,
+        bootstrap_interval as bootstrap_interval,
+        label_intervals as label_intervals,
+        resample_counts as resample_counts,
+    )
     from conceptcam.metrics.localization import (
         LocalizationMetrics as LocalizationMetrics,
         LocalizationScores as LocalizationScores,

@@ -95,7 +95,13 @@ def measure(
 ) -> Evaluation:
     """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
-    result = evaluate(model, loader(dataset, options), sided_concepts=sided_concepts, device=options.device)
+    result = evaluate(
+        model,
+        loader(dataset, options),
+        sided_concepts=sided_concepts,
+        device=options.device,
+        patients=dataset.patients,
+    )
     write_json(run.metrics, result.as_dict())
     write_text(run.table, result.table())
     return result

@@ -176,3 +176,31 @@ def test_area_is_the_energy_and_iou_of_a_constant_map(model):
 def test_a_text_in_place_of_sided_concepts_is_refused(model):
     with pytest.raises(ValueError, match="`sided_concepts` must be a list of names, got the text 'square'"):
         evaluate(model, [], sided_concepts="square")
+
+
+def test_headline_figures_have_intervals_by_image_or_patient(model):
+    result = evaluate(model, TEST)
+    for name, interval in result.intervals.items():
+        assert float(interval.value) == pytest.approx(result.summary()[name])
+        assert interval.low <= interval.value <= interval.high
+    assert set(result.intervals) == {"concept_auroc", "concept_ap", "task_auroc", "task_ap"}
+    assert "concept_auroc" in result.table().splitlines()[-4]
+    low, high = result.as_dict()["intervals"]["task_ap"]
+    assert low < high
+    alone = evaluate(model, TEST, patients=[""] * 40)
+    assert alone.intervals["task_ap"] == result.intervals["task_ap"]
+    by_patient = evaluate(model, TEST, patients=[str(index // 10) for index in range(40)])
+    assert by_patient.intervals["task_ap"] != result.intervals["task_ap"]
+    assert evaluate(model, TEST, draws=0).intervals == {}
+
+
+def test_intervals_of_tasks_that_exclude_each_other_hold_their_figures():
+    model = tiny_model(task_kind="multiclass", bottleneck="concepts")
+    model.record = model.record.after("concepts", ["backbone"]).after("task", ["task_head"])
+    with torch.no_grad():
+        model.task_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    one_of_two = [batch._replace(targets=torch.eye(2)[batch.concepts[:, 0].long()]) for batch in TEST]
+    one_of_two[0].targets[0] = torch.nan
+    result = evaluate(model, one_of_two)
+    assert float(result.intervals["task_auroc"].value) == pytest.approx(result.summary()["task_auroc"])
+    assert float(result.intervals["task_ap"].value) == pytest.approx(result.summary()["task_ap"])
