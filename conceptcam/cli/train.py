@@ -16,9 +16,9 @@ Examples:
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from conceptcam.cli.data import add_data_options, add_split, data_name, data_record, read_train_and_val
+from conceptcam.cli.data import add_data_options, add_split, data_name, data_record, read_data, read_train_and_val
 from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
 from conceptcam.cli.options import (
     add_bottleneck,
@@ -31,6 +31,8 @@ from conceptcam.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from conceptcam.config import ConceptConfig
+    from conceptcam.data.batch import ConceptDataset
     from conceptcam.runs.folder import RunFolder
     from conceptcam.runs.options import RunOptions
 
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split(parser, "divides DATA in place of a new split")
     part = "how much of the data is split off where there is no --val"
     add_flag(parser, "val_fraction", 0.2, part, type=fraction, metavar="F")
+    folds = "train on all folds but one, for each, pool what is said of the one, then train on all images"
+    add_flag(parser, "folds", None, folds, at_least=1, metavar="K")
     uncertain = "what a training label of -1 counts as; in validation data it is always ignored"
     add_flag(parser, "uncertain", "ignore", uncertain, choices=("ignore", "zeros", "ones", "soft"))
     add_flag(parser, "no_augment", False, "do not shift, scale, turn and light images anew")
@@ -72,8 +76,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", echo: Callable[[str], None]) -> None:
-    from conceptcam.backbones import backbone_normalization, usual_feature_level
-    from conceptcam.config import ConceptConfig
+    from conceptcam.backbones import usual_feature_level
     from conceptcam.data.transforms import default_augmentation
     from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import train_run
@@ -88,12 +91,10 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         model = {**fields, "task_kind": kind}
         run.check_resume_options({**options_to_dict(how), "data": data, "model": model})
         return echo(FINISHED.format(run.path))
+    if options.folds is not None:
+        return _cross_validate(run, options, how, fields, echo)
     train, val, split = read_train_and_val(options, run, echo)
-    fields["task_kind"] = train.task_kind
-    usual = dict(zip(("mean", "std"), backbone_normalization(options.backbone), strict=True))
-    config = ConceptConfig(concepts=train.concepts, tasks=train.tasks, **{**usual, **fields})
-    if not config.tasks:
-        echo("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
+    config = _config(train, options, fields, echo)
     echo(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
     measured_on = f"the {len(val)} validation images of {data_name(options, 'val')}"
     result = train_run(
@@ -113,3 +114,50 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
         echo(f"Written to {run.path}")
     return None
+
+
+def _cross_validate(
+    run: "RunFolder",
+    options: argparse.Namespace,
+    how: "RunOptions",
+    fields: dict[str, Any],
+    echo: Callable[[str], None],
+) -> None:
+    """Train once per fold and once on all images."""
+    from conceptcam.data.transforms import default_augmentation
+    from conceptcam.runs.cross_validation import cross_validate, table
+    from conceptcam.training import distributed
+
+    if options.val is not None or options.split is not None:
+        raise ValueError("--folds divides the data itself: leave out --val and --split")
+    if options.folds < 2:
+        raise ValueError(f"--folds needs at least 2, got {options.folds}")
+    if distributed.world_size() > 1:
+        raise ValueError("--folds trains in one process; start it without torchrun")
+    dataset = read_data(options, "train", task_kind=options.task_kind, uncertain=options.uncertain)
+    config = _config(dataset, options, fields, echo)
+    echo(f"{len(dataset)} images in {options.folds} folds; {len(config.concepts)} concepts ...")
+    result = cross_validate(
+        config, dataset, run.path, how,
+        folds=options.folds,
+        training_data=f"{len(dataset)} images of {data_name(options, 'train')}",
+        augmentation=None if options.no_augment else default_augmentation(config.image_size),
+        echo=echo,
+    )  # fmt: skip
+    echo(table(result))
+    echo("Each image was predicted by a model that had not seen it.")
+    echo(f"The model of all images is in {run.path / 'final'}; predictions.csv, metrics and split.csv are beside it.")
+
+
+def _config(
+    dataset: "ConceptDataset", options: argparse.Namespace, fields: dict[str, Any], echo: Callable[[str], None]
+) -> "ConceptConfig":
+    """The config of a model for a data set."""
+    from conceptcam.backbones import backbone_normalization
+    from conceptcam.config import ConceptConfig
+
+    usual = dict(zip(("mean", "std"), backbone_normalization(options.backbone), strict=True))
+    fields = {**usual, **fields, "task_kind": dataset.task_kind}
+    if not dataset.tasks:
+        echo("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
+    return ConceptConfig(concepts=dataset.concepts, tasks=dataset.tasks, **fields)

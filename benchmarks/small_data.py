@@ -1,0 +1,195 @@
+"""Does `recommended` learn from a hundred real images? Cross-validation on dermoscopy beside plain baselines.
+
+The data are a folder with labels.csv (PH2: 140 images, 13 concepts, three diagnoses) and a file of ImageNet weights;
+neither is part of the project. Each row is trained by `cross_validate` with the preset's own decisions, and read on
+images that no model had seen: pooled over the folds, mean and standard deviation over seeds of the division. Energy is
+the share of a map's probability that lies on the lesion, over that of a map that is the same everywhere; the lesion is
+what is darker than Otsu's threshold inside the central disc. Folds that are finished are not trained again.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from measuring import finish
+from torch import Tensor
+from torch.nn import functional as F
+
+from conceptcam import ConceptConfig, ConceptModel
+from conceptcam.backbones import backbone_normalization, usual_feature_level
+from conceptcam.data.batch import ConceptDataset
+from conceptcam.data.splits import ConceptSubset, make_folds
+from conceptcam.data.table import TableDataset
+from conceptcam.losses.classification import class_balanced_loss
+from conceptcam.model.linear_solver import LinearSolver
+from conceptcam.runs.cross_validation import OutOfFold, cross_validate, headline
+from conceptcam.runs.options import RunOptions
+
+CONCEPTS = (
+    *("asymmetry", "atypical_pigment_network", "typical_dots_globules", "atypical_dots_globules", "streaks"),
+    *("regression_areas", "blue_whitish_veil", "white", "red", "light_brown", "dark_brown", "blue_gray", "black"),
+)
+BASELINES = {
+    "majority": None,
+    "logistic regression on pooled frozen features": "features",
+    "logistic regression on true concepts": "concepts",
+}
+
+
+class Row(NamedTuple):
+    """What one division of the data gave."""
+
+    figures: dict[str, float]
+    energy: float
+    least_called: float
+    """The smallest share of images that a class was given, of the share that it has."""
+
+
+def rows(
+    options: argparse.Namespace, data: TableDataset, config: ConceptConfig, count: int
+) -> Iterator[tuple[str, list[Row]]]:
+    """Each row of the table with its results, one per seed."""
+    parts = {seed: subset(data, count, seed) for seed in options.seeds}
+    for title, on in BASELINES.items():
+        yield title, [baseline(part, config, options, seed, on) for seed, part in parts.items()]
+    for bottleneck in options.bottlenecks:
+        results = []
+        for seed, part in parts.items():
+            how = RunOptions(seed=seed, weights=options.weights, resume=True, precision="fp32")
+            place = options.out / f"{count}-{bottleneck}-{seed}"
+            model = ConceptConfig.from_dict(config.to_dict() | {"bottleneck": bottleneck})
+            found = cross_validate(model, part, place, how, folds=options.folds, training_data="PH2", final=False)
+            results.append(judged(found.answers, config, energy(part, found.answers.fold, place)))
+        yield f"recommended, {bottleneck}", results
+
+
+def subset(data: TableDataset, count: int, seed: int) -> ConceptDataset:
+    """Some of the images, alike in labels; all of them if there are no more."""
+    if count >= len(data):
+        return data
+    fold = make_folds(torch.cat([data.concept_labels, data.task_labels], dim=1), round(len(data) / count), seed=seed)
+    return ConceptSubset(data, (fold == 0).nonzero()[:, 0][:count])
+
+
+def judged(answers: OutOfFold, config: ConceptConfig, on_lesion: float = float("nan")) -> Row:
+    """The figures of a row."""
+    called = F.one_hot(answers.task_logits.argmax(dim=1), answers.targets.shape[1]).double().mean(dim=0)
+    return Row(headline(answers, config), on_lesion, float((called / answers.targets.double().mean(dim=0)).min()))
+
+
+def baseline(
+    part: ConceptDataset, config: ConceptConfig, options: argparse.Namespace, seed: int, on: str | None
+) -> Row:
+    """The majority, or logistic regressions whose penalty is chosen by cross-validation, read out of fold."""
+    concepts, targets = part.concept_labels, part.task_labels
+    fold = make_folds(torch.cat([concepts, targets], dim=1), options.folds, seed=seed)
+    inputs = pooled_features(part, config, options) if on == "features" else concepts
+    said, decided = torch.zeros_like(concepts), torch.zeros_like(targets)
+    for number in range(options.folds):
+        known, held_out = fold != number, fold == number
+        if on is None:
+            said[held_out], decided[held_out] = concepts[known].mean(dim=0), targets[known].mean(dim=0)
+            continue
+        loss = class_balanced_loss("ratio", targets[known], kind="multiclass")
+        decided[held_out] = regress(inputs, targets, known, held_out, loss)
+        for k in range(concepts.shape[1]):
+            loss = class_balanced_loss("ratio", concepts[known, k : k + 1])
+            said[held_out, k : k + 1] = regress(inputs, concepts[:, k : k + 1], known, held_out, loss)
+    if on is None:  # of equal scores nothing can be told apart, whatever differs from fold to fold
+        said.zero_()
+    return judged(OutOfFold(said, concepts, decided, targets, fold), config)
+
+
+def regress(inputs: Tensor, labels: Tensor, known: Tensor, held_out: Tensor, loss: Any) -> Tensor:
+    """Logits of the images held out, by a regression on the others."""
+    weight, bias = LinearSolver(l2=None).solve(inputs[known][..., None], labels[known], loss)
+    return inputs[held_out] @ weight[..., 0].T + bias
+
+
+def pooled_features(part: ConceptDataset, config: ConceptConfig, options: argparse.Namespace) -> Tensor:
+    """(N, C) mean of the frozen backbone's features over places."""
+    model = ConceptModel.from_config(config, backbone_weights=options.weights).eval()
+    part.preprocess = model.preprocess
+    with torch.inference_mode():
+        found = [model.backbone(batch.images).mean(dim=(2, 3)) for batch in part.dataloader(28)]
+    return torch.cat(found).clone()
+
+
+def energy(part: ConceptDataset, fold: Tensor, place: Path) -> float:
+    """Share of the maps of present concepts that lies on the lesion, over the lesion's share of the image."""
+    inside, area = [], []
+    for number in fold.unique().tolist():
+        model = ConceptModel.from_pretrained(place / f"fold-{number + 1}")
+        for row in (fold == number).nonzero()[:, 0].tolist():
+            item = part.load_item(row)
+            with torch.inference_mode():
+                maps = model.forward_concepts(model.preprocess(item.image)[None]).concept_maps
+            maps = F.interpolate(maps, size=model.config.image_size, mode="bilinear")[0].sigmoid()[item.concepts > 0]
+            mask = lesion(item.image, model.config.image_size)
+            inside += (maps * mask).sum(dim=(1, 2)).div(maps.sum(dim=(1, 2))).tolist()
+            area += [float(mask.double().mean())] * len(maps)
+    return sum(inside) / sum(area)
+
+
+def lesion(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) bool: darker than Otsu's threshold, inside the central disc."""
+    grey = F.interpolate(image.float().mean(dim=0)[None, None] / 255, size=size, mode="area")
+    grey = F.avg_pool2d(grey, 9, stride=1, padding=4, count_include_pad=False)[0, 0]
+    across, down = (torch.linspace(-1, 1, side) for side in size[::-1])
+    disc = (down[:, None] ** 2 + across**2) < 0.9**2
+    share, edges = np.histogram(grey[disc].numpy(), 256, (0, 1), density=True)
+    share, middle = share / share.sum(), (edges[1:] + edges[:-1]) / 2
+    below, mean = np.cumsum(share), np.cumsum(share * middle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mean[-1] * below - mean) ** 2 / (below * (1 - below))
+    return (grey < float(middle[np.nanargmax(between)])) & disc
+
+
+def text(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    numbers = torch.tensor(values).double()
+    if numbers.isnan().any():
+        return "-"
+    return f"{numbers.mean():.3f}" + (f" ({numbers.std():.3f})" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with labels.csv")
+    parser.add_argument("--weights", type=Path, required=True, help="safetensors of the backbone")
+    parser.add_argument("--backbone", default="timm:tf_efficientnet_lite0")
+    parser.add_argument("--images", type=int, nargs="+", default=[140, 60, 30])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--bottlenecks", nargs="+", default=["concepts", "prototypes"])
+    parser.add_argument("--out", type=Path, default=Path("runs/small-data"))
+    parser.add_argument("--json", type=Path, help="file to write the table to")
+    options = parser.parse_args()
+    data = TableDataset(options.data / "labels.csv", options.data, concepts=CONCEPTS, tasks=["diagnosis"])
+    mean, std = backbone_normalization(options.backbone)
+    config = ConceptConfig(
+        concepts=data.concepts, tasks=data.tasks, task_kind="multiclass", backbone=options.backbone, mean=mean, std=std,
+        feature_level=usual_feature_level(options.backbone, (224, 224)),
+    )  # fmt: skip
+    found = []
+    for count in options.images:
+        for title, results in rows(options, data, config, count):
+            figures = {name: [row.figures[name] for row in results] for name in results[0].figures}
+            found.append({
+                "images": count, "row": title,
+                "concept AUROC": text(figures["concept_auroc"]),
+                "balanced accuracy": text(figures["balanced_accuracy"]),
+                "task AUROC": text(figures["task_auroc"]),
+                "energy": text([row.energy for row in results]),
+                "least called": text([row.least_called for row in results]),
+            })  # fmt: skip
+            print(*found[-1].values(), sep="  ", flush=True)
+    finish(found, vars(options), options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Cross-validation: how right a model is on images that it has not seen, where there are too few to set some aside."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from conceptcam._files import nan_to_null, write_json, write_text
+from conceptcam._text import text_table
+from conceptcam.config import ConceptConfig
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
+from conceptcam.metrics.classification import (
+    best_thresholds,
+    macro_average,
+    per_label_metrics,
+    task_scores,
+    top_accuracy,
+    typical_probabilities,
+)
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
+from conceptcam.model.predictions import Predictions, task_probabilities
+from conceptcam.runs.folder import RunFolder
+from conceptcam.runs.options import RunOptions, loader, make_plan
+from conceptcam.runs.run import Echo, train_run
+
+_INNER = {"train": 0.85, "val": 0.15}
+
+
+class OutOfFold(NamedTuple):
+    """What models said of images that they had not learned from, all folds together, and what is true."""
+
+    concept_logits: Tensor
+    """(N, K)."""
+    concepts: Tensor
+    """(N, K) labels, NaN where unknown."""
+    task_logits: Tensor
+    """(N, T)."""
+    targets: Tensor
+    """(N, T) labels, NaN where unknown."""
+    fold: Tensor
+    """(N,) fold of each image: the model that speaks of it learned from the others."""
+
+
+class CrossValidation(NamedTuple):
+    """What a cross-validation gives."""
+
+    model: ConceptModel
+    """Trained on all images, in eval mode; its record has the out-of-fold figures and thresholds."""
+    predictions: Predictions
+    """Of each image, by the model of the fold in which it was held out."""
+    answers: OutOfFold
+    """The same as logits, with the labels."""
+    figures: dict[str, dict[str, float]]
+    """Headline figure -> `pooled` over all images, and `mean` and `sd` over folds."""
+
+
+def cross_validate(
+    config: ConceptConfig,
+    dataset: ConceptDataset,
+    folder: str | Path,
+    options: RunOptions,
+    *,
+    folds: int,
+    training_data: str,
+    augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
+    final: bool = True,
+    echo: Echo = lambda line: None,
+) -> CrossValidation:
+    """Train a model per fold on the other folds, pool what they say of their own, then train one on all images.
+
+    Patients stay in one fold. A stage that learns in steps chooses its epoch on 15 % of its training images; a fold
+    is never seen before it is predicted. The final model's thresholds are those of the highest F1 out of fold.
+    Writes `split.csv`, a run per fold in `fold-1`, ..., the final one in `final`, `predictions.csv`, `metrics.json`
+    and `metrics.txt`. With `options.resume`, finished folds are read and the one that was cut off goes on.
+
+    Args:
+        config: What the model is; see `train_run`.
+        dataset: All images.
+        folder: Where to write.
+        options: How to train.
+        folds: How many, at least 2.
+        training_data: What to call the data in the model's record.
+        augmentation: See `train_run`.
+        final: Whether to train the model on all images; without it, the model is that of the last fold.
+        echo: Is given lines for the reader.
+
+    Raises:
+        ValueError: If an option does not fit the data, there are fewer patients than folds, or a cross-validation to
+            resume was begun with other folds.
+        FileExistsError: If the folder holds one and `options.resume` is off.
+    """
+    folder = Path(folder)
+    labels = torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
+    fold = _folds(dataset, folder / "split.csv", labels, folds, options)
+    chooses = any(stage.solver is None for stage in make_plan(options, config, dataset).stages)
+
+    def train(rows: Tensor, place: Path, test: ConceptDataset | None) -> ConceptModel:
+        learned, val = ConceptSubset(dataset, rows), test
+        if chooses or test is None:
+            part = split_by_patient(labels[rows], learned.patients, fractions=_INNER, seed=options.seed)
+            inner = {name: rows[[one == name for one in part]] for name in _INNER}
+            val = ConceptSubset(dataset, inner["val"])
+            learned = ConceptSubset(dataset, inner["train"]) if chooses else learned
+        assert val is not None
+        return train_run(
+            config, learned, val, place, options, training_data=training_data, drawn=(), augmentation=augmentation,
+            test=test, measured_on=f"{len(test or val)} images that were held out", echo=echo,
+        ).model  # fmt: skip
+
+    said: list[tuple[Tensor, Tensor, Tensor]] = []
+    for number in range(folds):
+        held_out = (fold == number).nonzero()[:, 0]
+        echo(f"Fold {number + 1} of {folds}: {len(held_out)} images are held out ...")
+        test = ConceptSubset(dataset, held_out)
+        model = train((fold != number).nonzero()[:, 0], folder / f"fold-{number + 1}", test)
+        said.append((held_out, *_ask(model, test, options)))
+    rows, concept_logits, task_logits = (torch.cat(parts) for parts in zip(*said, strict=True))
+    order = torch.argsort(rows)
+    answers = OutOfFold(concept_logits[order], dataset.concept_labels, task_logits[order], dataset.task_labels, fold)
+    figures = _figures(answers, model.config)
+    if final:
+        echo(f"Training on all {len(dataset)} images ...")
+        model = train(torch.arange(len(dataset)), folder / "final", None)
+        _record(model, answers, figures, folds)
+    predictions = Predictions(
+        tuple(map(str, dataset.names)), model.config.concepts, model.config.tasks,
+        answers.concept_logits.sigmoid(), task_probabilities(answers.task_logits, model.config),
+    )  # fmt: skip
+    result = CrossValidation(model, predictions, answers, figures)
+    _write(folder, result, final=final)
+    return result
+
+
+def _folds(dataset: ConceptDataset, path: Path, labels: Tensor, count: int, options: RunOptions) -> Tensor:
+    """(N,) fold of each image: those of the cross-validation to resume, or new ones, which are written."""
+    names = list(map(str, dataset.names))
+    if path.exists():
+        if not options.resume:
+            raise FileExistsError(
+                f"{path.parent} holds a cross-validation; resume it (the option `resume`) or choose another folder"
+            )
+        fold = torch.tensor([int(part) - 1 for part in load_split(path, names)])
+        if int(fold.max()) + 1 != count:
+            raise ValueError(f"{path} divides the images into {int(fold.max()) + 1} folds, not {count}")
+        return fold
+    fold = make_folds(labels, count, dataset.patients, seed=options.seed)
+    save_split(path, names, fold + 1)
+    return fold
+
+
+def _ask(model: ConceptModel, dataset: ConceptDataset, options: RunOptions) -> tuple[Tensor, Tensor]:
+    """Concept logits (n, K) and task logits (n, T) of all images."""
+    dataset.preprocess = model.preprocess
+    with eval_mode(model, options.device) as where, torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        outputs = [model(batch.images.to(where)) for batch in loader(dataset, options)]
+    return (
+        torch.cat([output.concept_logits.cpu() for output in outputs]).clone(),
+        torch.cat([output.task_logits.cpu() for output in outputs]).clone(),
+    )
+
+
+def _figures(answers: OutOfFold, config: ConceptConfig) -> dict[str, dict[str, float]]:
+    pooled = headline(answers, config)
+    own = [
+        headline(OutOfFold(*(part[answers.fold == number] for part in answers)), config)
+        for number in answers.fold.unique()
+    ]
+    figures = {}
+    for name, value in pooled.items():
+        values = torch.tensor([one[name] for one in own]).double()
+        values = values[~values.isnan()]
+        spread = float(values.std()) if len(values) > 1 else math.nan
+        figures[name] = {"pooled": value, "mean": float(values.mean()), "sd": spread}
+    return figures
+
+
+def headline(answers: OutOfFold, config: ConceptConfig) -> dict[str, float]:
+    """The figures of some images: macro averages over what is defined, and for classes how many are right."""
+    concepts = per_label_metrics(answers.concept_logits, answers.concepts)
+    figures = {
+        "concept_auroc": float(macro_average(concepts.auroc)),
+        "concept_ap": float(macro_average(concepts.average_precision)),
+    }
+    if config.tasks:
+        tasks = task_scores(answers.task_logits, answers.targets, config.task_kind)
+        figures["task_auroc"] = float(macro_average(tasks.auroc))
+    if config.tasks and config.task_kind == "multiclass":
+        confusion = confusion_matrix(answers.task_logits, answers.targets)
+        figures["task_accuracy"] = float(top_accuracy(answers.task_logits, answers.targets))
+        figures["balanced_accuracy"] = float(macro_average(confusion.diagonal() / confusion.sum(dim=1)))
+    return figures
+
+
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """(T, T) float64, how many images of each row's class are called each column's class.
+
+    Args:
+        logits: (N, T).
+        targets: (N, T), one-hot; a row with a NaN is unknown and left out.
+    """
+    known = ~targets.isnan().any(dim=1)
+    true, called = targets[known].argmax(dim=1), logits[known].argmax(dim=1)
+    count = torch.bincount(true * logits.shape[1] + called, minlength=logits.shape[1] ** 2)
+    return count.view(logits.shape[1], -1).double()
+
+
+def _record(model: ConceptModel, answers: OutOfFold, figures: dict[str, dict[str, float]], folds: int) -> None:
+    """Put thresholds, typical probabilities and figures of images not learned from into the final model's record."""
+    logits, labels = answers.concept_logits, answers.concepts
+    present, absent = typical_probabilities(logits, labels)
+
+    def by_name(values: Tensor) -> dict[str, float]:
+        return dict(zip(model.config.concepts, values.tolist(), strict=True))
+
+    source = f"out of fold, {len(labels)} images in {folds} folds"
+    model.record = dataclasses.replace(
+        model.record,
+        thresholds=by_name(best_thresholds(logits, labels)),
+        typical_present=by_name(present),
+        typical_absent=by_name(absent),
+        thresholds_source=f"highest F1 {source}",
+        metrics={name: values["pooled"] for name, values in figures.items()},
+        measured_on=f"the same images {source}, by models that had not seen them",
+    )
+
+
+def table(result: CrossValidation) -> str:
+    """The figures as text: headlines, each concept and task, and which class was taken for which."""
+    rows: list[Sequence[Any]] = [["figure", "all images", "mean of folds", "sd"]]
+    for name, values in result.figures.items():
+        rows.append([name.replace("_", " "), *map(_cell, values.values())])
+    lines, answers, config = [*text_table(rows, numbers=True)], result.answers, result.model.config
+    parts = [("concept", config.concepts, per_label_metrics(answers.concept_logits, answers.concepts))]
+    if config.tasks:
+        parts.append(("task", config.tasks, task_scores(answers.task_logits, answers.targets, config.task_kind)))
+    for title, names, scores in parts:
+        rows = [[title, "pos", "neg", "AUROC", "AP"]]
+        for i, name in enumerate(names):
+            counts = (f"{scores.positives[i]:g}", f"{scores.negatives[i]:g}")
+            rows.append([name, *counts, _cell(float(scores.auroc[i])), _cell(float(scores.average_precision[i]))])
+        lines += ["", *text_table(rows, numbers=True)]
+    if config.tasks and config.task_kind == "multiclass":
+        confusion = confusion_matrix(answers.task_logits, answers.targets).long().tolist()
+        rows = [["is, called", *config.tasks]]
+        rows += [[name, *map(str, row)] for name, row in zip(config.tasks, confusion, strict=True)]
+        lines += ["", *text_table(rows, numbers=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, result: CrossValidation, *, final: bool) -> None:
+    """Write the out-of-fold figures beside the folds, and with the final model, whose own would be of its training."""
+    result.predictions.to_csv(folder / "predictions.csv")
+    places = [(folder / "metrics.json", folder / "metrics.txt")]
+    if final:
+        run = RunFolder(folder / "final")
+        places.append((run.metrics, run.table))
+        result.model.save_pretrained(run.path)
+    for figures, text in places:
+        write_json(figures, nan_to_null({"out_of_fold": result.figures}))
+        write_text(text, table(result))
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
