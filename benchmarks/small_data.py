@@ -8,6 +8,7 @@ what is darker than Otsu's threshold inside the central disc. Folds that are fin
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,12 @@ import torch
 from measuring import finish
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.utils import save_image
 
 from conceptcam import ConceptConfig, ConceptModel
 from conceptcam.backbones import backbone_normalization, usual_feature_level
 from conceptcam.data.batch import ConceptDataset
+from conceptcam.data.regions import WithRegions
 from conceptcam.data.splits import ConceptSubset, make_folds
 from conceptcam.data.table import TableDataset
 from conceptcam.losses.classification import class_balanced_loss
@@ -55,15 +58,16 @@ def rows(
     parts = {seed: subset(data, count, seed) for seed in options.seeds}
     for title, on in BASELINES.items():
         yield title, [baseline(part, config, options, seed, on) for seed, part in parts.items()]
-    for bottleneck in options.bottlenecks:
+    for bottleneck, with_regions in itertools.product(options.bottlenecks, options.regions):
         results = []
         for seed, part in parts.items():
             how = RunOptions(seed=seed, weights=options.weights, resume=True, precision="fp32")
-            place = options.out / f"{count}-{bottleneck}-{seed}"
+            place = options.out / f"{count}-{bottleneck}-{with_regions}-{seed}"
             model = ConceptConfig.from_dict(config.to_dict() | {"bottleneck": bottleneck})
-            found = cross_validate(model, part, place, how, folds=options.folds, training_data="PH2", final=False)
+            images = WithRegions(part, lesions(part, options.out / f"{count}-masks")) if with_regions == "yes" else part
+            found = cross_validate(model, images, place, how, folds=options.folds, training_data="PH2", final=False)
             results.append(judged(found.answers, config, energy(part, found.answers.fold, place)))
-        yield f"recommended, {bottleneck}", results
+        yield f"recommended, {bottleneck}{', region in training' if with_regions == 'yes' else ''}", results
 
 
 def subset(data: TableDataset, count: int, seed: int) -> ConceptDataset:
@@ -91,15 +95,12 @@ def baseline(
     for number in range(options.folds):
         known, held_out = fold != number, fold == number
         if on is None:
-            said[held_out], decided[held_out] = concepts[known].mean(dim=0), targets[known].mean(dim=0)
             continue
         loss = class_balanced_loss("ratio", targets[known], kind="multiclass")
         decided[held_out] = regress(inputs, targets, known, held_out, loss)
-        for k in range(concepts.shape[1]):
-            loss = class_balanced_loss("ratio", concepts[known, k : k + 1])
-            said[held_out, k : k + 1] = regress(inputs, concepts[:, k : k + 1], known, held_out, loss)
-    if on is None:  # of equal scores nothing can be told apart, whatever differs from fold to fold
-        said.zero_()
+        said[held_out] = regress(inputs, concepts, known, held_out, class_balanced_loss("ratio", concepts[known]))
+    if on is None:  # the commonest class for all
+        decided[:, targets.sum(dim=0).argmax()] = 1
     return judged(OutOfFold(said, concepts, decided, targets, fold), config)
 
 
@@ -134,6 +135,17 @@ def energy(part: ConceptDataset, fold: Tensor, place: Path) -> float:
     return sum(inside) / sum(area)
 
 
+def lesions(part: ConceptDataset, folder: Path) -> Path:
+    """A folder with a mask of the lesion in each image."""
+    for row, name in enumerate(part.names):
+        place = (folder / name).with_suffix(".png")
+        if not place.exists():
+            item = part.load_item(row)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save_image(lesion(item.image, (item.image.shape[1], item.image.shape[2])).float(), place)
+    return folder
+
+
 def lesion(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) bool: darker than Otsu's threshold, inside the central disc."""
     grey = F.interpolate(image.float().mean(dim=0)[None, None] / 255, size=size, mode="area")
@@ -166,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--bottlenecks", nargs="+", default=["concepts", "prototypes"])
+    parser.add_argument("--regions", nargs="+", choices=["no", "yes"], default=["no", "yes"])
     parser.add_argument("--out", type=Path, default=Path("runs/small-data"))
     parser.add_argument("--json", type=Path, help="file to write the table to")
     options = parser.parse_args()

@@ -29,6 +29,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     task = "columns of the table that are tasks: binary ones, or one of class names"
     add_flag(parser, "task", None, task, nargs="+")
     add_flag(parser, "boxes", None, "table with a row per box, for a table of labels", type=Path, metavar="FILE")
+    masks = "folder of masks, one per image and named like it, white where findings can be: maps learn to stay inside"
+    add_flag(parser, "regions", None, masks, type=Path, metavar="DIR")
     unit = "unit of the boxes of a table (default: recognized and said)"
     add_flag(parser, "box_unit", None, unit, choices=("pixels", "fractions"))
     readers = "how to merge the rows of several readers of one image (default: such rows are refused)"
@@ -116,13 +118,15 @@ def read_data(
         OSError: If a file or folder is not there, or cannot be read.
         ValueError: If the labels cannot be used.
     """
+    from conceptcam.data.regions import WithRegions
     from conceptcam.data.table_file import is_table
 
     check_labels(options, flag)
     path = labels_file(options, flag)
     read: Callable[..., ConceptDataset] = _read_table if is_table(path) else _read_coco
     try:
-        return read(options, path, like=like, task_kind=task_kind, uncertain=uncertain)
+        found = read(options, path, like=like, task_kind=task_kind, uncertain=uncertain)
+        return found if options.regions is None else WithRegions(found, options.regions)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
     except ValueError as error:

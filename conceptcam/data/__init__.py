@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CHEXPERT_CONCEPTS as CHEXPERT_CONCEPTS,
         NIH_CONCEPTS as NIH_CONCEPTS,
     )
+    from conceptcam.data.regions import WithRegions as WithRegions
     from conceptcam.data.splits import (
         ConceptSubset as ConceptSubset,
         divide_dataset as divide_dataset,

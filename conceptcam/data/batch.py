@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Dataset
 
 from conceptcam._checks import did_you_mean
@@ -29,6 +30,8 @@ class ConceptItem(NamedTuple):
     """Boxes drawn in this image; None if nobody drew, empty if there is none to draw."""
     name: str
     """What to call the image in messages: a file name or a number."""
+    region: Tensor | None = None
+    """(H, W) in [0, 1], 1 where findings can be, such as the lungs or the lesion; None if nobody drew it."""
 
 
 class ConceptBatch(NamedTuple):
@@ -44,12 +47,15 @@ class ConceptBatch(NamedTuple):
     """All boxes of the batch, or None if nobody drew in any of its images."""
     names: tuple[str, ...] = ()
     """What to call each image."""
+    regions: Tensor | None = None
+    """(B, 64, 64) in [0, 1], how much of each part of the image findings can be in: 1 everywhere where nobody drew it.
+    None if nobody drew it in any image."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ConceptBatch":
         """The same batch on another device."""
-        parts = self.images, self.concepts, self.targets, self.boxes
+        parts = self.images, self.concepts, self.targets, self.boxes, self.regions
         moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in parts]
-        return ConceptBatch._make([*moved, self.names])
+        return ConceptBatch._make([*moved[:-1], self.names, moved[-1]])
 
     def without_images(self) -> "ConceptBatch":
         """The same batch with images of no size, (B, 0): labels, boxes and names are small."""
@@ -72,6 +78,7 @@ class ConceptBatch(NamedTuple):
             self.targets[index],
             boxes,
             tuple(self.names[row] for row in index.tolist()) if self.names else (),
+            None if self.regions is None else self.regions[index.to(self.regions.device)],
         )
 
     def split(self) -> "list[ConceptBatch]":
@@ -93,6 +100,7 @@ class ConceptBatch(NamedTuple):
             torch.cat([batch.targets for batch in batches]),
             ConceptBoxes(*map(torch.cat, zip(*drawn, strict=True))) if drawn else None,
             names if len(names) == count else (),
+            _joined([batch.regions for batch in batches], [len(batch.concepts) for batch in batches]),
         )
 
 
@@ -109,10 +117,32 @@ def collate(items: Sequence[ConceptItem]) -> ConceptBatch:
         torch.stack([item.targets for item in items]),
         None if all(one is None for one in boxes) else ConceptBoxes.cat(boxes),
         tuple(item.name for item in items),
+        _joined(
+            [None if item.region is None else shrink_regions(item.region[None]) for item in items], [1] * len(items)
+        ),
     )
 
 
-_KEYS = ("image", "concepts", "targets", "bboxes", "names")
+_REGION_SIDE = 64
+
+
+def shrink_regions(regions: Tensor) -> Tensor:
+    """How much of each of 64 x 64 parts of an image is in a region: (B, H, W) in [0, 1] -> (B, 64, 64)."""
+    return adaptive_avg_pool2d(regions[:, None].float(), _REGION_SIDE)[:, 0]
+
+
+def _joined(regions: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
+    """Regions of several parts of a batch as one, 1 everywhere where nobody drew one."""
+    drawn = [one for one in regions if one is not None]
+    if not drawn:
+        return None
+    everywhere = drawn[0].new_ones(_REGION_SIDE, _REGION_SIDE)
+    return torch.cat([
+        everywhere.expand(count, -1, -1) if one is None else one for one, count in zip(regions, counts, strict=True)
+    ])  # fmt: skip
+
+
+_KEYS = ("image", "concepts", "targets", "bboxes", "names", "regions")
 
 
 def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
@@ -121,7 +151,8 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
     Args:
         batch: A `ConceptBatch`, or a dict with `image` (B, 3, H, W), `concepts` (B, K), optionally
             `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes`, a list of dicts per image as
-            `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`.
+            `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`; and optionally `regions` (B, H, W) in [0, 1], 1
+            where findings can be.
 
     Entries of other names are not read; one that is nearly of one of these names is taken for a slip.
 
@@ -150,7 +181,10 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
         boxes = ConceptBoxes.from_dicts(boxes)
     if not len(images) == len(concepts) == len(targets):
         raise ValueError(f"batch parts differ in length: {len(images)}, {len(concepts)}, {len(targets)}")
-    return ConceptBatch(images, concepts, targets, boxes, tuple(map(str, batch.get("names", ()))))
+    regions = shrink_regions(_tensor(batch, "regions")) if batch.get("regions") is not None else None
+    if regions is not None and len(regions) != len(images):
+        raise ValueError(f"'regions' needs one mask per image: got {len(regions)} for {len(images)} images")
+    return ConceptBatch(images, concepts, targets, boxes, tuple(map(str, batch.get("names", ()))), regions)
 
 
 def _tensor(batch: Mapping[str, Any], key: str) -> Tensor:

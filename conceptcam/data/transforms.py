@@ -92,7 +92,8 @@ class BoxAwareTransform:
     A box that the transform pushes partly out of the image is cut at the border; one that keeps less
     than `min_visible` of its area is dropped. Where every box of a concept is dropped, the finding may
     be out of sight, so the concept's label becomes unknown (NaN). Images in which nobody drew boxes
-    (`boxes` None) are transformed, and keep their labels.
+    (`boxes` None) are transformed, and keep their labels. Regions move too; what comes into view from outside the image
+    is outside of them.
 
     Rotated boxes become the upright boxes around them, as everywhere in torchvision.
 
@@ -137,8 +138,10 @@ class BoxAwareTransform:
         # never cut and says how large each box would be. The row numbers ride along as "labels",
         # because SanitizeBoundingBoxes removes rows.
         canvas: dict[str, Any] = {"format": "XYXY", "canvas_size": (height, width)}
+        region = {} if item.region is None else {"region": tv_tensors.Mask(item.region[None])}
         moved = self.transform(
             {
+                **region,
                 "image": tv_tensors.Image(item.image),
                 "boxes": tv_tensors.BoundingBoxes(pixels, **canvas),
                 "whole": tv_tensors.BoundingBoxes(pixels.clone(), clamping_mode=None, **canvas),
@@ -146,6 +149,8 @@ class BoxAwareTransform:
             }
         )
         image = moved["image"].as_subclass(Tensor)
+        if region:
+            item = item._replace(region=moved["region"][0].as_subclass(Tensor))
         if item.boxes is None:
             return item._replace(image=image)
         xyxy, seen = _in_view(moved["boxes"], moved["whole"], tuple(image.shape[1:]), self.min_visible)

@@ -27,5 +27,6 @@ if TYPE_CHECKING:
         prototype_contrastive_loss as prototype_contrastive_loss,
         prototype_presence_loss as prototype_presence_loss,
     )
+    from conceptcam.losses.regions import region_loss as region_loss
 
 __getattr__, __dir__ = hand_on(__name__)

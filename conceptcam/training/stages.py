@@ -16,6 +16,7 @@ from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
 from conceptcam.losses.prototypes import prototype_contrastive_loss, prototype_presence_loss
+from conceptcam.losses.regions import region_loss
 from conceptcam.metrics.classification import MacroAUROC
 from conceptcam.metrics.prototypes import PrototypeAccuracy
 from conceptcam.model.concept_model import ConceptModel
@@ -256,11 +257,13 @@ _SOLVED: Mapping[type, tuple[SplitForward, tuple[str, ...]]] = {
 def concept_stage(loss: nn.Module, *, lr: Mapping[str, float], **options: Any) -> Stage:
     """Stage 1: backbone and concept head learn which concepts are there, and where.
 
-    Where the backbone does not learn, its features are computed once, if images are not augmented.
+    Where images have regions, what maps show outside of them is added to the loss (`region_loss`). Where the backbone
+    does not learn, its features are computed once, if images are not augmented.
     """
 
     def loss_fn(part: ConceptPart, batch: ConceptBatch) -> Tensor:
-        return loss(part.concept_maps, batch.concepts, batch.boxes, concept_logits=part.concept_logits)
+        value: Tensor = loss(part.concept_maps, batch.concepts, batch.boxes, concept_logits=part.concept_logits)
+        return value if batch.regions is None else value + region_loss(part.concept_maps, batch.regions)
 
     return Stage(
         name="concepts",

@@ -25,7 +25,7 @@ def in_batches(features, batch, size):
     return lambda: [(features[some], batch.select(some)) for some in rows]
 
 
-def test_a_mean_pooled_head_is_the_logistic_regression_of_mean_features():
+def test_a_mean_pooled_head_is_a_logistic_regression_of_means():
     features, batch = example()
     head = ConceptHead(5, 2)
     ConceptSolver(l2=0.05, steps=300).solve(head, MeanPool(), in_batches(features, batch, 24), loss)
@@ -53,7 +53,7 @@ def test_batches_of_any_size_give_the_same_head(size):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_solved_head_is_better_than_before_and_leaves_features_alone(bias):
+def test_a_solved_head_is_better_than_before(bias):
     features, batch = example()
     features.requires_grad_(False)
     head, pool = ConceptHead(5, 2, bias=bias), TopkPool(0.2)

@@ -196,7 +196,7 @@ def test_cross_validation_penalizes_noise_more_than_what_is_true():
     assert chosen(useful) == min(L2_GRID) < chosen(noise)
 
 
-def test_a_penalty_by_cross_validation_is_one_of_the_grid_and_repeats():
+def test_a_cross_validated_penalty_is_of_the_grid_and_repeats():
     evidence, targets = torch.randn(40, 3, 2), (torch.rand(40, 2) < 0.5).float()
     targets[3] = torch.nan
     weight, bias = LinearSolver(l2=None).solve(evidence, targets, multilabel_loss)
@@ -207,7 +207,7 @@ def test_a_penalty_by_cross_validation_is_one_of_the_grid_and_repeats():
 
 
 @pytest.mark.parametrize("count, l2", [(5, 0.1), (6000, min(L2_GRID))])
-def test_too_few_or_too_many_samples_have_a_penalty_without_folds(count, l2):
+def test_too_few_or_too_many_samples_need_no_folds(count, l2):
     evidence, targets = torch.randn(count, 2, 1), (torch.rand(count, 1) < 0.5).float()
     torch.testing.assert_close(
         LinearSolver(l2=None).solve(evidence, targets, multilabel_loss),

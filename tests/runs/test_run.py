@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.regions import WithRegions
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions
@@ -485,3 +487,21 @@ def test_a_finished_run_comes_back_ready_to_measure(tmp_path):
     train.preprocess = val.preprocess = None
     model = run(tmp_path, train=train, val=val, resume=True)
     assert train.preprocess is val.preprocess is model.preprocess
+
+
+def test_maps_learn_to_stay_in_the_region_of_their_image(tmp_path):
+    def outside(model):
+        with torch.inference_mode():
+            maps = model.forward_concepts(torch.stack([train[row].image for row in range(16)])).concept_maps
+        return maps.sigmoid()[..., maps.shape[-1] // 2 :].mean().item()
+
+    half = Image.new("L", (64, 48))
+    half.paste(255, (0, 0, 32, 48))
+    (tmp_path / "masks").mkdir()
+    for row in range(16):
+        half.save(tmp_path / "masks" / f"{row}.png")
+    train = Squares(16, 0)
+    free = run(tmp_path / "free", train=train, freeze_backbone=True, epochs={})
+    train = WithRegions(Squares(16, 0), tmp_path / "masks")
+    kept = run(tmp_path / "kept", train=train, freeze_backbone=True, epochs={})
+    assert outside(kept) < 0.9 * outside(free)

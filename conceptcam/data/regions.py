@@ -1,0 +1,78 @@
+"""Regions in which findings can be, such as lungs or a lesion: one mask per image, from a folder, for any data set."""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conceptcam._checks import shorten
+from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.images import load_image
+
+
+class WithRegions(ConceptDataset):
+    """A data set whose images have regions, read from a folder of masks.
+
+    The mask of the image `a/7.jpg` is the image `7` or `a/7` in the folder, with any ending: white inside, black
+    outside, and of the image's proportions. An image without a mask has no region: its maps may show anything anywhere.
+
+    Args:
+        dataset: Where images and labels come from; its augmentation and preprocessing are taken over, once.
+        folder: The masks.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+        ValueError: If two masks are of one image, or no image has one.
+    """
+
+    def __init__(self, dataset: ConceptDataset, folder: str | PathLike[str]) -> None:
+        self.dataset, self.folder = dataset, Path(folder)
+        if not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder} is not a folder of masks")
+        for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients"):
+            setattr(self, name, getattr(dataset, name))
+        self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
+        found: dict[str, Path] = {}
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name[0] != "."):
+            key = str(path.relative_to(self.folder).with_suffix(""))
+            if key in found:
+                raise ValueError(f"{self.folder} has two masks for one image: {found[key].name} and {path.name}")
+            found[key] = path
+        self.masks = [found.get(str(Path(name).with_suffix(""))) or found.get(Path(name).stem) for name in self.names]
+        if not any(self.masks):
+            raise ValueError(
+                f"{self.folder} has no mask for any of the {len(self)} images, whose names are {shorten(self.names)}; "
+                "a mask has the name of its image"
+            )
+        count = sum(mask is not None for mask in self.masks)
+        self.notes = [*dataset.notes, f"{count} of {len(self)} images have a region in {self.folder}."]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call the images."""
+        return tuple(map(str, self.dataset.names))
+
+    def load_item(self, index: int) -> ConceptItem:
+        """The item as the data set gives it, with its region.
+
+        Raises:
+            ValueError: If a mask cannot be read, or has other proportions than its image.
+        """
+        item, mask = self.dataset.load_item(index), self.masks[index]
+        return item if mask is None else item._replace(region=_read(mask, item))
+
+
+def _read(path: Path, item: ConceptItem) -> Tensor:
+    """(H, W) uint8 in {0, 1}: whether the mask is brighter than half of its range, at the image's size."""
+    mask = load_image(path)[0]
+    half = 0.5 if mask.is_floating_point() else (127 if mask.dtype.itemsize == 1 else 32767)
+    height, width = item.image.shape[1:]
+    if abs(mask.shape[0] * width - mask.shape[1] * height) > max(mask.shape[0], mask.shape[1], height, width):
+        raise ValueError(
+            f"the mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and the image {item.name!r} {width} x "
+            f"{height}: their proportions differ"
+        )
+    rows = ((torch.arange(height) + 0.5) * mask.shape[0] / height).long()
+    columns = ((torch.arange(width) + 0.5) * mask.shape[1] / width).long()
+    return (mask > half)[rows][:, columns].to(torch.uint8)

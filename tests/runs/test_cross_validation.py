@@ -1,0 +1,88 @@
+import csv
+import json
+
+import pytest
+import torch
+
+from conceptcam.metrics.classification import per_label_metrics
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.runs.cross_validation import confusion_matrix, cross_validate, table
+from conceptcam.runs.options import RunOptions
+from tests.worlds import Squares, tiny_config
+
+FROZEN = {"freeze_backbone": True, "batch_size": 8, "precision": "fp32"}
+
+
+def validated(folder, data=None, **options):
+    how = RunOptions(**{**FROZEN, **options})
+    return cross_validate(tiny_config(), data or Squares(18, 0), folder, how, folds=3, training_data="squares")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cv") / "run"
+    return folder, validated(folder)
+
+
+def test_each_image_is_predicted_by_a_model_that_had_not_seen_it(whole):
+    folder, result = whole
+    data = Squares(18, 0)
+    for number in range(3):
+        held_out = (result.answers.fold == number).nonzero()[:, 0]
+        model = ConceptModel.from_pretrained(folder / f"fold-{number + 1}")
+        images = torch.stack([model.preprocess(data.load_item(row).image) for row in held_out.tolist()])
+        with torch.inference_mode():
+            logits = model(images).concept_logits
+        torch.testing.assert_close(result.answers.concept_logits[held_out], logits, atol=1e-4, rtol=1e-4)
+        content = json.loads((folder / f"fold-{number + 1}" / "run.json").read_text())
+        assert content["data"]["train_images"] == 18 - len(held_out)
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    assert [row["image"] for row in rows] == list(data.names)
+
+
+def test_figures_are_pooled_and_spread_over_folds(whole):
+    folder, result = whole
+    answers = result.answers
+    pooled = per_label_metrics(answers.concept_logits, answers.concepts).auroc.nanmean().item()
+    assert result.figures["concept_auroc"]["pooled"] == pytest.approx(pooled)
+    own = [
+        per_label_metrics(answers.concept_logits[rows], answers.concepts[rows]).auroc.nanmean()
+        for rows in (answers.fold == number for number in range(3))
+    ]
+    assert result.figures["concept_auroc"]["mean"] == pytest.approx(torch.stack(own).mean().item())
+    assert result.figures["concept_auroc"]["sd"] == pytest.approx(torch.stack(own).std().item())
+    assert (folder / "metrics.txt").read_text() == table(result)
+
+
+def test_the_final_model_has_thresholds_from_out_of_fold(whole):
+    folder, result = whole
+    model = ConceptModel.from_pretrained(folder / "final")
+    assert model.record.thresholds_source == "highest F1 out of fold, 18 images in 3 folds"
+    assert model.record.metrics["concept_auroc"] == pytest.approx(result.figures["concept_auroc"]["pooled"])
+    assert model.record.training_data == "squares"
+    assert json.loads((folder / "final" / "run.json").read_text())["data"]["train_images"] == 18
+
+
+def test_a_cross_validation_is_resumed_to_the_same_figures(whole):
+    folder, result = whole
+    again = validated(folder, resume=True)
+    torch.testing.assert_close(again.answers.concept_logits, result.answers.concept_logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(FileExistsError, match="holds a cross-validation; resume it"):
+        validated(folder)
+    with pytest.raises(ValueError, match="divides the images into 3 folds, not 2"):
+        how = RunOptions(**FROZEN, resume=True)
+        cross_validate(tiny_config(), Squares(18, 0), folder, how, folds=2, training_data="squares")
+
+
+def test_epochs_are_chosen_on_images_of_the_training_part(tmp_path):
+    validated(tmp_path, freeze_backbone=False, epochs={"concepts": 1, "prototypes": 1, "task": 1})
+    for number in (1, 2, 3):
+        data = json.loads((tmp_path / f"fold-{number}" / "run.json").read_text())["data"]
+        assert data["train_images"] + data["val_images"] == 12
+
+
+def test_a_confusion_matrix_counts_what_is_called_what():
+    logits = torch.eye(3)[[0, 1, 2, 0, 0]]
+    targets = torch.eye(3)[[0, 1, 1, 2, 0]]
+    targets[4] = torch.nan
+    assert confusion_matrix(logits, targets).tolist() == [[1, 0, 0], [0, 1, 1], [1, 0, 0]]
