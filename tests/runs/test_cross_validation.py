@@ -36,7 +36,7 @@ def test_each_image_is_predicted_by_a_model_that_had_not_seen_it(whole):
         torch.testing.assert_close(result.answers.concept_logits[held_out], logits, atol=1e-4, rtol=1e-4)
         content = json.loads((folder / f"fold-{number + 1}" / "run.json").read_text())
         assert content["data"]["train_images"] == 18 - len(held_out)
-    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == list(data.names)
 
 
