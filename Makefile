@@ -20,7 +20,7 @@ SENSITIVE := $(addprefix tests/,losses metrics model data/test_transforms.py hub
 help:
 	@echo "make demo            train a concept model of a drawn chest, look at it, check it (minutes)"
 	@echo "make test            run the tests"
-	@echo "make test-3.12       run them on another Python: 3.11, 3.12 or 3.13"
+	@echo "make test-3.12       run them on another Python: 3.11, 3.12 or 3.13 (INTERPRETER=... names one that uv cannot find)"
 	@echo "make test-lowest     run them with the oldest dependencies that pyproject.toml allows"
 	@echo "make test-portable   run them as two older kinds of processor compute"
 	@echo "make test-sensitive  run those that depend on the last bits, as the oldest kind computes"
@@ -38,7 +38,7 @@ $(UV):
 	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 .venv-3.%/ready: pyproject.toml | $(UV)
-	$(UV) venv --quiet --clear --seed --python 3.$* .venv-3.$*
+	$(UV) venv --quiet --clear --seed --python $(or $(INTERPRETER),3.$*) .venv-3.$*
 	.venv-3.$*/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 

@@ -48,7 +48,7 @@ class DemoSettings(NamedTuple):
     """How to train."""
 
 
-_EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}
+_EPOCHS = {"concepts": 8, "prototypes": 10}
 
 QUICK = DemoSettings(
     images=5600, val_images=400, test_images=1600, backbone="tiny_cnn_s8",
