@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
         model = {name: getattr(config, name) for name in ("image_size", "bottleneck", "backbone")}
         known = {"data": {"train_images": images}, "model": model}
         folder.check_resume_options({**options_to_dict(how), **known})
+        folder.remove_checkpoints()
         return show(FINISHED.format(place))
     with folder.removed_unless_trained():
         first_look(place, show, seed=how.seed)

@@ -90,6 +90,7 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         kind = options.task_kind or run.saved["model"]["task_kind"]
         model = {**fields, "task_kind": kind}
         run.check_resume_options({**options_to_dict(how), "data": data, "model": model})
+        run.remove_checkpoints()
         return echo(FINISHED.format(run.path))
     if options.folds is not None:
         return _cross_validate(run, options, how, fields, echo)

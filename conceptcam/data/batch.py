@@ -4,6 +4,7 @@ import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from conceptcam._checks import did_you_mean
 from conceptcam.config import TaskKind
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.digests import digest, digest_files, digest_names
 
 
 class ConceptItem(NamedTuple):
@@ -224,6 +226,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         concept_labels: (N, K) labels of every image, known without decoding any; NaN where unknown.
         task_labels: (N, T) task labels of every image.
         task_kind: As in `ConceptConfig`; the labels of a `"multiclass"` task sum to 1.
+        folder: Where the images are that `names` names; None if they are no files of such names.
         patients: (N,) patient ids, empty where unknown; None if the reader knows of none.
         notes: What the reader recognized or left out, in sentences for whoever runs it.
         augmentation: Changes an item as read, boxes included, before it is preprocessed; None leaves it.
@@ -236,6 +239,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     concept_labels: Tensor
     task_labels: Tensor
     task_kind: TaskKind = "multilabel"
+    folder: Path | None = None
     patients: Sequence[str] | None = None
     notes: Sequence[str] = ()
     augmentation: Callable[[ConceptItem], ConceptItem] | None = None
@@ -249,6 +253,26 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     def names(self) -> Sequence[str]:
         """(N,) what to call the images, as their items do; their numbers, unless the reader knows better."""
         return tuple(map(str, range(len(self))))
+
+    @property
+    def all_boxes(self) -> ConceptBoxes | None:
+        """The boxes of all images, numbered as the images; None if they are known image by image alone."""
+        return None
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each thing that is learned from: labels, names, boxes and, by samples of them, image files.
+
+        Boxes and files are missing where the reader knows them image by image alone.
+
+        Raises:
+            OSError: If an image file cannot be read.
+        """
+        found = {"labels": digest(self.concept_labels, self.task_labels), "names": digest_names(self.names)}
+        if (boxes := self.all_boxes) is not None:
+            found["boxes"] = digest(boxes.xyxy, boxes.concept, boxes.image)
+        if self.folder is not None:
+            found["files"] = digest_files(self.folder / name for name in self.names)
+        return found
 
     def dataloader(
         self, batch_size: int = 32, *, shuffle: bool = False, num_workers: int = 0, pin_memory: bool = False

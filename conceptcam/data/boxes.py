@@ -27,6 +27,8 @@ class PairMasks(NamedTuple):
     """(P,) index of the concept."""
     inside: Tensor
     """(P, h, w) in [0, 1], how much each cell belongs to the boxes of the pair."""
+    drawn: Tensor
+    """(P,) bool, all true but in code that `torch.compile` makes: there the pairs are all that there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,19 +104,24 @@ class ConceptBoxes:
         )
 
     @classmethod
-    def from_dicts(cls, per_image: Sequence[Sequence[Mapping[str, Any]] | None]) -> "ConceptBoxes":
-        """Read boxes kept as a list of dicts per image.
+    def from_dicts(cls, per_image: "Sequence[ImageBoxes]") -> "ConceptBoxes":
+        """Read boxes kept image by image.
 
         Args:
-            per_image: For each image of the batch its boxes, or None. A box is
+            per_image: For each image of the batch its boxes, or None: a list of dicts, a `ConceptBoxes`, or a target as
+                torchvision has it. A box of a list is
                 `{"concept_idx": 4, "bbox": [x0, y0, x1, y1]}` or
                 `{"concept_idx": 4, "x_min": x0, "y_min": y0, "x_max": x1, "y_max": y1}`, in fractions
-                of the image size.
+                of the image size. A target is `{"boxes": boxes, "labels": concepts}` with (N, 4) boxes, a
+                `BoundingBoxes` in its pixels or a tensor in fractions, and (N,) concepts, counted from 0.
 
         Raises:
-            ValueError: If a box has neither form, or is invalid.
+            ValueError: If boxes have none of these forms, or one is invalid.
         """
-        rows = [(*_parse(box), image) for image, boxes in enumerate(per_image) for box in boxes or ()]
+        if any(isinstance(one, ConceptBoxes | Mapping | Tensor) for one in per_image):
+            return cls.cat([_of_image(one, image) for image, one in enumerate(per_image)])
+        lists: Any = per_image
+        rows = [(*_parse(box), image) for image, boxes in enumerate(lists) for box in boxes or ()]
         if not rows:
             return cls.empty()
         corners, concepts, images = zip(*rows, strict=True)
@@ -188,16 +195,24 @@ class ConceptBoxes:
         Raises:
             ValueError: If a box has an image or concept index outside the shape, or the rule is unknown.
         """
-        check_choice("rule", rule, MaskRule)
         images, concepts, height, width = shape
-        self.check_fits(images, concepts)
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            check_choice("rule", rule, MaskRule)
+            self.check_fits(images, concepts)
         left, top, right, bottom = self.xyxy.unbind(1)
         along = _overlap if rule == "coverage" else _centers
         inside = einsum(along(top, bottom, height), along(left, right, width), "n h, n w -> n h w")
-        pair, member = torch.unique(self.image * concepts + self.concept, return_inverse=True)
+        own = self.image * concepts + self.concept
+        if compiling:  # how many pairs have boxes depends on the data, which breaks a graph
+            pair, member = torch.arange(images * concepts, device=own.device), own
+            drawn = torch.zeros_like(pair, dtype=torch.bool).index_fill(0, own, True)
+        else:
+            pair, member = torch.unique(own, return_inverse=True)
+            drawn = torch.ones_like(pair, dtype=torch.bool)
         where = member[:, None, None].expand_as(inside)
         joined = inside.new_zeros(len(pair), height, width).scatter_reduce(0, where, inside, reduce="amax")
-        return PairMasks(pair // concepts, pair % concepts, joined)
+        return PairMasks(pair // concepts, pair % concepts, joined, drawn)
 
     def coverage(self, shape: Sequence[int]) -> Tensor:
         """How much of each grid cell the boxes of each concept cover.
@@ -221,6 +236,31 @@ class ConceptBoxes:
         return changed
 
 
+ImageBoxes = ConceptBoxes | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+"""The boxes of one image, as `ConceptBoxes.from_dicts` reads them."""
+
+_CORNERS = ("x_min", "y_min", "x_max", "y_max")
+
+
+def _of_image(boxes: Any, image: int) -> ConceptBoxes | None:
+    """The boxes of one image of a batch, in any of the forms that boxes come in."""
+    if boxes is None or isinstance(boxes, ConceptBoxes):
+        return boxes
+    if isinstance(boxes, Tensor) or (isinstance(boxes, Mapping) and not {"boxes", "labels"} <= boxes.keys()):
+        found = f"a tensor {tuple(boxes.shape)}" if isinstance(boxes, Tensor) else f"a dict of {sorted(boxes)}"
+        raise ValueError(
+            f"the boxes of image {image} are {found}, which does not say of which concept each is; pass "
+            "{'boxes': boxes, 'labels': concepts}, a `ConceptBoxes`, or a list of dicts such as "
+            "{'concept_idx': 4, 'bbox': [x0, y0, x1, y1]}"
+        )
+    if not isinstance(boxes, Mapping):
+        return ConceptBoxes.from_dicts([boxes])
+    xyxy, concept = boxes["boxes"], torch.as_tensor(boxes["labels"])
+    if type(xyxy).__name__ == "BoundingBoxes":  # torchvision takes seconds to import
+        return ConceptBoxes.from_pixels(xyxy, concept)
+    return ConceptBoxes(torch.as_tensor(xyxy).view(-1, 4), concept, torch.zeros_like(concept))
+
+
 def _parse(box: Mapping[str, Any]) -> tuple[list[float], int]:
     """Corners and concept of a box given as a dict."""
     if not isinstance(box, Mapping):
@@ -230,7 +270,15 @@ def _parse(box: Mapping[str, Any]) -> tuple[list[float], int]:
         )
     if "concept_idx" not in box:
         raise ValueError(f"a box needs 'concept_idx', got {dict(box)}")
-    corners = box["bbox"] if "bbox" in box else [box.get(key) for key in ("x_min", "y_min", "x_max", "y_max")]
+    if unknown := box.keys() - {"concept_idx", "bbox", *_CORNERS}:
+        raise ValueError(
+            f"a box has entries that nothing reads, {sorted(map(str, unknown))}; leave them out of {dict(box)}"
+        )
+    if "bbox" in box and box.keys() & {*_CORNERS}:
+        raise ValueError(f"a box says where it is twice, by 'bbox' and by 'x_min' and the like: {dict(box)}")
+    corners = box["bbox"] if "bbox" in box else [box.get(key) for key in _CORNERS]
+    if isinstance(box["concept_idx"], bool):
+        raise ValueError(f"'concept_idx' must be an integer, got {box['concept_idx']!r} in {dict(box)}")
     try:
         left, top, right, bottom = map(float, corners)
     except (TypeError, ValueError) as error:

@@ -125,6 +125,11 @@ class CocoDataset(ConceptDataset):
         """File names of the images, in order, each in its shortest spelling."""
         return tuple(posixpath.normpath(entry["file_name"]) for entry in self._images)
 
+    @property
+    def all_boxes(self) -> ConceptBoxes:
+        """The boxes of all images, numbered as the images."""
+        return ConceptBoxes(self._drawn.xyxy, self._drawn.concept, self._drawn.image)
+
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
 

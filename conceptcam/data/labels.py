@@ -6,7 +6,6 @@ anything. Losses, class weights and metrics know labels from 0 to 1, and NaN. Th
 into one of these, so all three see the same label.
 """
 
-import hashlib
 import math
 from typing import Literal, get_args
 
@@ -102,8 +101,3 @@ def _replacement(
         raise ValueError(f"a label drawn from {soft} needs a `generator`, such as torch.Generator().manual_seed(0)")
     draws = torch.rand(int(unsure.sum()), generator=generator, dtype=values.dtype, device=generator.device)
     return values.masked_scatter(unsure, (low + (high - low) * draws).to(values.device))
-
-
-def digest(*labels: Tensor) -> str:
-    """SHA-256 of labels, which tells whether two data sets are the same, on whatever device."""
-    return hashlib.sha256(b"".join(part.detach().cpu().float().numpy().tobytes() for part in labels)).hexdigest()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from conceptcam._checks import shorten
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.digests import digest_files
 from conceptcam.data.images import load_image
 
 
@@ -27,31 +29,40 @@ class WithRegions(ConceptDataset):
     """
 
     def __init__(self, dataset: ConceptDataset, folder: str | PathLike[str]) -> None:
-        self.dataset, self.folder = dataset, Path(folder)
-        if not self.folder.is_dir():
-            raise NotADirectoryError(f"{self.folder} is not a folder of masks")
-        for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients"):
+        self.dataset, place = dataset, Path(folder)
+        if not place.is_dir():
+            raise NotADirectoryError(f"{place} is not a folder of masks")
+        for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients", "folder"):
             setattr(self, name, getattr(dataset, name))
         self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
         found: dict[str, Path] = {}
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name[0] != "."):
-            key = str(path.relative_to(self.folder).with_suffix(""))
+        for path in sorted(path for path in place.rglob("*") if path.is_file() and path.name[0] != "."):
+            key = str(path.relative_to(place).with_suffix(""))
             if key in found:
-                raise ValueError(f"{self.folder} has two masks for one image: {found[key].name} and {path.name}")
+                raise ValueError(f"{place} has two masks for one image: {found[key].name} and {path.name}")
             found[key] = path
         self.masks = [found.get(str(Path(name).with_suffix(""))) or found.get(Path(name).stem) for name in self.names]
         if not any(self.masks):
             raise ValueError(
-                f"{self.folder} has no mask for any of the {len(self)} images, whose names are {shorten(self.names)}; "
+                f"{place} has no mask for any of the {len(self)} images, whose names are {shorten(self.names)}; "
                 "a mask has the name of its image"
             )
         count = sum(mask is not None for mask in self.masks)
-        self.notes = [*dataset.notes, f"{count} of {len(self)} images have a region in {self.folder}."]
+        self.notes = [*dataset.notes, f"{count} of {len(self)} images have a region in {place}."]
 
     @property
     def names(self) -> tuple[str, ...]:
         """What to call the images."""
         return tuple(map(str, self.dataset.names))
+
+    @property
+    def all_boxes(self) -> ConceptBoxes | None:
+        """The boxes of all images, numbered as the images."""
+        return self.dataset.all_boxes
+
+    def digests(self) -> dict[str, str]:
+        """As of the data set, and of samples of the masks."""
+        return {**self.dataset.digests(), "regions": digest_files(filter(None, self.masks))}
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as the data set gives it, with its region.

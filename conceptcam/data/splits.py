@@ -12,6 +12,7 @@ from torch import Tensor
 from conceptcam._checks import shorten
 from conceptcam._files import atomic_write
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
 
 TRAIN_AND_VAL: Mapping[str, float] = {"train": 0.8, "val": 0.2}
 """Four fifths to learn from, one fifth to choose epochs and thresholds by."""
@@ -173,7 +174,7 @@ class ConceptSubset(ConceptDataset):
         self.rows: list[int] = index.long().tolist()
         self.concepts, self.tasks, self.task_kind = dataset.concepts, dataset.tasks, dataset.task_kind
         self.concept_labels, self.task_labels = dataset.concept_labels[self.rows], dataset.task_labels[self.rows]
-        self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
+        self.augmentation, self.preprocess, self.folder = dataset.augmentation, dataset.preprocess, dataset.folder
         self.patients = None if dataset.patients is None else [dataset.patients[row] for row in self.rows]
         names = dataset.names
         self._names = [names[row] for row in self.rows]
@@ -182,6 +183,17 @@ class ConceptSubset(ConceptDataset):
     def names(self) -> Sequence[str]:
         """What to call the images."""
         return self._names
+
+    @property
+    def all_boxes(self) -> ConceptBoxes | None:
+        """The boxes of all images of this part, numbered as they are here."""
+        boxes = self.dataset.all_boxes
+        if boxes is None:
+            return None
+        place = torch.full((len(self.dataset),), -1)
+        place[self.rows] = torch.arange(len(self.rows))
+        own = place[boxes.image] >= 0
+        return ConceptBoxes(boxes.xyxy[own], boxes.concept[own], place[boxes.image[own]])
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored in the data set that this is a part of."""

@@ -87,6 +87,8 @@ class TableDataset(ConceptDataset):
             unknown, or a box cannot be, or is of a concept that is said to be absent.
     """
 
+    folder: Path
+
     def __init__(
         self,
         table: "str | PathLike[str] | pd.DataFrame",
@@ -139,6 +141,11 @@ class TableDataset(ConceptDataset):
     def names(self) -> tuple[str, ...]:
         """Files of the images, relative to the folder, in the order of the rows."""
         return tuple(self._names.tolist())
+
+    @property
+    def all_boxes(self) -> ConceptBoxes:
+        """The boxes of all images, numbered as the images."""
+        return ConceptBoxes(self._boxes.drawn.xyxy, self._boxes.drawn.concept, self._boxes.drawn.image)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.

@@ -1,24 +1,24 @@
 """Concept losses: is the concept in the image, and is it where somebody drew it?"""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptcam._checks import check_choice
-from conceptcam.data.boxes import ConceptBoxes, MaskRule
+from conceptcam._checks import check_choice, check_number
+from conceptcam.data.boxes import ConceptBoxes, ImageBoxes, MaskRule
 from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, multilabel_loss
-from conceptcam.losses.masking import at_least_float32, masked_mean, split_known
+from conceptcam.losses.masking import as_labels, at_least_float32, masked_mean, split_known
 
 Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]
 Normalize = Literal["area", "grid"]
 
-BoxesLike = ConceptBoxes | Sequence[Sequence[Mapping[str, Any]] | None]
-"""A batch's boxes: ours, or a list of dicts per image as `ConceptBoxes.from_dicts` reads."""
+BoxesLike = ConceptBoxes | Sequence[ImageBoxes]
+"""A batch's boxes: ours, or those of each image as `ConceptBoxes.from_dicts` reads them."""
 
 
 def box_localization_loss(
@@ -56,19 +56,22 @@ def box_localization_loss(
         ValueError: If an option is unknown, labels do not fit, or a box has an image or concept index that is
             not there.
     """
-    _check_options(penalty, normalize, mask, margin)
-    if concept_maps.ndim != 4:
-        raise ValueError(f"concept maps must be (B, K, h, w), got {tuple(concept_maps.shape)}")
+    if not torch.compiler.is_compiling():
+        _check_options(penalty, normalize, mask, margin)
+    _check_maps(concept_maps)
     if not isinstance(boxes, ConceptBoxes):
         if isinstance(boxes, Tensor):
             raise ValueError(
                 f"boxes are a tensor of shape {tuple(boxes.shape)}, which does not say whose they are; pass "
-                "`ConceptBoxes(xyxy, concept, image)`, or a list of dicts per image"
+                "`ConceptBoxes(xyxy, concept, image)`, or a list with the boxes of each image, such as "
+                "[{'boxes': boxes, 'labels': concepts}, None]"
             )
         if len(boxes) != len(concept_maps):
             raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
         boxes = ConceptBoxes.from_dicts(boxes)
-    pairs = boxes.to(concept_maps.device).pair_masks(concept_maps.shape, mask)
+    if boxes.xyxy.device != concept_maps.device:
+        boxes = boxes.to(concept_maps.device)
+    pairs = boxes.pair_masks(concept_maps.shape, mask)
     # One index over (image, concept) in place of two: its backward pass is several times faster.
     chosen = pairs.image * concept_maps.shape[1] + pairs.concept
     maps = at_least_float32(concept_maps.flatten(0, 1).index_select(0, chosen))  # (P, h, w)
@@ -78,11 +81,10 @@ def box_localization_loss(
         terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
     else:
         terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
-    if labels is None:
-        weights = torch.ones_like(terms)
-    else:
+    weights = pairs.drawn.to(terms)
+    if labels is not None:
         _, present = split_known(concept_maps[:, :, 0, 0], labels)  # 0 where unknown
-        weights = present[pairs.image, pairs.concept]
+        weights = weights * present[pairs.image, pairs.concept]
     # Without boxes `terms` is empty, yet still hangs on `concept_maps`.
     return masked_mean(terms, weights)
 
@@ -91,8 +93,19 @@ def _check_options(penalty: str, normalize: str, mask: str, margin: float) -> No
     check_choice("penalty", penalty, Penalty)
     check_choice("normalize", normalize, Normalize)
     check_choice("mask", mask, MaskRule)
+    check_number("`margin`", margin, 0)
     if margin and penalty != "hinge":
         raise ValueError(f"`margin` belongs to the hinge penalty, got {margin} with {penalty!r}")
+
+
+def _check_maps(concept_maps: object) -> None:
+    if not isinstance(concept_maps, Tensor) or concept_maps.ndim != 4 or not concept_maps.is_floating_point():
+        kind = type(concept_maps).__name__
+        found = f"{concept_maps.dtype} {tuple(concept_maps.shape)}" if isinstance(concept_maps, Tensor) else f"a {kind}"
+        raise ValueError(
+            f"concept maps must be a tensor of floats (B, K, h, w), before any pooling; got {found}. Pooled logits go "
+            "to `concept_logits`."
+        )
 
 
 def _penalties(maps: Tensor, penalty: Penalty, margin: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +139,7 @@ class BBoxGuidedConceptLoss(nn.Module):
         pos_weight: (K,) weight of positives per concept; see `compute_pos_weight`.
         classification: `"bce"`, binary cross-entropy; `"focal"` or `"asymmetric"`, which are `FocalLoss()` and
             `AsymmetricLoss()`; or any loss of (logits, labels), such as `FocalLoss(gamma=1.0)` or what
-            `class_balanced_loss` gives. All but the first weigh positives themselves and take no `pos_weight`:
+            `class_balanced_loss` gives, a scalar. All but the first weigh positives themselves, without `pos_weight`:
             focusing already takes weight off the many easy negatives, and a weight that balances without it is
             too large with it (in Lin et al., 2017, Table 1b, the best share of positives falls from .75 to .25).
         penalty: As in `box_localization_loss`, like the rest.
@@ -135,7 +148,8 @@ class BBoxGuidedConceptLoss(nn.Module):
         margin: See there.
 
     Raises:
-        ValueError: If `pos_weight` comes with a loss other than `"bce"`, or an option is unknown.
+        ValueError: If `pos_weight` comes with a loss other than `"bce"`, an option is unknown, or a weight or margin is
+            no number from 0 on.
     """
 
     pos_weight: Tensor | None
@@ -161,6 +175,10 @@ class BBoxGuidedConceptLoss(nn.Module):
                 "positives themselves, and to a loss of your own you can give weights as it is made"
             )
         _check_options(penalty, normalize, mask, margin)
+        check_number("`alpha`", alpha, 0)
+        check_number("`beta`", beta, 0)
+        if pos_weight is not None and (pos_weight.ndim != 1 or not ((pos_weight >= 0) & pos_weight.isfinite()).all()):
+            raise ValueError(f"`pos_weight` must be (K,) finite numbers from 0 on, one per concept; got {pos_weight}")
         self.alpha = alpha
         self.beta = beta
         # None is binary cross-entropy, to which alone `pos_weight` belongs.
@@ -183,23 +201,32 @@ class BBoxGuidedConceptLoss(nn.Module):
 
         Args:
             concept_maps: (B, K, h, w) logits.
-            labels: (B, K) in [0, 1], NaN where unknown.
+            labels: (B, K) in [0, 1], NaN where unknown; a tensor, numpy array or list.
             boxes: The batch's boxes, or None if nobody drew any.
             concept_logits: (B, K) as the model pooled them; None takes the maximum of each map.
 
         Returns:
             Scalar.
         """
-        if concept_maps.ndim != 4:
-            raise ValueError(
-                f"concept maps must be (B, K, h, w), before any pooling; got {tuple(concept_maps.shape)}. "
-                "Pooled logits go to `concept_logits`."
-            )
+        _check_maps(concept_maps)
         logits = concept_maps.amax(dim=(-2, -1)) if concept_logits is None else concept_logits
+        labels = as_labels(labels, logits)
         if self.classification is not None:
-            loss = self.alpha * self.classification(logits, labels)
+            loss = self.alpha * _checked(self.classification(logits, labels), labels)
         else:
             loss = self.alpha * multilabel_loss(logits, labels, self.pos_weight)
         if boxes is None or self.beta == 0:
             return loss
         return loss + self.beta * self.localization(concept_maps, boxes, labels)
+
+
+def _checked(loss: Tensor, labels: Tensor) -> Tensor:
+    """The loss that a user's own classification gave, if it can be one."""
+    if loss.ndim:
+        raise ValueError(f"`classification` must give a scalar, got the shape {tuple(loss.shape)}; take its mean")
+    if not torch.compiler.is_compiling() and loss.isnan() and labels.isnan().any():
+        raise ValueError(
+            "`classification` gives NaN for labels that are NaN, which means unknown; leave them out, as the default "
+            "and `multilabel_loss` do"
+        )
+    return loss

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptcam._checks import check_choice
+from conceptcam._checks import check_choice, check_number
 from conceptcam.config import TaskKind
 from conceptcam.losses.class_weights import compute_class_weight, compute_pos_weight
-from conceptcam.losses.masking import at_least_float32, known_rows, masked_mean, split_known
+from conceptcam.losses.masking import at_least_float32, check_weight, known_rows, masked_mean, split_known
 
 Strategy = Literal["none", "ratio", "sqrt", "effective", "focal", "asymmetric"]
 
@@ -67,6 +67,7 @@ def multilabel_loss(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = 
     """
     logits = at_least_float32(logits)
     known, target = split_known(logits, labels)
+    check_weight("pos_weight", pos_weight, logits.shape[-1])
     weight = None if pos_weight is None else pos_weight.to(logits)
     losses = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
     return masked_mean(losses, known)
@@ -95,6 +96,7 @@ def multiclass_loss(logits: Tensor, targets: Tensor, weight: Tensor | None = Non
     rows, target = known_rows(logits, targets)
     log_probability = logits.log_softmax(dim=-1)
     losses = -target * log_probability
+    check_weight("weight", weight, logits.shape[-1])
     if weight is not None:
         losses = losses * weight.to(logits)
     losses = losses.sum(dim=-1)
@@ -159,6 +161,9 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = None) -> None:
         super().__init__()
+        check_number("`gamma`", gamma, 0)
+        if alpha is not None:
+            check_number("`alpha`", alpha, 0, 1)
         self.gamma = gamma
         self.alpha = alpha
 
@@ -172,6 +177,9 @@ class AsymmetricLoss(nn.Module):
 
     def __init__(self, gamma_pos: float = 0.0, gamma_neg: float = 4.0, shift: float = 0.05) -> None:
         super().__init__()
+        check_number("`gamma_pos`", gamma_pos, 0)
+        check_number("`gamma_neg`", gamma_neg, 0)
+        check_number("`shift`", shift, 0, 1)
         self.gamma_pos = gamma_pos
         self.gamma_neg = gamma_neg
         self.shift = shift

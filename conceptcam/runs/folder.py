@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from conceptcam._files import as_json, write_json
+from conceptcam._checks import brief
+from conceptcam._files import as_json, parse_json, write_json
 from conceptcam.hub.model_folder import WEIGHTS_FILE
 from conceptcam.runs.options import MAY_CHANGE
 
@@ -111,6 +112,10 @@ class RunFolder:
     def finish(self) -> None:
         """Write that the run is finished, and remove its checkpoints."""
         self._write({**self.saved, "finished": True})
+        self.remove_checkpoints()
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run, also of one that was killed before it could."""
         for phase in self._phases():
             shutil.rmtree(phase, ignore_errors=True)  # what is left of them does no harm any more
         with contextlib.suppress(OSError):  # somebody keeps something else there
@@ -151,14 +156,17 @@ class RunFolder:
                 )
             return {}
         try:
-            saved = json.loads(self.run.read_text(encoding="utf-8"))
+            saved = parse_json(self.run.read_bytes(), "it")
         except ValueError as error:
             raise ValueError(f"{self.run} cannot be read: {error}; choose another folder") from error
-        if not isinstance(saved, dict) or not saved:
+        sane = isinstance(saved, dict) and all(isinstance(saved.get(section, {}), dict) for section in _SECTIONS)
+        if not sane or not saved:
             raise ValueError(f"{self.run} was not written by a run; choose another folder")
         version = saved.get("format_version", 1)
         if version not in (1, FORMAT_VERSION):
-            raise ValueError(f"{self.run} has format version {version}, of a newer conceptcam; update conceptcam")
+            raise ValueError(
+                f"{self.run} has format version {brief(version)}, of a newer conceptcam; update conceptcam"
+            )
         if version == 1 and not saved.get("finished"):
             raise ValueError(
                 f"the run in {self.path} was begun by conceptcam {saved.get('conceptcam', '0.1')}, which alone can go "

@@ -15,14 +15,13 @@ from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
 from conceptcam.analysis.fitting import fit_calibration
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
-from conceptcam.data.labels import digest
 from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader, make_plan, options_to_dict, trainer_options
 from conceptcam.runs.reports import MapHistory, draw_learning, measure, save_explanations
 from conceptcam.training import distributed
-from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger
+from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger, write_history
 from conceptcam.training.optimizer import checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.precision import faster_precision
 from conceptcam.training.seeding import seeded
@@ -103,10 +102,11 @@ def train_run(
         run = distributed.broadcast(RunFolder(folder) if first else None)
         assert run is not None
         run.check_begin(resume=options.resume)
+        identity = distributed.broadcast(_identity(train, val) if first else {})
         content = {
             **options_to_dict(options),
             "stages": {stage.name: stage.epochs for stage in stages},
-            "data": {**(data or {}), **_identity(train, val), "training_data": training_data},
+            "data": {**(data or {}), **identity, "training_data": training_data},
             "model": dataclasses.asdict(config),
             "decided": decided,
             "processes": distributed.world_size(),
@@ -118,6 +118,8 @@ def train_run(
         model = ConceptModel.from_pretrained(run.path, device=options.device) if finished else _create(config, options)
         train.preprocess = val.preprocess = model.preprocess
         if finished:
+            if first:
+                run.remove_checkpoints()
             return RunResult(model, None)
         echo(_beginning(run, config, options))
         if decided:
@@ -187,7 +189,7 @@ def _train(
     training_data: str,
 ) -> None:
     """Run the stages; the model is written after the first one and after the last."""
-    own = train.augmentation
+    own, results = train.augmentation, []
     try:
         # A stage 1 that learns in steps sees images augmented. All others run together: they read what frozen parts
         # make of the images, which is computed once for all of them.
@@ -201,12 +203,13 @@ def _train(
             trainer = Trainer(**trainer_options(options, callbacks=callbacks, checkpoint_dir=run.checkpoints / phase))
             train.augmentation = augmentation if phase == "concepts" else None
             batches, val_batches = loader(train, options, shuffle=True), loader(val, options)
-            trainer.fit(model, part, batches, val_batches, resume=options.resume)
+            results += trainer.fit(model, part, batches, val_batches, resume=options.resume)
             # Once more at the end, when there are prototypes whose typical evidence can be recorded.
             fit_thresholds(model, loader(val, options), thresholds_source=f"highest F1 on {len(val)} validation images")
             fit_calibration(model, loader(val, options), calibration_source=f"platt on {len(val)} validation images")
             model.record = dataclasses.replace(model.record, training_data=training_data)
             if distributed.is_main_process():
+                write_history(run.history, results)  # a resumed run may have found it gone
                 model.save_pretrained(run.path)
     finally:
         train.augmentation = own
@@ -218,10 +221,11 @@ def _learns_from_images(stage: Stage) -> bool:
 
 
 def _identity(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
-    """What identifies data wherever they are: the number of images, and SHA-256 of their labels."""
+    """What identifies data wherever they are: the number of images, and SHA-256 of labels, names, boxes and files."""
     parts = {"train": train, "val": val}
     sizes = {f"{name}_images": len(part) for name, part in parts.items()}
-    return sizes | {f"{name}_labels": digest(part.concept_labels, part.task_labels) for name, part in parts.items()}
+    digests = {name: part.digests() for name, part in parts.items()}
+    return sizes | {f"{name}_{what}": value for name, found in digests.items() for what, value in found.items()}
 
 
 def _beginning(run: RunFolder, config: ConceptConfig, options: RunOptions) -> str:

@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from conceptcam.data.batch import Batches, ConceptBatch, ConceptDataset, as_batch
+from conceptcam.data.digests import digest
 from conceptcam.training.distributed import broadcast
 from conceptcam.training.seeding import seeded
 
@@ -100,6 +101,11 @@ class BatchLoader:
         """Labels of all samples, (N, K) and (N, T), where they are known without loading an image."""
         dataset = self._dataset
         return (dataset.concept_labels, dataset.task_labels) if isinstance(dataset, ConceptDataset | _Rows) else None
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each thing that is learned from, as far as it is known without loading an image."""
+        dataset = self._dataset
+        return dataset.digests() if isinstance(dataset, ConceptDataset | _Rows) else {}
 
     @property
     def _dataset(self) -> Any:
@@ -199,6 +205,17 @@ class _Rows(Dataset[tuple[ConceptBatch, int]]):
         self.concept_labels = torch.cat([batch.concepts for batch in batches])
         self.task_labels = torch.cat([batch.targets for batch in batches])
         self._places = [(batch, row) for batch in batches for row in range(len(batch.concepts))]
+        self._batches = batches
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of labels, boxes, and some of the numbers of each batch of images."""
+        boxes = [batch.boxes for batch in self._batches if batch.boxes is not None]
+        images = [batch.images.flatten() for batch in self._batches]
+        return {
+            "labels": digest(self.concept_labels, self.task_labels),
+            "boxes": digest(*(part for one in boxes for part in (one.xyxy, one.concept, one.image))),
+            "images": digest(*(numbers[:: max(1, len(numbers) // 4096)] for numbers in images)),
+        }
 
     def __len__(self) -> int:
         return len(self._places)

@@ -4,7 +4,7 @@ The weights are the same to the bit on the same machine, with the same versions 
 processes.
 
 A checkpoint is one file, which is complete or not there. It holds tensors and plain values only, so it loads without
-running code (`weights_only=True`).
+running code (`weights_only=True`). It carries checksums, as any file of `torch.save` does, and they are compared.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import logging
 import os
 import pickle
 import weakref
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,16 @@ from conceptcam.training.history import EpochResult
 from conceptcam.training.stages import Stage
 
 log = logging.getLogger(__name__)
+
+_PARTS = {
+    **{"fingerprint": dict, "state": dict, "model": dict, "record": str, "random": list, "loaders": tuple},
+    **{"optimizer": dict | None, "epoch_random": dict | None},
+}
+# What zipfile and torch raise over a damaged file.
+_DAMAGED = (
+    *(RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, LookupError, TypeError),
+    *(ValueError, AttributeError, AssertionError, OverflowError, MemoryError, OSError),
+)
 
 FORMAT_VERSION = 2
 """Of what a checkpoint holds; conceptcam 0.1 wrote none."""
@@ -97,10 +109,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """Remove files that a killed run left half written, and give the newest checkpoint, if there is one.
 
+        Those that are damaged are passed over with a warning, and called `.damaged` from then on.
+
         Raises:
             FileExistsError: If there is one and `resume` is off.
             BlockingIOError: If another process has them open.
-            ValueError: If the newest checkpoint cannot be read.
+            ValueError: If no checkpoint can be read, or the newest is of another format.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
@@ -114,19 +128,16 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 f"{self.folder} holds checkpoints of an earlier run, such as {paths[-1].name}; continue it with "
                 "`fit(..., resume=True)`, or choose another `checkpoint_dir`"
             )
-        try:
-            content = torch.load(paths[-1], map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"the checkpoint {paths[-1]} cannot be read: it is damaged, or holds more than tensors and plain "
-                "values; remove it to resume from the one before"
-            ) from error
-        if content.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"the checkpoint {paths[-1]} was written by another version of conceptcam, such as 0.1; finish the run "
-                "with that version, or start a new one in another folder"
-            )
-        return content
+        for number, path in enumerate(reversed(paths)):
+            if (content := _read(path)) is not None:
+                for damaged in paths[len(paths) - number :]:
+                    log.warning("the checkpoint %s is damaged; going on from the one before", damaged)
+                    damaged.rename(damaged.with_suffix(".damaged"))
+                return content
+        raise ValueError(
+            f"the checkpoint {paths[-1]} cannot be read, nor can one before: it is damaged, or holds more than tensors "
+            "and plain values; begin anew in another folder"
+        )
 
     def close(self) -> None:
         """Unlock the folder for other processes."""
@@ -212,6 +223,30 @@ def check_fingerprint(then: Mapping[str, str], now: Mapping[str, str]) -> None:
         raise ValueError(
             f"cannot resume what was begun otherwise: {told}. Set it as it was, or choose another `checkpoint_dir`"
         )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None if it is damaged.
+
+    Raises:
+        ValueError: If it is of another format.
+    """
+    try:
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    return None
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGED:
+        return None
+    if isinstance(content, dict) and content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"the checkpoint {path} was written by another version of conceptcam, such as 0.1; finish the run "
+            "with that version, or start a new one in another folder"
+        )
+    whole = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _PARTS.items())
+    return content if whole else None
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:

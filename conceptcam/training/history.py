@@ -67,9 +67,18 @@ class CSVLogger:
         # Of an epoch that is trained again, the last row goes, and all rows behind it.
         places = [i for i, old in enumerate(before) if (old.stage, old.epoch) == (record.stage, record.epoch)]
         rows = before[: places[-1]] if places else before
-        with atomic_write(self.path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([EpochResult._fields, *rows, record])
+        write_history(self.path, [*rows, record])
         self._begun = True
+
+
+def write_history(path: str | Path, records: Sequence[EpochResult]) -> None:
+    """Write the results of epochs as `CSVLogger` does, all at once, in place of what is there.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with atomic_write(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([EpochResult._fields, *records])
 
 
 def read_history(path: str | Path) -> list[EpochResult]:

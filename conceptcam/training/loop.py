@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from conceptcam.config import from_json, to_json
-from conceptcam.data.labels import digest
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
@@ -61,6 +60,7 @@ class TrainingLoop:
         self.state = LoopState()
         self.epoch_random: dict[str, Any] | None = None  # the random states that this epoch started from
         self.saved: dict[str, Any] = {}  # what is still to be taken from the checkpoint resumed from
+        self.digests: dict[str, str] = {}  # of the data, by what of them
         self.checkpoints: Checkpoints | None = None
         if folder is not None:
             self.checkpoints = Checkpoints(Path(folder).expanduser(), self.options.keep_checkpoints)
@@ -195,6 +195,7 @@ class TrainingLoop:
         """Continue from the newest checkpoint, if there is one."""
         if self.checkpoints is None:
             return
+        self.digests = distributed.broadcast(self._digests() if distributed.is_main_process() else {})
         saved = distributed.broadcast(self.checkpoints.open(resume=wanted) if distributed.is_main_process() else None)
         if saved is None:
             return
@@ -231,12 +232,16 @@ class TrainingLoop:
         }
         self.checkpoints.save(self.state.steps, content)
 
+    def _digests(self) -> dict[str, str]:
+        parts = {"train": self.train.digests(), "val": self.val.digests()}
+        return {f"{part} {what}": value for part, found in parts.items() for what, value in found.items()}
+
     def _fingerprint(self) -> dict[str, str]:
         return fingerprint(
             self.model.config,
             self.stages,
             batches=self.train.length,
-            labels=["" if loader.labels is None else digest(*loader.labels) for loader in (self.train, self.val)],
+            **self.digests,
             processes=distributed.world_size(),
             frozen=sorted(self.frozen),
             **self.options.fixed,

@@ -273,6 +273,15 @@ def test_an_index_that_is_not_there_is_refused_with_both_numbers(ask):
 @pytest.mark.parametrize(
     "box, message",
     [
+        ({"bbox": [0, 0, 1, 1], "concept_idx": True}, "'concept_idx' must be an integer, got True in"),
+        (
+            {"bbox": [0, 0, 1, 1], "concept_idx": 0, "format": "xywh"},
+            r"a box has entries that nothing reads, \['format'\]",
+        ),
+        (
+            {"bbox": [0, 0, 1, 1], "concept_idx": 0, "x_min": 0.5},
+            "a box says where it is twice, by 'bbox' and by 'x_min'",
+        ),
         ({"bbox": [0, 0, 1, 1]}, "a box needs 'concept_idx', got"),
         ({"concept_idx": 1}, "'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got .*concept_idx"),
         ({"concept_idx": 1, "bbox": [0, 0, 1]}, "'bbox' with 4 numbers"),

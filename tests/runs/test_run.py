@@ -505,3 +505,27 @@ def test_maps_learn_to_stay_in_the_region_of_their_image(tmp_path):
     train = WithRegions(Squares(16, 0), tmp_path / "masks")
     kept = run(tmp_path / "kept", train=train, freeze_backbone=True, epochs={})
     assert outside(kept) < 0.9 * outside(free)
+
+
+def test_the_history_comes_back_from_the_checkpoints(tmp_path, unfinished):
+    run(tmp_path)
+    whole = read_history(tmp_path / "history.csv")
+    (tmp_path / "history.csv").unlink()
+    run(tmp_path, resume=True)
+    assert read_history(tmp_path / "history.csv") == whole and len(whole) >= 3
+
+
+def test_checkpoints_left_by_a_kill_after_the_end_go_at_the_next_start(tmp_path):
+    run(tmp_path)
+    for phase in ("concepts", "rest"):
+        (tmp_path / "checkpoints" / phase).mkdir(parents=True)
+        (tmp_path / "checkpoints" / phase / "checkpoint-000000001.pt").write_bytes(b"")
+    run(tmp_path, resume=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("text", ['{"model": 5}', '{"data": []}', "[1]", '{"a": 1, "a": 2}', "[" * 100_000, "9" * 5000])
+def test_a_run_json_that_no_run_wrote_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run.json (cannot be read: it |was not written by a run).*; choose another"):
+        run(tmp_path, resume=True)

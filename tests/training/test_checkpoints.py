@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -376,13 +377,45 @@ def test_resume_needs_a_folder():
         Trainer(keep_checkpoints=0)
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+def spoiled(content: bytes, how: object) -> bytes:
+    if isinstance(how, int):
+        place = how % len(content)
+        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    if isinstance(how, slice):
+        return content[how]
+    file = io.BytesIO()
+    torch.save(how, file) if not isinstance(how, bytes) else file.write(how)
+    return file.getvalue()
+
+
+SPOILED = [
+    *(b"", b"no checkpoint", b"PK\x03\x04", slice(0, 500), slice(0, 5000), slice(0, -1), 20_000, 60_001),
+    *([1, 2], {"format_version": 2}, {"format_version": 2, "state": 5, "model": 5}, torch.zeros(3), print),
+]
+
+
+@pytest.mark.parametrize("how", SPOILED, ids=lambda how: str(how)[:30])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how):
+    stopped(tmp_path, 3)
+    before, newest = Checkpoints(tmp_path, 2).paths()
+    newest.write_bytes(spoiled(newest.read_bytes(), how))
+    model, _ = trained(tmp_path, resume=True)
+    assert f"the checkpoint {newest} is damaged; going on from the one before" in caplog.text
+    assert newest.with_suffix(".damaged").exists()
+    whole = weights(trained(None)[0])
+    assert all(torch.equal(value, whole[key]) for key, value in weights(model).items())
+
+
+def test_checkpoints_that_are_all_damaged_are_named(tmp_path):
     stopped(tmp_path)
-    newest = Checkpoints(tmp_path, 2).paths()[-1]
-    for content in (b"", newest.read_bytes()[:500], b"no checkpoint"):
-        newest.write_bytes(content)
-        with pytest.raises(ValueError, match=f"the checkpoint {newest} cannot be read: it is damaged, .*; remove it"):
-            trained(tmp_path, resume=True)
+    paths = Checkpoints(tmp_path, 2).paths()
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(
+        ValueError, match=f"the checkpoint {paths[-1]} cannot be read, nor can one before: it is damaged"
+    ):
+        trained(tmp_path, resume=True)
+    assert Checkpoints(tmp_path, 2).paths() == paths
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):

@@ -63,6 +63,13 @@ class PhantomDataset(ConceptDataset):
         self.concept_labels = torch.from_numpy(self._arrays.concepts).float()
         self.task_labels = torch.from_numpy(self._arrays.diseases).float()
 
+    @property
+    def all_boxes(self) -> ConceptBoxes:
+        """The boxes of all images, numbered as the images."""
+        counts = np.diff(self._arrays.box_ends, prepend=0)
+        image = np.repeat(np.arange(len(self)), counts)
+        return ConceptBoxes(*map(torch.tensor, (self._arrays.boxes, self._arrays.box_concepts, image)))
+
     def load_item(self, index: int) -> ConceptItem:
         """The item as drawn: uint8, grey in all three channels; its boxes are never None."""
         arrays, index = self._arrays, range(len(self))[index]
