@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from conceptcam.model.outputs import ConceptOutput as ConceptOutput, ConceptPart as ConceptPart
     from conceptcam.model.pooling import create_pooling as create_pooling, list_poolings as list_poolings
     from conceptcam.model.predictions import Predictions as Predictions
+    from conceptcam.model.view import ModelView as ModelView
     from conceptcam.training.history import (
         CSVLogger as CSVLogger,
         EpochResult as EpochResult,
