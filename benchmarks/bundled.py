@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from conceptcam.analysis.evaluation import fit_thresholds
-from conceptcam.analysis.fitting import fit_calibration
+from conceptcam.analysis.fitting import fit_calibration, fit_novelty
 from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
 from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.hub.card import model_card
@@ -61,6 +61,8 @@ def fit_record(name: str, folder: Path, options: argparse.Namespace) -> None:
     fit_thresholds(model, data.val.dataloader(64), thresholds_source=model.record.thresholds_source)
     source = f"platt on {len(data.val)} validation images"
     fit_calibration(model, data.val.dataloader(64), calibration_source=source)
+    data.train.preprocess, data.train.augmentation = model.preprocess, None
+    fit_novelty(model, data.train.dataloader(64), data.val.dataloader(64))
     (folder / CONFIG_FILE).write_text(to_json(model.config, model.record), encoding="utf-8")
 
 

@@ -32,6 +32,10 @@ _SERIES: dict[str, tuple[int, float, float]] = {
 _PROBABILITIES = ("thresholds", "typical_present", "typical_absent")
 _EVIDENCE = ("evidence_present", "evidence_absent")
 _CALIBRATION = ("calibration", "task_calibration")
+_TEXTS = (
+    *("thresholds_source", "calibration_source", "feature_statistics", "unlike_source"),
+    *("training_data", "measured_on", "license", "weights_sha256"),
+)
 
 TaskKind = Literal["multilabel", "multiclass"]
 Bottleneck = Literal["prototypes", "concepts"]
@@ -163,6 +167,10 @@ class TrainingRecord:
             What `predict` and `explain` report is scaled; other probabilities of this record are not.
         task_calibration: Task name -> the same of a task's logit.
         calibration_source: On which data they were fitted, and how.
+        feature_statistics: Where pooled features of training images lie, as text; see `fit_novelty`. Empty if nobody
+            looked.
+        unlike_from: Distance of pooled features from which an image is unlike the training images; NaN if unknown.
+        unlike_source: What that distance is, in words.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
         metrics: Metric name -> value.
@@ -180,6 +188,9 @@ class TrainingRecord:
     calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     task_calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     calibration_source: str = ""
+    feature_statistics: str = ""
+    unlike_from: float = math.nan
+    unlike_source: str = ""
     thresholds_source: str = ""
     training_data: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -194,18 +205,14 @@ class TrainingRecord:
         check_names("stages", self.stages, at_least=0)
         for name in (*_PROBABILITIES, *_EVIDENCE, *_CALIBRATION, "metrics"):
             object.__setattr__(self, name, _numbers_by_name(name, getattr(self, name)))
-        for name in (
-            "thresholds_source",
-            "calibration_source",
-            "training_data",
-            "measured_on",
-            "license",
-            "weights_sha256",
-        ):
+        for name in _TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be text, got {brief(getattr(self, name))}")
         if not re.fullmatch("(?:[0-9a-f]{64})?", self.weights_sha256):
             raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {brief(self.weights_sha256)}")
+        unlike_from = math.nan if self.unlike_from is None else _float("`unlike_from`", self.unlike_from)
+        # One and the same NaN, so that records without the number are equal.
+        object.__setattr__(self, "unlike_from", math.nan if math.isnan(unlike_from) else unlike_from)
         for name in _CALIBRATION:
             if wrong := [pair for pair in getattr(self, name).values() if len(pair) != 2 or not pair[0] > 0]:
                 raise ValueError(f"`{name}` must hold a slope above 0 and an intercept for each name, got {wrong[0]}")
@@ -252,6 +259,8 @@ class TrainingRecord:
             record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
         if parts:
             record = dataclasses.replace(record, task_calibration={})
+        if "backbone" in parts:
+            record = dataclasses.replace(record, feature_statistics="", unlike_from=math.nan, unlike_source="")
         if not sees:
             return record
         record = dataclasses.replace(record, calibration={}, calibration_source="")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         explain_images as explain_images,
     )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
-    from conceptcam.analysis.fitting import fit_calibration as fit_calibration
+    from conceptcam.analysis.fitting import fit_calibration as fit_calibration, fit_novelty as fit_novelty
     from conceptcam.analysis.inspection_report import inspection_page as inspection_page
     from conceptcam.analysis.intervention import (
         Intervention as Intervention,

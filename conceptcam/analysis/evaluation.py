@@ -30,6 +30,7 @@ from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
+from conceptcam.model.novelty import can_tell, unlikeness
 from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
@@ -53,6 +54,7 @@ class Evaluation:
         task_scores: Scores of each task; each (T,).
         task_calibration: As `calibration`, of each task; each (T,).
         task_accuracy: Top-1 accuracy of a multi-class task, else NaN.
+        unlike: Fraction of the images that are unlike the training images; NaN if the model cannot tell.
         intervals: Headline figure -> itself and its 95 % bootstrap interval.
     """
 
@@ -68,6 +70,7 @@ class Evaluation:
     task_scores: LabelScores
     task_calibration: CalibrationScores
     task_accuracy: float
+    unlike: float
     intervals: Mapping[str, Interval]
 
     def summary(self) -> dict[str, float]:
@@ -78,7 +81,7 @@ class Evaluation:
         columns = [(concepts, _HEADLINES), (sided, _SIDED_HEADLINES), (self._task_columns(), _TASK_HEADLINES)]
         means = {name: macro_average(of[title]) for of, names in columns for name, title in names.items()}
         figures = {name: float(mean) for name, mean in (means | by_size).items()}
-        return {"images": self.images, **figures, "task_accuracy": self.task_accuracy}
+        return {"images": self.images, **figures, "task_accuracy": self.task_accuracy, "unlike_images": self.unlike}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
@@ -97,8 +100,14 @@ class Evaluation:
 
         `area` is the part of the image that is in boxes: what energy and IoU are for a map that is the same everywhere.
         """
+        lines = []
+        if self.unlike > 0:
+            lines += [
+                f"{self.unlike:.1%} of the images are unlike those the model was trained on: figures mean little.",
+                "",
+            ]
         names = [f"{name} *" if name in self.sided_concepts else name for name in self.concepts]
-        lines = [
+        lines += [
             *_table("concept", names, self._concept_columns(), macro_mean=True),
             "",
             *_table("box size", _SIZES, self._by_size(), macro_mean=False),
@@ -210,6 +219,7 @@ def evaluate(
         task_scores=task_scores(task_logits, targets, config.task_kind),
         task_calibration=calibration_scores(said_of_tasks, targets),
         task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
+        unlike=float((answers.unlikeness > 1).double().mean()) if can_tell(model.record) else math.nan,
         intervals=_intervals(logits, labels, task_logits, targets, exclusive, patients, draws) if draws else {},
     )
 
@@ -297,6 +307,7 @@ class _Answers(NamedTuple):
     task_logits: Tensor
     targets: Tensor
     evidence: Tensor
+    unlikeness: Tensor
     localization: LocalizationScores
 
 
@@ -315,7 +326,7 @@ def _ask(
             localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
             parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
             kept = output.evidence if evidence else output.evidence[:, :0]  # many numbers, which figures do not need
-            rows.append(tuple(part.cpu() for part in (*parts, kept)))
+            rows.append(tuple(part.cpu() for part in (*parts, kept, unlikeness(model.record, output.features))))
     if not rows:
         raise ValueError("there are no batches to evaluate on")
     return _Answers._make([*map(torch.cat, zip(*rows, strict=True)), localization.compute()])

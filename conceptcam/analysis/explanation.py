@@ -13,6 +13,7 @@ from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
+from conceptcam.model.novelty import unlike_sentence, unlikeness
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.predictions import check_finite, concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
@@ -78,6 +79,10 @@ class Explanation(NamedTuple):
     """One per concept, the most probable first."""
     tasks: tuple[TaskExplanation, ...]
     """One per task, in the model's order; empty if the model was taught no task."""
+    unlikeness: float = math.nan
+    """How far the image is from the training images: above 1 it is unlike them. NaN if the model cannot tell."""
+    unlike: str = ""
+    """A sentence that says so; empty if the image is not unlike, or the model cannot tell."""
 
     def concept(self, name: str) -> ConceptPrediction:
         """The prediction of one concept.
@@ -112,16 +117,19 @@ class Explanation(NamedTuple):
             }
             for one in self.tasks
         }
-        return nan_to_null({"concepts": concepts, "tasks": tasks})
+        return nan_to_null({"unlikeness": self.unlikeness, "concepts": concepts, "tasks": tasks})
 
-    def lines(self, *, top: int = 5, tasks: int | None = None) -> list[str]:
+    def lines(self, *, top: int = 5, tasks: int | None = None, say_unlike: bool = True) -> list[str]:
         """The most probable concepts, and each task logit as a sum, as lines to read.
+
+        If the image is unlike the training images, the first line says so.
 
         Args:
             top: How many concepts to name, above and in each sum.
             tasks: How many tasks to show, the most probable ones; None shows all, in the model's order.
+            say_unlike: Whether to say first that the image is unlike the training images, if it is.
         """
-        lines = []
+        lines = [f"  {self.unlike}"] if self.unlike and say_unlike else []
         for prediction in self.concepts[:top]:
             known = not math.isnan(prediction.threshold)
             threshold = f" (threshold {prediction.threshold:.3f})" if known else ""
@@ -243,7 +251,15 @@ def explain_output(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -
     ]
     predictions.sort(key=lambda prediction: -prediction.probability)
     tasks = _explain_tasks(model, output, heatmaps) if tasks_taught(model.config, model.record) else ()
-    return Explanation(model.preprocess.denormalize(pixels), model.config.concepts, tuple(predictions), tasks)
+    distance = float(unlikeness(record, output.features)[0])
+    return Explanation(
+        model.preprocess.denormalize(pixels),
+        model.config.concepts,
+        tuple(predictions),
+        tasks,
+        distance,
+        unlike_sentence(record, distance),
+    )
 
 
 def _explain_tasks(model: ConceptModel, output: ConceptOutput, heatmaps: Tensor) -> tuple[TaskExplanation, ...]:

@@ -1,4 +1,4 @@
-"""What a model's record learns from validation images after training, beside thresholds: calibration."""
+"""What a model's record learns after training, beside thresholds: calibration, and how training images look."""
 
 import dataclasses
 import math
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.calibration import Scaling, ScalingMethod, fit_scaling
+from conceptcam.metrics.novelty import feature_distance, fit_feature_statistics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
+from conceptcam.model.novelty import pack_statistics, unlike_threshold, unpack_statistics
 from conceptcam.model.taught import check_taught, tasks_taught
 
 
@@ -54,6 +56,45 @@ def fit_calibration(
         task_calibration=task_scaling,
         calibration_source=calibration_source,
     )
+
+
+@torch.inference_mode()
+def fit_novelty(model: ConceptModel, train: Batches, val: Batches, *, images: int = 2000) -> None:
+    """Keep in the model's record what it takes to say that an image is unlike the training images.
+
+    `explain`, `predict` and `evaluate` then give a number for each image, and say so where it is above 1: the distance
+    of the pooled features from those of training images (see `conceptcam.metrics.novelty`), in units of the distance
+    that 99.9 % of the validation images stay below, or all of them if there are fewer than 1,000.
+
+    Args:
+        model: A model whose backbone stays as it is from now on.
+        train: Training data as they are, not augmented; better in random order.
+        val: Validation data.
+        images: How many training images to look at, at most.
+
+    Raises:
+        ValueError: If there are fewer than 8 training images, or no validation images.
+    """
+    features = [_pooled_features(model, train, images), _pooled_features(model, val, None)]
+    if not len(features[1]):
+        raise ValueError("there are no validation batches to choose a distance on")
+    packed = pack_statistics(fit_feature_statistics(features[0]))
+    distances = feature_distance(features[1], unpack_statistics(packed, features[1].shape[1]))
+    unlike_from, source = unlike_threshold(distances)
+    model.record = dataclasses.replace(
+        model.record, feature_statistics=packed, unlike_from=unlike_from, unlike_source=source
+    )
+
+
+def _pooled_features(model: ConceptModel, batches: Batches, most: int | None) -> Tensor:
+    """(N, C) features of images, averaged over places; of as many batches as hold enough images."""
+    rows: list[Tensor] = [torch.empty(0, model.backbone.out_channels)]
+    with eval_mode(model) as where, torch.random.fork_rng(devices=[]):
+        for given in batches:
+            if most is not None and sum(map(len, rows)) >= most:
+                break
+            rows.append(model.backbone(as_batch(given).to(where).images).float().mean(dim=(-2, -1)).cpu())
+    return torch.cat(rows)[:most]
 
 
 def _pairs(names: Sequence[str], scaling: Scaling) -> dict[str, tuple[float, ...]]:

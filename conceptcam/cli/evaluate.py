@@ -12,7 +12,7 @@ Examples:
 import argparse
 
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
-from conceptcam.cli.inputs import make_options, output_folder, show
+from conceptcam.cli.inputs import make_options, output_folder, show, show_origin
 from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
 
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
 
     place, how = output_folder(options), make_options(options)
     model = ConceptModel.from_pretrained(options.model)
+    show_origin(model.record)
     dataset = read_part(options, read_data(options, "annotations", like=model.config), show)
     folder = RunFolder(place)
     result = measure(model, dataset, folder, how, sided_concepts=options.sided)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from conceptcam._checks import check_known
 from conceptcam._files import write_json
-from conceptcam.cli.inputs import list_images, load_model, make_options, output_folder, show
-from conceptcam.cli.options import MODEL, add_flag, add_images, add_out, add_run_options
+from conceptcam.cli.inputs import list_images, load_model, make_options, output_folder, show, show_origin
+from conceptcam.cli.options import MODEL, UNLIKE, add_flag, add_images, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     answer = "a concept as you see it: NAME=present, NAME=absent or NAME=P with a probability P; may be repeated"
     add_flag(parser, "set", [], answer, metavar="NAME=ANSWER", action="append")
+    add_flag(parser, "hide_unlike", False, UNLIKE)
     add_flag(parser, "top", 5, "how many concepts to print and draw", at_least=1, metavar="N")
     add_out(parser)
     add_run_options(parser, names=("batch_size", "device"))
@@ -49,11 +50,12 @@ def run(options: argparse.Namespace) -> None:
     for name in options.concept:
         check_known("concept", name, model.config.concepts)
     images = list_images(options.images)
+    show_origin(model.record)
     folder = output_folder(options)
     results = intervene_images(model, images, intervention, task=options.task, batch_size=how.batch_size)
     for path, name, result in zip(images, _file_names(images), results, strict=True):
         explanation = result.before
-        show("\n".join([f"\n{path}", *explanation.lines(top=options.top)]))
+        show("\n".join([f"\n{path}", *explanation.lines(top=options.top, say_unlike=not options.hide_unlike)]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         write_json(folder / f"{name}.json", result.as_dict() if options.set else explanation.as_dict())
         if options.set:

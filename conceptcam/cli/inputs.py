@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from conceptcam.config import TrainingRecord
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.runs.options import RunOptions
 
@@ -86,6 +87,13 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
             raise FileNotFoundError(f"there are no images in the folder {path}")
         images += found
     return images
+
+
+def show_origin(record: "TrainingRecord") -> None:
+    """Print what a model was trained on, what it is not for, and whether it can tell images unlike those."""
+    data = record.training_data or "data that nobody named"
+    blind = "" if record.feature_statistics else " It cannot tell whether an image is unlike those."
+    show(f"A model trained on {data}; research software, not for diagnosis.{blind}")
 
 
 def load_model(options: argparse.Namespace) -> "ConceptModel":

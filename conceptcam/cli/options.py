@@ -10,6 +10,7 @@ from typing import Any
 
 from conceptcam._checks import check_known
 
+UNLIKE = "do not say which images are unlike those the model was trained on"
 MODEL = "folder written by train, demo or save_pretrained, a name of `conceptcam models`, or organization/name"
 
 

@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from conceptcam.cli.inputs import is_taken, list_images, load_model, make_options, show
-from conceptcam.cli.options import MODEL, add_flag, add_images, add_run_options
+from conceptcam.cli.inputs import is_taken, list_images, load_model, make_options, show, show_origin
+from conceptcam.cli.options import MODEL, UNLIKE, add_flag, add_images, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "ids", False, "add the patient and study that DICOM files name")
     text = "write probabilities as the model gives them, not as its calibration corrects them"
     add_flag(parser, "uncalibrated", False, text)
+    add_flag(parser, "hide_unlike", False, UNLIKE)
     add_run_options(parser, names=("batch_size", "device"))
 
 
@@ -36,7 +37,12 @@ def run(options: argparse.Namespace) -> None:
     images = list_images(options.images)
     ids = _ids(images) if options.ids else {}
     model = load_model(options)
+    show_origin(model.record)
     table = model.predict(images, batch_size=how.batch_size, calibrated=not options.uncalibrated)
+    unlike = 0 if table.unlikeness is None else int((table.unlikeness > 1).sum())
+    if unlike and not options.hide_unlike:
+        what = f"{unlike} of {len(images)} images are unlike those the model was trained on"
+        show(f"{what} (unlikeness above 1 in the table); what it says of them means little")
     table.to_csv(options.out, more=ids)
     show(f"{len(table.names)} images, {len(model.config.concepts)} concepts: written to {options.out}")
 

@@ -61,6 +61,7 @@ _WORDS: Mapping[str, str] = {
     "task_ece": "calibration error of task probabilities",
     "task_brier": "Brier score of task probabilities",
     "task_accuracy": "task accuracy",
+    "unlike_images": "fraction of images unlike those of training",
 }
 
 

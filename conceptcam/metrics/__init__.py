@@ -50,6 +50,11 @@ if TYPE_CHECKING:
         pointing_game as pointing_game,
         random_peaks as random_peaks,
     )
+    from conceptcam.metrics.novelty import (
+        FeatureStatistics as FeatureStatistics,
+        feature_distance as feature_distance,
+        fit_feature_statistics as fit_feature_statistics,
+    )
     from conceptcam.metrics.prototypes import (
         PrototypeAccuracy as PrototypeAccuracy,
         PrototypeHealth as PrototypeHealth,

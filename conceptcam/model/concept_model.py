@@ -20,6 +20,7 @@ from conceptcam.hub.model_folder import known_sha256, read_folder, save_folder
 from conceptcam.hub.weights import load_into
 from conceptcam.model.device import eval_mode, resolve_device
 from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
+from conceptcam.model.novelty import can_tell, unlikeness
 from conceptcam.model.outputs import ConceptOutput, ConceptPart
 from conceptcam.model.pooling import create_pooling
 from conceptcam.model.predictions import (
@@ -318,19 +319,22 @@ class ConceptModel(nn.Module):
         concepts = torch.empty(len(images), len(self.config.concepts))
         tasks = torch.empty(len(images), len(self.config.tasks) if with_tasks else 0)
         record = self.record if calibrated else None
+        novelty = torch.empty(len(images), dtype=torch.float64)
         with eval_mode(self, device) as where:
             for start in range(0, len(images), batch_size):
                 rows = slice(start, start + batch_size)
                 batch = torch.stack([self.preprocess(image).to(where) for image in images[rows]])
                 concept_part = self.forward_concepts(batch)
                 check_finite(concept_part.concept_logits)
+                novelty[rows] = unlikeness(self.record, concept_part.features)
                 concepts[rows] = concept_probabilities(concept_part.concept_logits, self.config, record).cpu()
                 if with_tasks:
                     task_logits = self.forward_task(concept_part).task_logits
                     check_finite(task_logits)
                     tasks[rows] = task_probabilities(task_logits, self.config, record).cpu()
         task_names = self.config.tasks if with_tasks else ()
-        return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks)
+        unlike = novelty if can_tell(self.record) else None
+        return Predictions(image_names(images), self.config.concepts, task_names, concepts, tasks, unlike)
 
     def __repr__(self) -> str:
         """What it is and was taught, and a line per part; printing a part shows its layers."""

@@ -38,6 +38,9 @@ class Predictions:
     tasks: tuple[str, ...]
     concept_probabilities: Tensor
     task_probabilities: Tensor
+    unlikeness: Tensor | None = None
+    """(N,) how far each image is from the training images: above 1 it is unlike them, and its row means little. None if
+    the model's record does not say."""
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The table as a pandas data frame, with the columns of `to_csv`.
@@ -54,7 +57,8 @@ class Predictions:
     def to_csv(self, path: str | PathLike[str], *, more: Mapping[str, Sequence[str]] | None = None) -> None:
         """Write the table to a file, whole or not at all: `image`, then a column per concept and per task.
 
-        A task with the name of a concept has " (task)" after its name.
+        A task with the name of a concept has " (task)" after its name. The last column, `unlikeness`, is there if the
+        model can tell.
 
         Args:
             path: The file to write.
@@ -78,10 +82,13 @@ class Predictions:
 
     def _columns(self) -> list[str]:
         tasks = [f"{name} (task)" if name in self.concepts else name for name in self.tasks]
-        return ["image", *self.concepts, *tasks]
+        return ["image", *self.concepts, *tasks, *([] if self.unlikeness is None else ["unlikeness"])]
 
     def _rows(self) -> list[list[Any]]:
-        probabilities = torch.cat([self.concept_probabilities, self.task_probabilities], dim=1).tolist()
+        columns = [self.concept_probabilities, self.task_probabilities]
+        if self.unlikeness is not None:
+            columns.append(self.unlikeness.to(columns[0])[:, None])
+        probabilities = torch.cat(columns, dim=1).tolist()
         return [[name, *values] for name, values in zip(self.names, probabilities, strict=True)]
 
 

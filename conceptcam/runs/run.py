@@ -12,7 +12,7 @@ import torch
 from conceptcam._files import write_json
 from conceptcam._version import __version__
 from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
-from conceptcam.analysis.fitting import fit_calibration
+from conceptcam.analysis.fitting import fit_calibration, fit_novelty
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import save_split
@@ -207,6 +207,10 @@ def _train(
             # Once more at the end, when there are prototypes whose typical evidence can be recorded.
             fit_thresholds(model, loader(val, options), thresholds_source=f"highest F1 on {len(val)} validation images")
             fit_calibration(model, loader(val, options), calibration_source=f"platt on {len(val)} validation images")
+            if phase == "concepts" and len(train) >= 8:  # the backbone stays as it is from now on
+                train.augmentation = None
+                with seeded(options.seed):  # a table may be sorted
+                    fit_novelty(model, loader(train, options, shuffle=True), loader(val, options))
             model.record = dataclasses.replace(model.record, training_data=training_data)
             if distributed.is_main_process():
                 write_history(run.history, results)  # a resumed run may have found it gone

@@ -307,6 +307,22 @@ def test_explain_says_what_changes_if_a_concept_is_set(run, data, tmp_path, caps
     assert width(tmp_path / "x" / "val-0-told.png") > 100
 
 
+def test_an_unlike_image_is_said_to_be_so_unless_hidden(run, data, tmp_path, capsys):
+    Image.effect_noise((64, 48), 90).save(tmp_path / "noise.png")
+    noise = str(tmp_path / "noise.png")
+    assert main(["explain", str(run), noise, "--out", str(tmp_path / "said")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("A model trained on ") and "not for diagnosis" in printed
+    assert "this image is unlike those the model was trained on" in printed
+    assert main(["explain", str(run), noise, "--out", str(tmp_path / "hidden"), "--hide-unlike"]) == 0
+    assert "is unlike" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "hidden" / "noise.json").read_text())["unlikeness"] > 1
+    assert main(["predict", str(run), noise, "--out", str(tmp_path / "table.csv")]) == 0
+    assert "1 of 1 images are unlike" in capsys.readouterr().out
+    assert main(["predict", str(run), noise, "--out", str(tmp_path / "quiet.csv"), "--hide-unlike"]) == 0
+    assert "are unlike" not in capsys.readouterr().out
+
+
 def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     small = [
@@ -537,7 +553,7 @@ def test_predict_writes_a_row_per_image(run, data, tmp_path, capsys):
     assert "3 images" in capsys.readouterr().out
     with out.open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header[1:] == [*CONCEPTS, *TASKS] and len(rows) == 3
-    assert all(0 <= float(value) <= 1 for row in rows for value in row[1:])
+    assert header[1:] == [*CONCEPTS, *TASKS, "unlikeness"] and len(rows) == 3
+    assert all(0 <= float(value) <= 1 for row in rows for value in row[1:-1])
     assert main(["predict", str(run), *images, "--out", str(out)]) == 2
     assert "is there already; choose another --out" in capsys.readouterr().err
