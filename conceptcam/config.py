@@ -146,6 +146,10 @@ class ConceptConfig:
     def __repr__(self) -> str:
         return _short(self)
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # A pickle by a version that had fewer fields: those it lacks have their defaults.
+        self.__dict__.update(vars(_build(type(self), dict(state), source="the pickle")))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
@@ -219,6 +223,10 @@ class TrainingRecord:
 
     def __repr__(self) -> str:
         return _short(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # A pickle by a version that had fewer fields: those it lacks have their defaults.
+        self.__dict__.update(vars(_build(type(self), dict(state), source="the pickle")))
 
     def calibrated(self, concept: str, probability: float) -> float:
         """A concept's probability as the model gives it, or a threshold, as `predict` and `explain` report it."""
@@ -380,14 +388,14 @@ def _renamed(values: object, names: Mapping[str, str]) -> object:
 _Record = TypeVar("_Record", ConceptConfig, TrainingRecord)
 
 
-def _build(cls: type[_Record], values: object) -> _Record:
+def _build(cls: type[_Record], values: object, *, source: str = "config.json") -> _Record:
     if not isinstance(values, dict):
-        raise ValueError(f"config.json must hold the fields of {cls.__name__}, got {brief(values)}")
+        raise ValueError(f"{source} must hold the fields of {cls.__name__}, got {brief(values)}")
     fields = {known.name: known for known in dataclasses.fields(cls)}
     if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(f"config.json has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}")
+        raise ValueError(f"{source} has unknown fields {unknown} of {cls.__name__}; known: {sorted(fields)}")
     if missing := [name for name, known in fields.items() if _required(known) and name not in values]:
-        raise ValueError(f"config.json lacks the fields {missing} of {cls.__name__}")
+        raise ValueError(f"{source} lacks the fields {missing} of {cls.__name__}")
     return cls(**{key: _null_to_nan(value) for key, value in values.items()})
 
 

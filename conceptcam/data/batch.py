@@ -106,6 +106,8 @@ class ConceptBatch(NamedTuple):
         )
 
 
+torch.serialization.add_safe_globals([ConceptItem, ConceptBatch])  # `torch.load` reads them with `weights_only=True`
+
 Batches = Iterable[ConceptBatch | Mapping[str, Any]]
 """What training and evaluation iterate over: batches of ours, or dicts as `as_batch` reads."""
 

@@ -236,6 +236,8 @@ class ConceptBoxes:
         return changed
 
 
+torch.serialization.add_safe_globals([ConceptBoxes])  # `torch.load` reads them with `weights_only=True`
+
 ImageBoxes = ConceptBoxes | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """The boxes of one image, as `ConceptBoxes.from_dicts` reads them."""
 

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+from conceptcam.config import ConceptConfig, TrainingRecord
 
 
 class ConceptPart(NamedTuple):
@@ -69,3 +73,10 @@ class ConceptOutput(NamedTuple):
             "similarity_scores": self.evidence,
             "logits": self.task_logits,
         }
+
+
+# Files of torch may hold these: those of `torch.save`, read with `weights_only=True`, and of `torch.export.save`.
+_OUTPUTS: tuple[type, ...] = (ConceptPart, PrototypePart, TaskPart, ConceptOutput)
+torch.serialization.add_safe_globals([ConceptConfig, TrainingRecord, *_OUTPUTS])
+for _kind in _OUTPUTS:
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"{__name__}.{_kind.__name__}")
