@@ -1,12 +1,16 @@
 """Files that are written completely or not at all, and JSON, read and written."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
+
+_LONG_NAME = 100  # bytes; file systems take 255, and names grow by endings and marks
 
 
 @contextlib.contextmanager
@@ -44,6 +48,26 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """What to call what is written about each file: a short name without ending, of which no two are alike.
+
+    It is the file's own name or, where several have one name, its path with `-` for `/`. One that is long or still
+    not unique, in a folder that ignores case too, ends with eight digits of the SHA-256 of the path.
+    """
+    pure = [PurePath(path) for path in paths]
+    names = [path.stem for path in pure]
+    if len({name.casefold() for name in names}) < len(names):
+        names = ["-".join(path.with_suffix("").parts).lstrip("/-") for path in pure]
+    counts, seen = Counter(name.casefold() for name in names), set[PurePath]()
+    for number, (name, path) in enumerate(zip(names, pure, strict=True)):
+        if counts[name.casefold()] > 1 or len(name.encode()) > _LONG_NAME:
+            known = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+            again = f"-{number}" if path in seen else ""  # one file, asked for twice
+            seen.add(path)
+            names[number] = f"{name.encode()[: _LONG_NAME - 20].decode(errors='ignore')}-{known}{again}"
+    return names
 
 
 def write_text(path: str | Path, text: str) -> None:

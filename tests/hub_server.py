@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from tests.hub_api import Hub, Refusal, Repo, Request, Response
 
-FaultKind = Literal["truncate", "short", "flip", "reset", "stall", "slow", "status", "html", "no_etag"]
+FaultKind = Literal[
+    "dribble", "json", "truncate", "short", "flip", "reset", "stall", "slow", "status", "html", "no_etag"
+]
 PATIENCE = 6.0  # seconds that a stall lasts at most, so that a client that waits for ever fails a test and no more
 
 
@@ -189,7 +191,9 @@ class Handler(BaseHTTPRequestHandler):
         if not breaks_off or keep > 0:
             self._send_head(response)
         if self.command != "HEAD":
-            self._send_body(response.body[:keep] if breaks_off else response.body, slowly=kind == "slow")
+            self._send_body(
+                response.body[:keep] if breaks_off else response.body, slowly=kind == "slow", dribbles=kind == "dribble"
+            )
         self.close_connection = True
         if kind == "stall":
             self._wait_for_the_client_to_leave(over)
@@ -206,11 +210,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")  # no state is left in a connection from one request to the next
         self.end_headers()
 
-    def _send_body(self, body: bytes, *, slowly: bool) -> None:
-        step = len(body) // 8 + 1 if slowly else len(body) or 1
+    def _send_body(self, body: bytes, *, slowly: bool, dribbles: bool) -> None:
+        step = 1 if dribbles else len(body) // 8 + 1 if slowly else len(body) or 1
         for start in range(0, len(body), step):
-            self.wfile.write(body[start : start + step])
-            if slowly:
+            try:
+                self.wfile.write(body[start : start + step])
+            except OSError:
+                return  # the client has left
+            if slowly or dribbles:
                 time.sleep(0.05)
 
     def _wait_for_the_client_to_leave(self, over: threading.Event) -> None:
@@ -226,6 +233,8 @@ def _whole(response: Response, request: Request, fault: Fault | None) -> Respons
     body, headers, status = response.body, dict(response.headers), response.status
     if fault and fault.kind == "status":
         return Response(fault.status, b'{"error": "out of order"}', fault.headers)
+    if fault and fault.kind == "json":
+        return Response(200, fault.headers["body"].encode(), {})
     if fault and fault.kind == "html":
         return Response(200, b"<html>Sign in to this network</html>", {"Content-Type": "text/html"})
     if fault and fault.kind == "no_etag":

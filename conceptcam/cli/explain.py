@@ -11,11 +11,9 @@ Examples:
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from conceptcam._checks import check_known
-from conceptcam._files import write_json
+from conceptcam._files import file_names, write_json
 from conceptcam.cli.inputs import list_images, load_model, make_options, output_folder, show, show_origin
 from conceptcam.cli.options import MODEL, UNLIKE, add_flag, add_images, add_out, add_run_options
 
@@ -53,21 +51,14 @@ def run(options: argparse.Namespace) -> None:
     show_origin(model.record)
     folder = output_folder(options)
     results = intervene_images(model, images, intervention, task=options.task, batch_size=how.batch_size)
-    for path, name, result in zip(images, _file_names(images), results, strict=True):
+    for path, name, result in zip(images, file_names(images), results, strict=True):
         explanation = result.before
-        show("\n".join([f"\n{path}", *explanation.lines(top=options.top, say_unlike=not options.hide_unlike)]))
+        written = "" if name == path.stem else f" (written as {name})"
+        lines = explanation.lines(top=options.top, say_unlike=not options.hide_unlike)
+        show("\n".join([f"\n{path}{written}", *lines]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
         write_json(folder / f"{name}.json", result.as_dict() if options.set else explanation.as_dict())
         if options.set:
             show("\n".join(["  told otherwise:", *result.lines()]))
             save_png(result.figure(), folder / f"{name}-told.png")
     show(f"Written to {folder}")
-
-
-def _file_names(paths: Sequence[Path]) -> list[str]:
-    """What to call what is written about each image: its stem, or its whole path where stems are not unique."""
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    wholes = ["-".join(path.with_suffix("").parts).lstrip("/-") for path in paths]
-    return [f"{whole}-{k}" if wholes.count(whole) > 1 else whole for k, whole in enumerate(wholes)]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -53,7 +54,7 @@ def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
     """
     from conceptcam.runs.folder import RunFolder
 
-    folder: Path = options.out or Path("runs", f"{options.command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder: Path = options.out or _new_folder(f"{options.command}-{time.strftime('%Y%m%d-%H%M%S')}")
     if resume and options.out is None:
         raise ValueError("--resume needs --out with the folder of the run to go on with")
     if resume:
@@ -62,7 +63,14 @@ def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
         if options.command in ("demo", "train"):
             RunFolder(folder).check_begin(resume=False)
         raise FileExistsError(f"{folder} is there already and not an empty folder; choose another --out")
+    options.out = folder  # whoever asks later where it is, also of a folder that nobody named
     return folder
+
+
+def _new_folder(name: str) -> Path:
+    """A folder of that name in `runs`, or with a number behind it, if another start took it in the same second."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(folder for folder in (Path("runs", one) for one in names) if not folder.exists())
 
 
 def is_taken(place: Path) -> bool:

@@ -1,14 +1,18 @@
 """The command line: `conceptcam COMMAND`."""
 
 import argparse
+import contextlib
 import importlib
 import logging
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from conceptcam._version import __version__
-from conceptcam.cli.errors import USER_ERRORS, sentence, tell
+from conceptcam.cli.errors import USER_ERRORS, processes, sentence, tell
 
 COMMANDS = ("demo", "inspect", "train", "evaluate", "explain", "predict", "models", "verify", "convert")
 """Each has a file here of its name. Its docstring is its manual; it has `add_arguments(parser)` and `run(options)`."""
@@ -23,15 +27,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser([name for name in typed if name in COMMANDS][:1]).parse_args(typed)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        code: int | None = options.run(options)
+        with _terminable():
+            code: int | None = options.run(options)
     except (*USER_ERRORS, RuntimeError) as error:
         if options.verbose or not tell(sentence(error), head=f"conceptcam {options.command}: "):
             raise
         return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        tell(f"stopped{_how_to_go_on(options, typed)}", head=f"conceptcam {options.command}: ")
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return code or 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as it comes from a cluster or a service that stops; it ends a command as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises `_Terminated`, in a command of one process."""
+    # Processes that wait for one another in torch's own code cannot raise, and would be killed only much later.
+    if processes() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _how_to_go_on(options: argparse.Namespace, typed: Sequence[str]) -> str:
+    """What to type to go on with a run that was stopped; empty if there is none."""
+    folder = getattr(options, "out", None)
+    if options.command not in ("demo", "train") or folder is None or not (folder / "run.json").is_file():
+        return ""
+    given = any(text == "--out" or text.startswith("--out=") for text in typed)
+    again = [*typed, *([] if given else ["--out", str(folder)]), *([] if options.resume else ["--resume"])]
+    return f"; go on with: {shlex.join(['conceptcam', *again])}"
 
 
 class _Parser(argparse.ArgumentParser):

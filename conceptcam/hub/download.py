@@ -1,5 +1,6 @@
 """Files on the Hugging Face Hub: fetched as of one commit, put there as one commit."""
 
+import functools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Any
 from conceptcam._checks import did_you_mean
 from conceptcam._version import __version__
 from conceptcam.hub.address import Address, parse_source
-from conceptcam.hub.errors import _status, plain_errors
+from conceptcam.hub.errors import MISSHAPEN, _status, plain_errors, within
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written, known_sha256
 from conceptcam.hub.weights import sha256
 from conceptcam.hub.zoo import bundled_models
@@ -150,13 +151,16 @@ def _unreachable(address: Address, token: str | None) -> Exception | None:
     """Why nothing answers as the Hub would, if so: `snapshot_download` would wait for a silent one for ever."""
     from huggingface_hub import HfApi, constants, errors
 
+    wait = constants.HF_HUB_ETAG_TIMEOUT
+    ask = functools.partial(
+        HfApi(token=token, **_CLIENT).model_info, address.repository, revision=address.revision, timeout=wait
+    )
     try:
-        HfApi(token=token, **_CLIENT).model_info(
-            address.repository, revision=address.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
-    except (errors.HTTPError, OSError, json.JSONDecodeError) as error:
+        # The client's own time is for each read: an answer that dribbles would never use it up.
+        commit = within(3 * wait, ask).sha
+    except (errors.HTTPError, OSError, json.JSONDecodeError, *MISSHAPEN) as error:
         return None if _status(error) else error
-    return None
+    return None if isinstance(commit, str) else TypeError("its answer names no commit")
 
 
 def upload(

@@ -2,7 +2,38 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+_Answer = TypeVar("_Answer")
+
+MISSHAPEN = (TypeError, KeyError, AttributeError, AssertionError)
+"""What the client raises over an answer that is JSON of another shape than the Hub's."""
+
+
+def within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
+    """What `ask` gives, if it gives it in time; otherwise it is left to itself.
+
+    Raises:
+        TimeoutError: If it takes longer.
+    """
+    answer: Future[_Answer] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # for whoever waits
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError as error:
+        if answer.done():  # its own
+            raise
+        raise TimeoutError(f"no whole answer within {seconds:g} seconds") from error
 
 
 @contextlib.contextmanager
@@ -17,7 +48,7 @@ def plain_errors(source: str) -> Iterator[None]:
         yield
     except errors.HFValidationError as error:
         raise ValueError(f"{source!r} is nothing here and no name on the Hub, organization/name") from error
-    except (errors.HTTPError, errors.EntryNotFoundError, json.JSONDecodeError, OSError) as error:
+    except (errors.HTTPError, errors.EntryNotFoundError, json.JSONDecodeError, OSError, *MISSHAPEN) as error:
         raise _plain(source, error) from error
 
 

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
-from conceptcam._files import write_json, write_text
+from conceptcam._files import file_names, write_json, write_text
 from conceptcam.analysis.evaluation import Evaluation, evaluate
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
@@ -111,15 +111,14 @@ def save_explanations(model: ConceptModel, items: Iterable[ConceptItem], folder:
     """Draw what a model sees in images as read: one figure each, of the concepts with boxes and the most probable.
 
     Returns:
-        The files written, named after the items.
+        The files written, named after the items; see `file_names`.
     """
-    paths = []
-    for item in items:
+    items, paths = list(items), []
+    for item, name in zip(items, file_names([item.name for item in items]), strict=True):
         explanation = explain(model, item.image)
         marked = [] if item.boxes is None else [model.config.concepts[k] for k in item.boxes.concept.unique().tolist()]
         probable = [one.concept for one in explanation.concepts if one.concept not in marked]
         picture = explanation.figure(boxes=item.boxes, concepts=[*marked, *probable][: max(4, len(marked))])
-        # The whole name, so that a/1.png and b/1.png stay two files.
-        paths.append(folder / (str(Path(item.name).with_suffix("")).replace("/", "-") + ".png"))
+        paths.append(folder / f"{name}.png")
         save_png(picture, paths[-1])
     return paths

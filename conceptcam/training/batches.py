@@ -21,6 +21,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from conceptcam._checks import shorten
 from conceptcam.data.batch import Batches, ConceptBatch, ConceptDataset, as_batch
 from conceptcam.data.digests import digest
 from conceptcam.training.distributed import broadcast
@@ -237,6 +238,13 @@ def _join_rows(places: Sequence[tuple[ConceptBatch, int]]) -> ConceptBatch:
 def _loader_of_rows(given: Batches) -> DataLoader[Any]:
     """A loader that gives the batches of a list, by the numbers of their rows."""
     batches = [as_batch(batch) for batch in given]
+    for what in ("concepts", "targets"):
+        widths = {getattr(batch, what).shape[1:] for batch in batches}
+        if len(widths) > 1:
+            raise ValueError(
+                f"batches differ in the shape of their `{what}`: {shorten(map(str, map(tuple, widths)))} behind the "
+                "number of images; each label needs its column in all of them"
+            )
     ends = accumulate((len(batch.concepts) for batch in batches), initial=0)
     numbers = [range(*pair) for pair in pairwise(ends)]
     return DataLoader(_Rows(batches), batch_sampler=numbers, collate_fn=_join_rows)  # type: ignore[arg-type]

@@ -18,6 +18,10 @@ from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader, EpochPlan, RankBatch
 from conceptcam.training.stages import SplitForward, Stage
 
+log = distributed.main_process_logger(__name__)
+
+_FAR = 50.0  # more than any image in [0, 1] comes to, divided by a standard deviation of 0.02
+
 
 class StepInput(NamedTuple):
     """What a stage's forward pass and its loss need for one batch."""
@@ -56,12 +60,16 @@ class Images:
         self._loader, self._stage, self._device = loader, stage, device
         self.forward = stage.forward
         self.divided = distributed.world_size() > 1
+        self._looked = False
 
     def load(self, plan: EpochPlan, start: int = 0) -> Iterator[StepInput]:
         """The inputs of each batch of a plan, from the batch numbered `start` on."""
         return map(self._step_input, self._loader.load(plan, start))
 
     def _step_input(self, share: RankBatch) -> StepInput:
+        if not self._looked:
+            self._looked = True
+            _notice_raw(share.batch.images)
         mine = share.batch.to(self._device, non_blocking=True)
         split = isinstance(self.forward, SplitForward)
         inputs = (mine.images, self._stage.concept_mask(mine)) if split else (mine.images,)
@@ -70,6 +78,16 @@ class Images:
         parts = distributed.gather(share.batch.without_images().to("cpu").select(range(share.own)))
         whole = ConceptBatch.cat(parts).select(rank_order(share.size, len(parts)))
         return StepInput(inputs, whole.to(self._device, non_blocking=True), share.own)
+
+
+def _notice_raw(images: Tensor) -> None:
+    """Warn of images that are surely not normalized, such as raw ones from 0 to 255."""
+    low, high = (float(end) for end in images.float().aminmax()) if images.numel() else (0.0, 0.0)
+    if not -_FAR <= low <= high <= _FAR:
+        log.warning(
+            "images span %.4g to %.4g, and normalized ones a few units around 0; does `model.preprocess` make them?",
+            low, high,
+        )  # fmt: skip
 
 
 def rank_order(size: int, world: int) -> Tensor:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from conceptcam.training.batches import BatchLoader
 from conceptcam.training.checkpoints import FORMAT_VERSION, Checkpoints, LoopState, check_fingerprint, fingerprint
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
-from conceptcam.training.inputs import Source
+from conceptcam.training.inputs import Source, StepInput
 from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.options import TrainerOptions
 from conceptcam.training.passes import collect_vectors, no_batches, validate
@@ -27,6 +27,7 @@ from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.solvers import solve_stage
 from conceptcam.training.stages import Stage
+from conceptcam.training.stopping import stop_held_back
 
 log = distributed.main_process_logger(__name__)
 
@@ -149,19 +150,30 @@ class TrainingLoop:
             set_random_states(self.saved.pop("random")[distributed.rank()], self.device)
         self.model.train()
         bar.update(state.batches)
-        while group := list(islice(step_inputs, self.options.gradient_accumulation_steps)):
-            loss, samples = optimizer.step(group)
-            state.loss_total += loss * samples
-            state.loss_count += samples
-            state.batches += len(group)
-            state.steps += 1
-            bar.set_postfix(loss=f"{state.mean_loss():.3f}", refresh=False)
-            bar.update(len(group))
-            if every is not None and state.steps % every == 0:
-                state.seconds = time.perf_counter() - started
-                self._save(optimizer)
+        # Several processes get a signal at different steps, and cannot write where all of them are.
+        with stop_held_back(wanted=self.checkpoints is not None and distributed.world_size() == 1) as asked:
+            while not asked() and (group := self._next(step_inputs, asked)):
+                loss, samples = optimizer.step(group)
+                state.loss_total += loss * samples
+                state.loss_count += samples
+                state.batches += len(group)
+                state.steps += 1
+                bar.set_postfix(loss=f"{state.mean_loss():.3f}", refresh=False)
+                bar.update(len(group))
+                if asked() or every is not None and state.steps % every == 0:
+                    state.seconds = time.perf_counter() - started
+                    self._save(optimizer)
         if not state.loss_count:
             raise no_batches("train_batches")
+
+    def _next(self, step_inputs: Iterator[StepInput], asked: Callable[[], bool]) -> list[StepInput]:
+        """The batches of the next step; none if the processes that load data died of the signal that asks to stop."""
+        try:
+            return list(islice(step_inputs, self.options.gradient_accumulation_steps))
+        except RuntimeError:
+            if not asked():
+                raise
+            return []
 
     def _validate(self, stage: Stage, val: Source) -> tuple[float, float]:
         """Validation loss and score, the same in every process."""

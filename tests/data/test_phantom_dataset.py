@@ -223,3 +223,22 @@ def test_a_failing_worker_is_reported_with_its_reason(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="a process that draws phantom images ended with 1"):
         render(request(6), processes=2)
+
+
+def test_no_flipped_bit_of_a_cache_is_an_error(tmp_path):
+    cached(request(), tmp_path, processes=1)
+    (labels,) = tmp_path.glob("*.npz")
+    good = labels.read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 150)):
+        labels.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        assert_same(cached(request(), tmp_path, processes=1), render_part(request()))
+
+
+def test_a_full_disk_of_the_cache_is_told_with_what_to_do(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError("163840 requested and 20480 written")
+
+    monkeypatch.setattr(cache, "_write", full)
+    message = f"cannot be kept in the cache {tmp_path}: 163840 .*; make room on its disk, or choose .*CONCEPTCAM_CACHE"
+    with pytest.raises(OSError, match=message):
+        cached(request(), tmp_path, processes=1)

@@ -321,6 +321,12 @@ FAULTS: list[tuple[str, str, Mapping[str, Any], type[OSError]]] = [
     (HEAD, "status", {"status": 403}, PermissionError),
     (ABOUT, "truncate", {"keep": 20}, ConnectionError),
     (ABOUT, "stall", {}, ConnectionError),
+    (ABOUT, "dribble", {}, ConnectionError),
+    (EVERYTHING, "dribble", {}, ConnectionError),
+    *(
+        (ABOUT, "json", {"headers": {"body": body}}, ConnectionError)
+        for body in ("null", "[]", "{}", '{"sha": 5}', '"x"')
+    ),
     (EVERYTHING, "stall", {}, ConnectionError),
     (EVERYTHING, "html", {}, ConnectionError),
     (EVERYTHING, "reset", {}, ConnectionError),

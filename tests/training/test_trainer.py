@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import logging
 import os
@@ -529,3 +530,21 @@ def test_a_device_that_is_not_there_is_one_sentence():
     model = tiny_model()
     with pytest.raises(ValueError, match="cannot use the device 'warp' here; this machine has "):
         Trainer(device="warp").fit(model, stages_of(model), TRAIN, VAL)
+
+
+def test_batches_whose_labels_differ_in_number_are_refused():
+    given = batches(Squares(8))
+    given.append(given[0]._replace(concepts=torch.zeros(8, 2)))
+    message = "batches differ in the shape of their `concepts`: .*; each label needs its column in all of them"
+    with pytest.raises(ValueError, match=message):
+        Trainer().fit(tiny_model(), (), given, given)
+
+
+@pytest.mark.parametrize(("factor", "noticed"), [(1, False), (64, True), (1e30, True)])
+def test_images_that_are_not_normalized_are_noticed(caplog, factor, noticed):
+    loud = [batch._replace(images=batch.images * factor) for batch in batches(Squares(8))]
+    model = tiny_model()
+    stage = dataclasses.replace(get_preset().stages(model.config, epochs={"concepts": 1})[0])
+    with contextlib.suppress(FloatingPointError):
+        Trainer().fit(model, [stage], loud, batches(Squares(8)))
+    assert ("does `model.preprocess` make them?" in caplog.text) == noticed

@@ -166,10 +166,16 @@ def cached(request: Request, folder: Path, *, processes: int, progress: bool = F
     arrays = render(request, processes=processes, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     # On the cache's own disk, because only there is a move one step.
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
-        _write(request, arrays, Path(scratch))
-        os.replace(Path(scratch) / "labels.npz", labels)
-        os.replace(Path(scratch) / "pixels.u8", pixels)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
+            _write(request, arrays, Path(scratch))
+            os.replace(Path(scratch) / "labels.npz", labels)
+            os.replace(Path(scratch) / "pixels.u8", pixels)
+    except OSError as error:
+        raise OSError(
+            f"the drawn images cannot be kept in the cache {folder}: {error}; make room on its disk, or choose another "
+            "place by the environment variable CONCEPTCAM_CACHE"
+        ) from error
     written = _open(request, pixels, labels)
     if written is None:
         raise OSError(f"the cache just written to {folder} cannot be read back; is the disk full or failing?")
@@ -190,10 +196,12 @@ def _open(request: Request, pixels: Path, labels: Path) -> PhantomArrays | None:
         # Opened here, because numpy leaves the file open when it finds it broken.
         with labels.open("rb") as file, np.load(file) as stored:
             parts = dict(stored)
+        if parts.keys() != {"request", "checksum", *PhantomArrays._fields} - {"images"}:
+            return None
         if pixels.stat().st_size != np.prod(shape):
             return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, LookupError, TypeError, RuntimeError):
+        return None  # what zipfile and numpy raise over a damaged file
     if str(parts.pop("request", "")) != request.to_json():
         return None
     # An empty file cannot be mapped.
