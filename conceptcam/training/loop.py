@@ -160,9 +160,10 @@ class TrainingLoop:
                 state.steps += 1
                 bar.set_postfix(loss=f"{state.mean_loss():.3f}", refresh=False)
                 bar.update(len(group))
-                if asked() or every is not None and state.steps % every == 0:
-                    state.seconds = time.perf_counter() - started
-                    self._save(optimizer)
+                if every is not None and state.steps % every == 0:
+                    self._save(optimizer, since=started)
+            if asked() and state.batches:
+                self._save(optimizer, since=started)
         if not state.loss_count:
             raise no_batches("train_batches")
 
@@ -225,9 +226,12 @@ class TrainingLoop:
             stage = self.stages[self.state.stage].name
             log.info("resumed at stage %s, epoch %d, batch %d", stage, self.state.epoch, self.state.batches)
 
-    def _save(self, optimizer: StageOptimizer | None) -> None:
+    def _save(self, optimizer: StageOptimizer | None, *, since: float | None = None) -> None:
+        """Write a checkpoint; within an epoch, with the time that the epoch has taken since it began."""
         if self.checkpoints is None:
             return
+        if since is not None:
+            self.state.seconds = time.perf_counter() - since
         random_now = distributed.gather(random_states(self.device))
         if not distributed.is_main_process():
             return

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conceptcam.cli.main import main
+from conceptcam.data.coco import CocoDataset
 from tests.cli.test_cli import write_coco
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,7 @@ import functools, importlib, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from conceptcam.cli.main import main
+from conceptcam.data.coco import CocoDataset
 
 command, moments = json.loads(sys.argv[1])
 
@@ -117,6 +121,7 @@ import torch
 torch.set_num_threads(1)
 from conceptcam.cli.main import main
 from conceptcam.data.coco import CocoDataset
+from conceptcam.data.coco import CocoDataset
 read = CocoDataset.__getitem__
 def broken(self, index):
     if os.environ["RANK"] == sys.argv[1]:
@@ -156,3 +161,32 @@ def test_an_error_of_several_processes_is_told_once(breaks, wrong, sentence, dat
     assert sentence in said[0]
     assert said[1] == "" and "Traceback" not in said[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_stopped_says_how_to_go_on(data, tmp_path, monkeypatch, capsys, number, status):
+    read, reads = CocoDataset.__getitem__, []
+
+    def stop(self, index):
+        reads.append(index)
+        if len(reads) == 40:  # in the second stage, or in the validation of the first
+            os.kill(os.getpid(), number)
+        return read(self, index)
+
+    monkeypatch.setattr(CocoDataset, "__getitem__", stop)
+    out = tmp_path / "my run"
+    before = signal.getsignal(number)
+    assert main(["train", str(data), *CNN, "--out", str(out)]) == status
+    said = capsys.readouterr().err
+    assert said.startswith("conceptcam train: stopped; go on with: conceptcam train ") and "Traceback" not in said
+    again = shlex.split(said.strip().partition("go on with: conceptcam ")[2])
+    assert again[-1] == "--resume" and signal.getsignal(number) == before
+    assert main(again) == 0
+    assert (out / "metrics.json").is_file()
+
+
+def test_a_command_that_is_stopped_before_a_run_says_no_more(tmp_path, monkeypatch, capsys):
+    write_coco(tmp_path, "train", 4, 0)
+    monkeypatch.setattr("conceptcam.cli.train.read_train_and_val", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["train", str(tmp_path), *CNN, "--out", str(tmp_path / "out")]) == 143
+    assert capsys.readouterr().err == "conceptcam train: stopped\n" and not (tmp_path / "out").exists()
