@@ -12,10 +12,12 @@ import dataclasses
 import logging
 import os
 import pickle
+import signal
+import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ _DAMAGED = (
     *(RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, LookupError, TypeError),
     *(ValueError, AttributeError, AssertionError, OverflowError, MemoryError, OSError),
 )
+
+_ASKING_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 
 FORMAT_VERSION = 2
 """Of what a checkpoint holds; conceptcam 0.1 wrote none."""
@@ -194,6 +198,41 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
 def _nothing() -> None:
     """Called in place of a method of an object that is gone."""
+
+
+@contextlib.contextmanager
+def stop_held_back(*, wanted: bool = True) -> Iterator[Callable[[], bool]]:
+    """Within it, the first SIGINT or SIGTERM is only noted; gives what says whether one was.
+
+    At its end the signal comes as it would have come at first. A second signal is not held back. Only the main
+    thread can hold signals back; in others nothing happens.
+
+    Args:
+        wanted: Whether to hold them back.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    noted: list[int] = []
+    # A handler that Python did not set is None, and cannot be set again.
+    before = {one: handler for one in _ASKING_TO_STOP if (handler := signal.getsignal(one)) is not None}
+
+    def put_back() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        put_back()
+
+    for one in before:
+        signal.signal(one, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        put_back()
+    if noted:
+        signal.raise_signal(noted[0])
 
 
 def fingerprint(config: ConceptConfig, stages: Sequence[Stage], **more: Any) -> dict[str, str]:

@@ -16,7 +16,14 @@ from conceptcam.config import from_json, to_json
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
-from conceptcam.training.checkpoints import FORMAT_VERSION, Checkpoints, LoopState, check_fingerprint, fingerprint
+from conceptcam.training.checkpoints import (
+    FORMAT_VERSION,
+    Checkpoints,
+    LoopState,
+    check_fingerprint,
+    fingerprint,
+    stop_held_back,
+)
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source, StepInput
@@ -27,7 +34,6 @@ from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.solvers import solve_stage
 from conceptcam.training.stages import Stage
-from conceptcam.training.stopping import stop_held_back
 
 log = distributed.main_process_logger(__name__)
 

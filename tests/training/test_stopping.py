@@ -7,8 +7,7 @@ import threading
 import pytest
 import torch
 
-from conceptcam.training.checkpoints import Checkpoints
-from conceptcam.training.stopping import stop_held_back
+from conceptcam.training.checkpoints import Checkpoints, stop_held_back
 from conceptcam.training.trainer import Trainer
 from tests.scenarios import squares, stages_of
 from tests.worlds import batches, tiny_model, weights
