@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from torch import Tensor
 from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
 from conceptcam._text import text_table
-from conceptcam.data.batch import Batches, as_batch
+from conceptcam.analysis.answers import collect_answers
+from conceptcam.analysis.baselines import Baselines, BaselineScores, comparison_lines
+from conceptcam.data.batch import Batches
 from conceptcam.metrics.calibration import CalibrationScores, calibration_scores
 from conceptcam.metrics.classification import (
     LabelScores,
+    balanced_accuracy,
     best_thresholds,
+    confusion_matrix,
     macro_average,
     per_label_metrics,
     task_scores,
@@ -25,12 +29,12 @@ from conceptcam.metrics.classification import (
     top_accuracy,
     typical_probabilities,
     typical_values,
+    well_supported,
 )
 from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.device import eval_mode
-from conceptcam.model.novelty import can_tell, unlikeness
+from conceptcam.model.novelty import can_tell
 from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
@@ -56,6 +60,12 @@ class Evaluation:
         task_accuracy: Top-1 accuracy of a multi-class task, else NaN.
         unlike: Fraction of the images that are unlike the training images; NaN if the model cannot tell.
         intervals: Headline figure -> itself and its 95 % bootstrap interval.
+        task_balanced_accuracy: Mean recall of the classes of a multi-class task, else NaN: 1 over their number for a
+            model that gives one answer to all.
+        confusion: (T, T) images of each class of a multi-class task, in rows, by the class they are called, in
+            columns; else (0, 0).
+        baselines: Headline figures of simpler models on the same images by their name; empty if none were given.
+        baseline_images: How many training images they were fitted on.
     """
 
     images: int
@@ -72,16 +82,37 @@ class Evaluation:
     task_accuracy: float
     unlike: float
     intervals: Mapping[str, Interval]
+    task_balanced_accuracy: float
+    confusion: Tensor
+    baselines: Mapping[str, BaselineScores]
+    baseline_images: int
 
     def summary(self) -> dict[str, float]:
-        """Headline figures: macro averages over what is defined, and their controls."""
+        """Headline figures: macro averages over what is defined, and their controls.
+
+        Averages of AUROC, AP and F1 leave out labels with fewer than five positives or negatives, unless all have so
+        few; `left_out` names them.
+        """
         concepts = self._concept_columns()
         sided = {title: values[: len(self.sided_concepts)] for title, values in concepts.items()}
         by_size = {f"pointing_{size}": values for size, values in zip(_SIZES, self._by_size()["point"], strict=True)}
-        columns = [(concepts, _HEADLINES), (sided, _SIDED_HEADLINES), (self._task_columns(), _TASK_HEADLINES)]
-        means = {name: macro_average(of[title]) for of, names in columns for name, title in names.items()}
+        parts = [
+            (_means(concepts, self.concept_scores), _HEADLINES),
+            ({title: macro_average(sided[title]) for title in _SIDED_HEADLINES.values()}, _SIDED_HEADLINES),
+            (_means(self._task_columns(), self.task_scores), _TASK_HEADLINES),
+        ]
+        means = {name: of[title] for of, names in parts for name, title in names.items()}
         figures = {name: float(mean) for name, mean in (means | by_size).items()}
-        return {"images": self.images, **figures, "task_accuracy": self.task_accuracy, "unlike_images": self.unlike}
+        accuracies = {"task_accuracy": self.task_accuracy, "task_balanced_accuracy": self.task_balanced_accuracy}
+        return {"images": self.images, **figures, **accuracies, "unlike_images": self.unlike}
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Names of the concepts, and of the tasks, that averages of AUROC, AP and F1 leave out, being too rare."""
+        both = {"concepts": (self.concepts, self.concept_scores), "tasks": (self.tasks, self.task_scores)}
+        return {
+            kind: list(itertools.compress(names, (~well_supported(scores)).tolist()))
+            for kind, (names, scores) in both.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
@@ -92,6 +123,12 @@ class Evaluation:
             "tasks": _by_name(self.tasks, self._task_columns()),
             "intervals": {name: [float(one.low), float(one.high)] for name, one in self.intervals.items()},
             "without_auroc": list(itertools.compress(self.concepts, undefined)),
+            "left_out": self.left_out(),
+            "confusion": _by_name(self.tasks, dict(zip(self.tasks, self.confusion.T, strict=True)))
+            if len(self.confusion)
+            else {},
+            "baselines": {name: scores._asdict() for name, scores in self.baselines.items()},
+            "baseline_images": self.baseline_images,
         }
         return nan_to_null(content)
 
@@ -107,18 +144,37 @@ class Evaluation:
                 "",
             ]
         names = [f"{name} *" if name in self.sided_concepts else name for name in self.concepts]
+        left_out = self.left_out()
         lines += [
-            *_table("concept", names, self._concept_columns(), macro_mean=True),
+            *_table("concept", names, self._concept_columns(), self.concept_scores),
+            *_note(left_out["concepts"]),
             "",
-            *_table("box size", _SIZES, self._by_size(), macro_mean=False),
+            *_table("box size", _SIZES, self._by_size()),
         ]
         if self.tasks:
-            lines += ["", *_table("task", self.tasks, self._task_columns(), macro_mean=True)]
+            columns = self._task_columns()
+            lines += ["", *_table("task", self.tasks, columns, self.task_scores), *_note(left_out["tasks"])]
         if self.intervals:
             lines += ["", "95 % intervals of macro means, by drawing images or patients anew:"]
         for name, one in self.intervals.items():
             lines.append(f"{name:<16} {_cell(float(one.value))} ({_cell(float(one.low))} to {_cell(float(one.high))})")
+        if len(self.confusion):
+            lines += ["", *self._class_lines()]
+        if self.baselines:
+            summary = self.summary()
+            own = BaselineScores(*(summary[name] for name in ("concept_auroc", "task_auroc", "task_balanced_accuracy")))
+            lines += ["", *comparison_lines({**self.baselines, "this model": own}, self.baseline_images)]
         return "\n".join(lines) + "\n"
+
+    def _class_lines(self) -> list[str]:
+        """Accuracy of a multi-class task, and which class is taken for which."""
+        called = [f"{name}?" for name in self.tasks]
+        rows = [
+            [name, *(_cell(value, count=True) for value in row)]
+            for name, row in zip(self.tasks, self.confusion.tolist(), strict=True)
+        ]
+        accuracy = f"accuracy {_cell(self.task_accuracy)}, balanced accuracy {_cell(self.task_balanced_accuracy)}"
+        return [accuracy, "", *text_table([["true, and called", *called], *rows], numbers=True)]
 
     def _concept_columns(self) -> dict[str, Tensor]:
         """(K,) figures of the concepts by the title of their column."""
@@ -141,6 +197,7 @@ class Evaluation:
 
 _SIZES = ("small", "medium", "large")
 _COUNTS = ("pos", "neg", "boxes")
+_RARE = ("AUROC", "AP", "F1@.5", "F1")  # mean little where few images have, or lack, a label
 # Title of a column -> the field it shows.
 _SCORES = {"pos": "positives", "neg": "negatives", "AUROC": "auroc", "AP": "average_precision", "F1@.5": "f1"}
 _CALIBRATION = {"ECE": "ece", "Brier": "brier"}
@@ -167,6 +224,7 @@ def evaluate(
     batches: Batches,
     *,
     sided_concepts: Sequence[str] = (),
+    baselines: Baselines | None = None,
     device: torch.device | str | None = None,
     patients: Sequence[str] | None = None,
     draws: int = 1000,
@@ -179,6 +237,7 @@ def evaluate(
         model: A model that was taught concepts; tasks are measured if it was taught them.
         batches: As `Trainer.fit` takes; not shuffled or augmented.
         sided_concepts: Names of concepts that have one place by nature.
+        baselines: Simpler models of the model's training data, to be measured on the same images.
         device: Where to run; None stays where the model is.
         patients: The patient of each image, in order, whose images intervals draw together; an empty one is a patient
             of its own. None draws images.
@@ -193,7 +252,9 @@ def evaluate(
     for name in sided_concepts:
         check_known("concept", name, config.concepts)
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
-    answers = _ask(model, batches, device)
+    localization = LocalizationMetrics(len(config.concepts))
+    localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
+    answers = collect_answers(model, batches, device=device, localization=localization)
     labelled = answers.targets.shape[1]
     if config.tasks and labelled not in (0, len(config.tasks)):
         raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
@@ -205,6 +266,7 @@ def evaluate(
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
     said = concept_probabilities(answers.concept_logits, config, model.record)
     said_of_tasks = task_probabilities(answers.task_logits, config, model.record)[:, : len(tasks)]
+    confusion = confusion_matrix(task_logits, targets) if exclusive else torch.zeros(0, 0, dtype=torch.float64)
     thresholds = torch.tensor([model.record.thresholds.get(name, math.nan) for name in concepts], dtype=torch.float64)
     return Evaluation(
         images=len(logits),
@@ -214,13 +276,17 @@ def evaluate(
         chosen_f1=per_label_metrics(logits, labels, threshold=thresholds).f1,
         mean_probability=logits.double().sigmoid().masked_fill(labels.isnan(), torch.nan).nanmean(dim=0),
         calibration=calibration_scores(said[:, order], labels),
-        localization=LocalizationScores(*(part[order] for part in answers.localization)),
+        localization=LocalizationScores(*(part[order] for part in localization.compute())),
         tasks=tasks,
         task_scores=task_scores(task_logits, targets, config.task_kind),
         task_calibration=calibration_scores(said_of_tasks, targets),
         task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
         unlike=float((answers.unlikeness > 1).double().mean()) if can_tell(model.record) else math.nan,
         intervals=_intervals(logits, labels, task_logits, targets, exclusive, patients, draws) if draws else {},
+        task_balanced_accuracy=float(balanced_accuracy(confusion)),
+        confusion=confusion,
+        baselines={} if baselines is None else baselines.score(answers.features, answers.concepts, targets),
+        baseline_images=0 if baselines is None else baselines.images,
     )
 
 
@@ -243,7 +309,8 @@ def _intervals(
         task_logits = task_logits - rest
     for what, scores, true in (("concept", logits, labels), ("task", task_logits, targets)):
         if true.shape[1]:
-            of = label_intervals(scores, true, groups=groups, draws=draws)
+            counted = well_supported(per_label_metrics(scores, true))
+            of = label_intervals(scores[:, counted], true[:, counted], groups=groups, draws=draws)
             found |= {f"{what}_auroc": of.macro_auroc, f"{what}_ap": of.macro_average_precision}
     return found
 
@@ -271,7 +338,7 @@ def fit_thresholds(
         specificity: The same.
     """
     check_taught(model.config, model.record)
-    answers = _ask(model, batches, None, evidence=True)
+    answers = collect_answers(model, batches, evidence=True)
     logits, labels = answers.concept_logits, answers.concepts
     present, absent = typical_probabilities(logits, labels)
     if sensitivity is None and specificity is None:
@@ -299,39 +366,6 @@ def fit_thresholds(
     )
 
 
-class _Answers(NamedTuple):
-    """What a model said of all images, and what is true."""
-
-    concept_logits: Tensor
-    concepts: Tensor
-    task_logits: Tensor
-    targets: Tensor
-    evidence: Tensor
-    unlikeness: Tensor
-    localization: LocalizationScores
-
-
-def _ask(
-    model: ConceptModel, batches: Batches, device: torch.device | str | None, *, evidence: bool = False
-) -> _Answers:
-    localization = LocalizationMetrics(len(model.config.concepts))
-    localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
-    rows: list[tuple[Tensor, ...]] = []
-    # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
-    with eval_mode(model, device) as where, torch.random.fork_rng(devices=[]):
-        for given in batches:
-            batch = as_batch(given).to(where)
-            output = model(batch.images)
-            drawn = None if batch.boxes is None else batch.boxes.to("cpu")
-            localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
-            parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
-            kept = output.evidence if evidence else output.evidence[:, :0]  # many numbers, which figures do not need
-            rows.append(tuple(part.cpu() for part in (*parts, kept, unlikeness(model.record, output.features))))
-    if not rows:
-        raise ValueError("there are no batches to evaluate on")
-    return _Answers._make([*map(torch.cat, zip(*rows, strict=True)), localization.compute()])
-
-
 def _columns(
     scores: LabelScores | LocalizationScores | CalibrationScores, titles: Mapping[str, str]
 ) -> dict[str, Tensor]:
@@ -342,14 +376,32 @@ def _by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, d
     return {name: {title: values[i].item() for title, values in columns.items()} for i, name in enumerate(names)}
 
 
-def _table(title: str, names: Sequence[str], columns: Mapping[str, Tensor], *, macro_mean: bool) -> list[str]:
+def _means(columns: Mapping[str, Tensor], scores: LabelScores) -> dict[str, Tensor]:
+    """Macro mean of each column; those of AUROC, AP and F1 over labels with enough of both sides."""
+    counted = well_supported(scores)
+    return {
+        title: macro_average(values.double(), counted if title in _RARE else None) for title, values in columns.items()
+    }
+
+
+def _table(
+    title: str, names: Sequence[str], columns: Mapping[str, Tensor], averaged: LabelScores | None = None
+) -> list[str]:
+    """The lines of a table, with a row of macro means if the scores of its labels are given."""
     rows = [[title, *columns]]
     for name, figures in _by_name(names, columns).items():
         rows.append([name, *(_cell(value, count=column in _COUNTS) for column, value in figures.items())])
-    if macro_mean:
-        means = (math.nan if column in _COUNTS else float(macro_average(values)) for column, values in columns.items())
-        rows.append(["macro mean", *(_cell(mean) for mean in means)])
+    if averaged is not None:
+        means = _means(columns, averaged).items()
+        rows.append(["macro mean", *(_cell(math.nan if column in _COUNTS else float(mean)) for column, mean in means)])
     return text_table(rows, numbers=True)
+
+
+def _note(left_out: Sequence[str]) -> list[str]:
+    """A line below a table."""
+    if not left_out:
+        return []
+    return [f"The macro means of AUROC, AP and F1 leave out labels with fewer than 5 on a side: {', '.join(left_out)}."]
 
 
 def _cell(value: float, *, count: bool = False) -> str:

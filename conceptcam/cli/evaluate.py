@@ -10,6 +10,7 @@ Examples:
 """
 
 import argparse
+from pathlib import Path
 
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
 from conceptcam.cli.inputs import make_options, output_folder, show, show_origin
@@ -31,16 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure a trained model."""
+    from conceptcam.analysis.baselines import Baselines
     from conceptcam.model.concept_model import ConceptModel
-    from conceptcam.runs.folder import RunFolder
+    from conceptcam.runs.folder import BASELINES_FILE, RunFolder
     from conceptcam.runs.reports import measure, save_explanations
 
     place, how = output_folder(options), make_options(options)
     model = ConceptModel.from_pretrained(options.model)
     show_origin(model.record)
     dataset = read_part(options, read_data(options, "annotations", like=model.config), show)
-    folder = RunFolder(place)
-    result = measure(model, dataset, folder, how, sided_concepts=options.sided)
+    folder, own = RunFolder(place), Path(options.model) / BASELINES_FILE
+    baselines = Baselines.load(own) if own.is_file() else None
+    result = measure(model, dataset, folder, how, sided_concepts=options.sided, baselines=baselines)
     drawn = range(min(options.figures, len(dataset)))
     save_explanations(model, [dataset.load_item(i) for i in drawn], folder.explanations)
     show(f"{result.table()}\nWritten to {place}")

@@ -5,7 +5,8 @@ detection annotations: there each category is a concept, present in an image if 
 prototypes, and the task head if images carry task labels.
 
 DATA is a table, a COCO file, or a folder with train.json, val.json and images/. Writes config.json, model.safetensors,
-run.json, history.csv, metrics.json, metrics.txt, figures/ and, where it divided the data, split.csv.
+run.json, history.csv, metrics.json, metrics.txt, baselines.safetensors, figures/ and, where it divided the data,
+split.csv.
 
 Examples:
     conceptcam train labels.csv --images films --concepts nodule edema --task diagnosis
@@ -113,6 +114,8 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
     if result.evaluation is not None:
         echo(result.evaluation.table())
         echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
+        for warning in result.warnings:
+            echo(f"WARNING: {warning}")
         echo(f"Written to {run.path}")
     return None
 

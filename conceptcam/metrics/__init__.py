@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         LabelScores as LabelScores,
         MacroAUROC as MacroAUROC,
         Top1Accuracy as Top1Accuracy,
+        balanced_accuracy as balanced_accuracy,
         best_thresholds as best_thresholds,
+        confusion_matrix as confusion_matrix,
         macro_average as macro_average,
         per_label_metrics as per_label_metrics,
         task_scores as task_scores,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         top_accuracy as top_accuracy,
         typical_probabilities as typical_probabilities,
         typical_values as typical_values,
+        well_supported as well_supported,
     )
     from conceptcam.metrics.intervals import (
         Interval as Interval,

@@ -37,9 +37,27 @@ class LabelScores(NamedTuple):
     """How many rows lack it: what the positives leave of the known rows."""
 
 
-def macro_average(values: Tensor) -> Tensor:
-    """Mean over those of the values that are defined; NaN if none is."""
-    return values.nanmean()
+def macro_average(values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean over those of the values that are defined; NaN if none is.
+
+    Args:
+        values: (L,).
+        counted: (L,) bool, which of them count, such as `well_supported` gives; None counts all.
+    """
+    return (values if counted is None else values.masked_fill(~counted, torch.nan)).nanmean()
+
+
+def well_supported(scores: LabelScores, min_support: float = 5) -> Tensor:
+    """(L,) bool, the labels that an average can rest on; all of them if there is none.
+
+    The AUROC of a label with one negative is that one image's rank.
+
+    Args:
+        scores: Of L labels.
+        min_support: Positives and negatives (soft ones counted in part) that a label needs to have.
+    """
+    enough = torch.minimum(scores.positives, scores.negatives) >= min_support
+    return enough if enough.any() else torch.ones_like(enough)
 
 
 def per_label_metrics(logits: Tensor, labels: Tensor, *, threshold: float | Tensor = 0.5) -> LabelScores:
@@ -108,6 +126,33 @@ def top_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
         ValueError: As `task_scores`.
     """
     return _top_hits(logits, targets).mean()
+
+
+def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
+    """(T, T) how many known rows of each class, in the order of rows, are called each class, in that of columns.
+
+    A row is called the class of its highest logit. A soft row counts in part, for each class by its target.
+
+    Args:
+        logits: (N, T).
+        targets: (N, T), multi-class as in `task_scores`.
+
+    Raises:
+        ValueError: As `task_scores`.
+    """
+    logits, targets = _known_rows(*_checked(logits, targets))
+    return targets.T @ _called(logits).double()
+
+
+def balanced_accuracy(confusion: Tensor) -> Tensor:
+    """Mean over the classes that occur of how many of their rows are called right (macro recall); NaN if none occurs.
+
+    The same answer for all rows gives 1 over the number of these classes, however common the one called is.
+
+    Args:
+        confusion: (T, T), as `confusion_matrix` gives it.
+    """
+    return macro_average(confusion.diagonal() / confusion.sum(dim=1))
 
 
 def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -231,8 +276,8 @@ class MacroAUROC(_LabelRows):
 
     Args:
         kind: `"multilabel"`, also for concepts, or `"multiclass"`.
-        min_support: Labels with fewer positives or fewer negatives (soft ones counted in part) are left out, unless
-            all have fewer: the AUROC of a label with one negative is that one image's rank.
+        min_support: Labels with fewer positives or fewer negatives are left out, unless all have fewer; see
+            `well_supported`.
     """
 
     higher_is_better = True
@@ -244,8 +289,7 @@ class MacroAUROC(_LabelRows):
     def compute(self) -> Tensor:
         """The mean, a float64 scalar."""
         scores = self._scores()
-        enough = torch.minimum(scores.positives, scores.negatives) >= self.min_support
-        return macro_average(scores.auroc.masked_fill(~enough, torch.nan) if enough.any() else scores.auroc)
+        return macro_average(scores.auroc, well_supported(scores, self.min_support))
 
 
 class LabelMetrics(_LabelRows):

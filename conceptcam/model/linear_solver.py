@@ -74,13 +74,18 @@ class LinearSolver:
             raise FloatingPointError("evidence to solve the task head from is not finite")
         l2 = self.l2
         if l2 is None:
-            return self._with_best_l2(evidence, targets, loss).solve(evidence, targets, loss)
+            return self.with_best_l2(evidence, targets, loss).solve(evidence, targets, loss)
         raw = evidence.detach().double()
         mean, scale = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)
         standard, targets = self._drop((raw - mean) / scale), targets.detach().double()
         if self.concept_dropout:
             targets = targets.repeat(_DRAWS, 1)
-        flat, tasks = standard.flatten(1), targets.shape[1]
+        flat, tasks, turn = standard.flatten(1), targets.shape[1], None
+        plain = not (self.l1 or self.non_negative)
+        if plain and flat.shape[1] > len(flat):
+            # The best weights are a mix of samples. Turned into their span, which leaves squares as they are, there
+            # are only as many weights to find as samples.
+            turn, flat = (part.T for part in torch.linalg.qr(flat.T))
 
         def smooth(weight: Tensor, bias: Tensor) -> Tensor:
             value = loss(flat @ weight.T + bias, targets) + l2 * weight.square().sum() / tasks
@@ -89,16 +94,18 @@ class LinearSolver:
             return value
 
         start = flat.new_zeros(tasks, flat.shape[1]), flat.new_zeros(tasks)
-        find = self._descend_edges if self.l1 or self.non_negative else self._descend
+        find = self._descend if plain else self._descend_edges
         with torch.inference_mode(False), torch.enable_grad():
             found, bias = find(smooth, *start)
+        if turn is not None:
+            found = found @ turn
         weight = found.unflatten(1, mean.shape) / scale
         return weight.to(evidence.dtype), (bias - (weight * mean).sum(dim=(-2, -1))).to(evidence.dtype)
 
-    def _with_best_l2(
+    def with_best_l2(
         self, evidence: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> "LinearSolver":
-        """This solver with the penalty that cross-validation finds best."""
+        """This solver with the penalty that cross-validation finds best; arguments are those of `solve`."""
         if not 2 * _FOLDS <= len(evidence) <= _MOST_TO_FOLD:
             return dataclasses.replace(self, l2=0.1 if len(evidence) < 2 * _FOLDS else min(L2_GRID))
         fold = make_folds(targets.cpu(), _FOLDS).to(targets.device)[:, None]

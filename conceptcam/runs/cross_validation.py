@@ -15,7 +15,9 @@ from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
 from conceptcam.metrics.classification import (
+    balanced_accuracy,
     best_thresholds,
+    confusion_matrix,
     macro_average,
     per_label_metrics,
     task_scores,
@@ -193,21 +195,8 @@ def headline(answers: OutOfFold, config: ConceptConfig) -> dict[str, float]:
     if config.tasks and config.task_kind == "multiclass":
         confusion = confusion_matrix(answers.task_logits, answers.targets)
         figures["task_accuracy"] = float(top_accuracy(answers.task_logits, answers.targets))
-        figures["balanced_accuracy"] = float(macro_average(confusion.diagonal() / confusion.sum(dim=1)))
+        figures["balanced_accuracy"] = float(balanced_accuracy(confusion))
     return figures
-
-
-def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
-    """(T, T) float64, how many images of each row's class are called each column's class.
-
-    Args:
-        logits: (N, T).
-        targets: (N, T), one-hot; a row with a NaN is unknown and left out.
-    """
-    known = ~targets.isnan().any(dim=1)
-    true, called = targets[known].argmax(dim=1), logits[known].argmax(dim=1)
-    count = torch.bincount(true * logits.shape[1] + called, minlength=logits.shape[1] ** 2)
-    return count.view(logits.shape[1], -1).double()
 
 
 def _record(model: ConceptModel, answers: OutOfFold, figures: dict[str, dict[str, float]], folds: int) -> None:

@@ -112,6 +112,8 @@ def run_demo(
     )
     if result.evaluation is not None:
         echo(result.evaluation.table())
+    for warning in result.warnings:
+        echo(f"WARNING: {warning}")
     return dict(result.model.record.metrics)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from conceptcam.runs.options import MAY_CHANGE
 
 FORMAT_VERSION = 2
 """Of `run.json`; conceptcam 0.1 wrote it without a number."""
+
+BASELINES_FILE = "baselines.safetensors"
+"""Simpler models of a run's training images, which `conceptcam evaluate` measures beside the model."""
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -43,6 +46,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.table = self.path / "metrics.txt"
         self.summary = self.path / "summary.json"
+        self.baselines = self.path / BASELINES_FILE
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.figures = self.path / "figures"
@@ -109,9 +113,9 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._write({"format_version": FORMAT_VERSION, **content, "finished": False})
 
-    def finish(self) -> None:
-        """Write that the run is finished, and remove its checkpoints."""
-        self._write({**self.saved, "finished": True})
+    def finish(self, warnings: Sequence[str] = ()) -> None:
+        """Write that the run is finished, and with what warnings, and remove its checkpoints."""
+        self._write({**self.saved, "warnings": list(warnings), "finished": True})
         self.remove_checkpoints()
 
     def remove_checkpoints(self) -> None:

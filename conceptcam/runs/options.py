@@ -131,7 +131,7 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
         epochs=options.epochs,
         fields={name: value for name in names if (value := getattr(options, name)) is not None},
     )
-    config, chosen = decisions.config, _imbalances(options)
+    config, chosen = decisions.config, loss_strategies(options)
     stages = preset.stages(
         config,
         concept_loss=class_balanced_loss(chosen["concepts"], train.concept_labels),
@@ -147,10 +147,10 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
 def options_to_dict(options: RunOptions) -> dict[str, Any]:
     """The options as `run.json` holds them; the choice about rare labels is written in full."""
     saved = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _UNSAVED}
-    return {**saved, "epochs": dict(options.epochs), "imbalance": _imbalances(options)}
+    return {**saved, "epochs": dict(options.epochs), "imbalance": loss_strategies(options)}
 
 
-def _imbalances(options: RunOptions) -> dict[str, Strategy]:
+def loss_strategies(options: RunOptions) -> dict[str, Strategy]:
     """What is done about rare labels of concepts and of tasks."""
     if options.imbalance is not None:
         return {"concepts": options.imbalance, "tasks": options.imbalance}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
 from conceptcam._files import file_names, write_json, write_text
+from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation import Evaluation, evaluate
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
@@ -92,13 +93,15 @@ def measure(
     options: RunOptions,
     *,
     sided_concepts: Sequence[str] = (),
+    baselines: Baselines | None = None,
 ) -> Evaluation:
-    """Evaluate a model and write `metrics.json` and `metrics.txt` into a folder."""
+    """Evaluate a model, beside baselines if any are given; writes `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
     result = evaluate(
         model,
         loader(dataset, options),
         sided_concepts=sided_concepts,
+        baselines=baselines,
         device=options.device,
         patients=dataset.patients,
     )

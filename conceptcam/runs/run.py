@@ -19,7 +19,8 @@ from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader, make_plan, options_to_dict, trainer_options
-from conceptcam.runs.reports import MapHistory, draw_learning, measure, save_explanations
+from conceptcam.runs.reports import MapHistory, draw_learning, save_explanations
+from conceptcam.runs.review import review
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger, write_history
 from conceptcam.training.optimizer import checkpointing, frozen_as_before, parameter_groups
@@ -40,6 +41,8 @@ class RunResult(NamedTuple):
     """The trained model, in eval mode."""
     evaluation: Evaluation | None
     """Its metrics; None of a run that was finished before, and in processes other than the first."""
+    warnings: tuple[str, ...] = ()
+    """What a supervisor would doubt, a sentence each; also in `run.json`."""
 
 
 def train_run(
@@ -120,7 +123,7 @@ def train_run(
         if finished:
             if first:
                 run.remove_checkpoints()
-            return RunResult(model, None)
+            return RunResult(model, None, tuple(run.saved.get("warnings", ())))
         echo(_beginning(run, config, options))
         if decided:
             echo(f"{decided}.")
@@ -138,15 +141,15 @@ def train_run(
         return RunResult(model, None)
     draw_learning(run, model, maps, example_image)
     test = val if test is None else test
-    evaluation = measure(model, test, run, options, sided_concepts=sided_concepts)
+    evaluation, warnings = review(model, train, val, test, run, options, sided_concepts=sided_concepts)
     metrics = evaluation.summary() if summarize is None else summarize(model, evaluation)
     model.record = dataclasses.replace(model.record, metrics=metrics, measured_on=measured_on)
     model.save_pretrained(run.path)
     if summarize is not None:
         write_json(run.summary, metrics)
     save_explanations(model, [test.load_item(i) for i in drawn if i < len(test)], run.explanations)
-    run.finish()
-    return RunResult(model, evaluation)
+    run.finish(warnings)
+    return RunResult(model, evaluation, warnings)
 
 
 class EpochPrinter:

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix as sklearn_confusion,
+    f1_score,
+    roc_auc_score,
+)
 from torch import Tensor
 
 from conceptcam.data.labels import Uncertain, resolve_uncertain
@@ -17,13 +24,16 @@ from conceptcam.metrics.classification import (
     LabelScores,
     MacroAUROC,
     Top1Accuracy,
+    balanced_accuracy,
     best_thresholds,
+    confusion_matrix,
     macro_average,
     per_label_metrics,
     task_scores,
     thresholds_at,
     top_accuracy,
     typical_probabilities,
+    well_supported,
 )
 
 nan = torch.nan
@@ -502,3 +512,37 @@ def test_a_threshold_needs_one_target():
         with pytest.raises(ValueError, match="need a `sensitivity` or a `specificity`"):
             thresholds_at(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]), **wrong)
     assert thresholds_at(torch.zeros(2, 1), torch.ones(2, 1), sensitivity=0.5).isnan().all()
+
+
+def test_confusion_and_balanced_accuracy_equal_scikit_learns():
+    random = torch.Generator().manual_seed(0)
+    logits, truth = torch.randn(50, 4, generator=random), torch.randint(0, 3, (50,), generator=random)
+    targets = torch.eye(4)[truth]  # the last class never occurs
+    targets[7] = nan
+    known = torch.arange(50) != 7
+    called = logits[known].argmax(dim=1)
+    confusion = confusion_matrix(logits, targets)
+    assert confusion.tolist() == sklearn_confusion(truth[known], called, labels=range(4)).tolist()
+    recall = [(called[truth[known] == one] == one).double().mean().item() for one in range(3)]
+    assert float(balanced_accuracy(confusion)) == pytest.approx(sum(recall) / 3)
+    three = confusion_matrix(logits[:, :3], targets[:, :3])
+    expected = balanced_accuracy_score(truth[known], logits[known, :3].argmax(dim=1))
+    assert float(balanced_accuracy(three)) == pytest.approx(expected)
+
+
+def test_one_answer_to_all_has_the_balanced_accuracy_of_chance():
+    targets = torch.eye(3)[torch.tensor([0] * 18 + [1, 2])]
+    confusion = confusion_matrix(torch.tensor([[1.0, 0.0, 0.0]]).expand(20, -1), targets)
+    assert float(top_accuracy(torch.tensor([[1.0, 0.0, 0.0]]).expand(20, -1), targets)) == pytest.approx(0.9)
+    assert float(balanced_accuracy(confusion)) == pytest.approx(1 / 3)
+
+
+def test_an_average_rests_on_labels_with_enough_of_both():
+    labels = torch.zeros(20, 4)
+    for label, positives in enumerate((5, 4, 15, 16)):
+        labels[:positives, label] = 1
+    scores = per_label_metrics(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), labels)
+    assert well_supported(scores).tolist() == [True, False, True, False]
+    mean = float(macro_average(scores.auroc, well_supported(scores)))
+    assert mean == pytest.approx(float(scores.auroc[[0, 2]].mean()))
+    assert well_supported(scores, 50).all()  # better all than none

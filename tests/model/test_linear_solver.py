@@ -191,7 +191,7 @@ def test_cross_validation_penalizes_noise_more_than_what_is_true():
     noise = torch.randn(60, 40, 1)
 
     def chosen(evidence):
-        return LinearSolver(l2=None)._with_best_l2(evidence, targets, multilabel_loss).l2
+        return LinearSolver(l2=None).with_best_l2(evidence, targets, multilabel_loss).l2
 
     assert chosen(useful) == min(L2_GRID) < chosen(noise)
 

@@ -35,7 +35,7 @@ def run(folder, *, train=None, val=None, config=None, **options):
 @pytest.fixture
 def unfinished(monkeypatch):
     """Runs stop before they are marked as finished."""
-    monkeypatch.setattr(RunFolder, "finish", lambda self: None)
+    monkeypatch.setattr(RunFolder, "finish", lambda self, warnings=(): None)
 
 
 class ConceptPart:

@@ -1,0 +1,71 @@
+"""What a model says of all images of some data, beside what is true."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from conceptcam.data.batch import Batches, as_batch
+from conceptcam.metrics.localization import LocalizationMetrics
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
+from conceptcam.model.novelty import unlikeness
+
+
+class Answers(NamedTuple):
+    """What a model says of N images, and what is true; all on the CPU."""
+
+    concept_logits: Tensor
+    """(N, K)."""
+    concepts: Tensor
+    """(N, K) labels in [0, 1]; NaN where nobody knows."""
+    task_logits: Tensor
+    """(N, T)."""
+    targets: Tensor
+    """(N, T) task labels in [0, 1], NaN where nobody knows; or (N, 0) if the data have none."""
+    features: Tensor
+    """(N, C) mean of the backbone's features over all places."""
+    evidence: Tensor
+    """(N, K, M), or (N, 0, M) if it was not asked for."""
+    unlikeness: Tensor
+    """(N,) how unlike the training images each one is; NaN if the model cannot tell."""
+
+
+@torch.inference_mode()
+def collect_answers(
+    model: ConceptModel,
+    batches: Batches,
+    *,
+    device: torch.device | str | None = None,
+    evidence: bool = False,
+    localization: LocalizationMetrics | None = None,
+) -> Answers:
+    """One pass of a model over data. The model is left as it is, its mode included.
+
+    Args:
+        model: Any.
+        batches: As `Trainer.fit` takes; not shuffled or augmented.
+        device: Where to run; None stays where the model is.
+        evidence: Whether to keep evidence, which is many numbers.
+        localization: Is given the maps and boxes of each batch.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    rows: list[tuple[Tensor, ...]] = []
+    # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
+    with eval_mode(model, device) as where, torch.random.fork_rng(devices=[]):
+        for given in batches:
+            batch = as_batch(given).to(where)
+            output = model(batch.images)
+            if localization is not None:
+                drawn = None if batch.boxes is None else batch.boxes.to("cpu")
+                localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
+            parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
+            features = output.features.mean(dim=(-2, -1))
+            kept = output.evidence if evidence else output.evidence[:, :0]
+            strange = unlikeness(model.record, output.features)
+            rows.append(tuple(part.cpu() for part in (*parts, features, kept, strange)))
+    if not rows:
+        raise ValueError("there are no batches to evaluate on")
+    return Answers(*map(torch.cat, zip(*rows, strict=True)))

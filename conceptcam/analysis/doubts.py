@@ -1,0 +1,211 @@
+"""What a supervisor would doubt in a training: figures in, a sentence for each doubt out.
+
+Each function gives a list of sentences, which is empty where there is nothing to doubt.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from conceptcam._checks import shorten
+from conceptcam.config import TaskKind
+from conceptcam.metrics.classification import LabelScores, macro_average
+
+_NEARLY_ALL = 0.95  # of the images get one answer
+_UNEXPLAINED = {"multiclass": 0.05, "multilabel": 0.25}  # by how much more than are so; a rare task is absent mostly
+_HARDLY = 0.02  # a relative change of the loss
+_GAP = 0.15  # of AUROC between training and other images
+_FEW_TO_CHOOSE_BY = 10  # images on a side of a label
+_FEW_PER_PROTOTYPE = 5  # positives
+_FEW_TO_AVERAGE = 5  # images on a side of a label
+
+
+def one_answer_doubts(
+    tasks: Sequence[str], called: Tensor, true: Tensor, kind: TaskKind, part: str = "measured"
+) -> list[str]:
+    """One answer for nearly all images, at least 95 % of them, although they are not all so.
+
+    Args:
+        tasks: T names.
+        called: (T,) fraction of the images that the model calls each task, or that it says have it.
+        true: (T,) fraction of the same images that are.
+        kind: `"multiclass"`: one task is the answer. `"multilabel"`: each task is called present or absent; this is
+            doubted only if the other answer is right for a quarter of the images, because rare tasks are mostly absent.
+        part: Which images these are.
+    """
+    answers = [(repr(name), *pair) for name, *pair in zip(tasks, called.tolist(), true.tolist(), strict=True)]
+    if kind == "multilabel":
+        answers += [(f"not {what}", 1 - given, 1 - right) for what, given, right in answers]
+    return [
+        f"Nearly all {part} images get one answer: {_percent(given)} of them are called {what}, and {_percent(right)} "
+        "are; the model hardly tells them apart."
+        for what, given, right in answers
+        if given >= _NEARLY_ALL and given - right >= _UNEXPLAINED[kind]
+    ]
+
+
+def stalled_stage_doubts(losses: Mapping[str, Sequence[float]]) -> list[str]:
+    """A stage whose training loss hardly left its start: the lowest one is within 2 % of the first epoch's.
+
+    Args:
+        losses: Name of a stage -> training loss of each of its epochs. One epoch alone says nothing.
+    """
+    return [
+        f"Stage {stage!r} hardly learned: its training loss went from {epochs[0]:.4f} to {min(epochs):.4f} in "
+        f"{len(epochs)} epochs; train longer, or at a higher rate."
+        for stage, epochs in losses.items()
+        if len(epochs) > 1 and min(epochs) > epochs[0] - _HARDLY * abs(epochs[0])
+    ]
+
+
+def constant_answer_doubts(what: str, loss: float, constant_loss: float) -> list[str]:
+    """What was learned is hardly better than one answer for all images, judged by the training loss.
+
+    Args:
+        what: Such as `"concepts"`.
+        loss: Of the model on training images.
+        constant_loss: Of the best answer that is the same for all of them.
+    """
+    if math.isnan(loss) or loss < (1 - _HARDLY) * constant_loss:
+        return []
+    return [
+        f"The {what} were hardly learned: the loss on training images is {loss:.4f}, and one answer for all images "
+        f"has {constant_loss:.4f}."
+    ]
+
+
+def overfitting_doubts(what: str, training: LabelScores, measured: LabelScores) -> list[str]:
+    """Training far above the measured images: AUROC higher by more than .15, over labels with 5 on each side of both.
+
+    Args:
+        what: Such as `"concepts"`.
+        training: Scores of L labels on training images.
+        measured: The same on images that were not learned from.
+    """
+    both = (_fewest(training) >= _FEW_TO_AVERAGE) & (_fewest(measured) >= _FEW_TO_AVERAGE)
+    learned, held_out = (float(macro_average(scores.auroc, both)) for scores in (training, measured))
+    if math.isnan(learned - held_out) or learned - held_out <= _GAP:
+        return []
+    return [
+        f"Training is far above the measured images: the AUROC of the {what} is {learned:.3f} on training images and "
+        f"{held_out:.3f} on the others; expect the lower one, and use more images or fewer weights that learn."
+    ]
+
+
+def one_sided_doubts(kind: str, names: Sequence[str], labels: Tensor, part: str) -> list[str]:
+    """Labels without positives, or without negatives.
+
+    Args:
+        kind: What the labels are, such as `"concept"`.
+        names: L names.
+        labels: (N, L) in [0, 1], NaN where unknown.
+        part: Which images these are, such as `"training"`.
+    """
+    positives, negatives = _sides(labels)
+    found = []
+    for name, present, absent in zip(names, positives.tolist(), negatives.tolist(), strict=True):
+        if present == 0 or absent == 0:
+            lack = "positives or negatives" if present == absent else "positives" if present == 0 else "negatives"
+            found.append(f"{name!r} has no {lack}")
+    if not found:
+        return []
+    effect = "are not learned" if part == "training" else "cannot be judged, and have no threshold"
+    return [f"Among the {part} images, {shorten(found)}: {_these(kind, len(found))} {effect}."]
+
+
+def prototype_doubts(concepts: Sequence[str], labels: Tensor, prototypes: int) -> list[str]:
+    """Concepts with fewer than five training images per prototype; those without any are one-sided.
+
+    Args:
+        concepts: K names.
+        labels: (N, K) training labels in [0, 1], NaN where unknown.
+        prototypes: M of each concept.
+    """
+    counts = dict(zip(concepts, _sides(labels)[0].tolist(), strict=True))
+    few = {name: count for name, count in counts.items() if 0 < count < _FEW_PER_PROTOTYPE * prototypes}
+    if not few:
+        return []
+    return [
+        f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for each of its {prototypes} "
+        f"prototypes: {_listed(few)}; a prototype then shows an image rather than a concept."
+    ]
+
+
+def threshold_doubts(concepts: Sequence[str], labels: Tensor) -> list[str]:
+    """Concepts whose threshold rests on fewer than ten validation images that have it, or lack it.
+
+    Those that are one-sided have no threshold, and are not named.
+
+    Args:
+        concepts: K names.
+        labels: (N, K) validation labels in [0, 1], NaN where unknown.
+    """
+    fewest = dict(zip(concepts, torch.minimum(*_sides(labels)).tolist(), strict=True))
+    few = {name: count for name, count in fewest.items() if 0 < count < _FEW_TO_CHOOSE_BY}
+    if not few:
+        return []
+    return [
+        f"{_count('concept', len(few))} a threshold that rests on fewer than {_FEW_TO_CHOOSE_BY} validation images "
+        f"that have it, or lack it: {_listed(few)}; choose thresholds on more images."
+    ]
+
+
+def choice_doubts(images: int) -> list[str]:
+    """Epochs and thresholds that were chosen by fewer than ten validation images."""
+    if images >= _FEW_TO_CHOOSE_BY:
+        return []
+    return [f"Epochs and thresholds were chosen by {images} validation images alone; these are hardly a choice."]
+
+
+def average_doubts(kind: str, names: Sequence[str], scores: LabelScores) -> list[str]:
+    """Averages that leave out labels with fewer than five positives or negatives, or that have no others.
+
+    Labels without an AUROC are in no average, and are not named here.
+
+    Args:
+        kind: What the labels are, such as `"concept"`.
+        names: L names.
+        scores: Of the measured images.
+    """
+    fewest = dict(zip(names, _fewest(scores).tolist(), strict=True))
+    few = {name: count for name, count in fewest.items() if 0 < count < _FEW_TO_AVERAGE}
+    if not few:
+        return []
+    if max(fewest.values()) < _FEW_TO_AVERAGE:
+        return [
+            f"No {kind} has {_FEW_TO_AVERAGE} measured images on each side, so the averages of the {kind}s are carried "
+            f"by single images: {_listed(few)}."
+        ]
+    return [
+        f"The averages of AUROC, AP and F1 leave out the {kind}s with fewer than {_FEW_TO_AVERAGE} measured images on "
+        f"a side: {_listed(few)}."
+    ]
+
+
+def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(L,) positives and (L,) negatives, soft labels counted in part."""
+    return labels.nansum(dim=0), (1 - labels).nansum(dim=0)
+
+
+def _fewest(scores: LabelScores) -> Tensor:
+    return torch.minimum(scores.positives, scores.negatives)
+
+
+def _listed(counts: Mapping[str, float]) -> str:
+    """Names with their counts, the rarest first."""
+    rarest = sorted(counts.items(), key=lambda pair: pair[1])
+    return shorten([f"{name!r} ({count:.4g})" for name, count in rarest])
+
+
+def _count(kind: str, number: int) -> str:
+    return f"{number} {kind} has" if number == 1 else f"{number} {kind}s have"
+
+
+def _these(kind: str, number: int) -> str:
+    return f"this {kind}" if number == 1 else f"these {number} {kind}s"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

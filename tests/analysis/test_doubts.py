@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+
+from conceptcam.analysis import doubts
+from conceptcam.metrics.classification import LabelScores
+
+NAMES = ("nevus", "melanoma")
+
+
+def scores(auroc, positives, negatives):
+    """Scores of labels of which only these figures matter."""
+    columns = [torch.as_tensor(one, dtype=torch.float64) for one in (auroc, positives, negatives)]
+    return LabelScores(columns[0], columns[0], columns[0], columns[1], columns[2])
+
+
+def labels(rows, *positives):
+    """(rows, L) labels of which so many are positive."""
+    return torch.stack([(torch.arange(rows) < count).float() for count in positives], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("called", "true", "kind", "doubted"),
+    [
+        ([1.0, 0.0], [0.6, 0.4], "multiclass", "100 % of them are called 'nevus', and 60 % are"),
+        ([0.97, 0.03], [0.96, 0.04], "multiclass", None),  # so common that it explains the answer
+        ([0.7, 0.3], [0.6, 0.4], "multiclass", None),
+        ([0.0, 0.5], [0.4, 0.5], "multilabel", "100 % of them are called not 'nevus', and 60 % are"),
+        ([0.99, 0.5], [0.5, 0.5], "multilabel", "99 % of them are called 'nevus', and 50 % are"),
+        ([0.0, 0.5], [0.1, 0.5], "multilabel", None),  # rare, and ranked all the same
+        ([math.nan, 0.5], [math.nan, 0.5], "multilabel", None),
+    ],
+)
+def test_one_answer_for_nearly_all_is_doubted(called, true, kind, doubted):
+    found = doubts.one_answer_doubts(NAMES, torch.tensor(called), torch.tensor(true), kind)
+    assert [doubted in one for one in found] == ([] if doubted is None else [True])
+
+
+def test_a_loss_that_hardly_left_its_start_is_doubted():
+    found = doubts.stalled_stage_doubts({"concepts": [1.0, 0.6, 0.5], "task": [1.0986, 1.0985, 1.0991]})
+    assert len(found) == 1
+    assert "'task' hardly learned: its training loss went from 1.0986 to 1.0985 in 3 epochs" in found[0]
+    assert doubts.stalled_stage_doubts({"task": [0.36]}) == []  # solved for at once
+
+
+def test_a_loss_like_that_of_a_constant_answer_is_doubted():
+    assert doubts.constant_answer_doubts("tasks", 0.4, 1.1) == []
+    assert doubts.constant_answer_doubts("tasks", math.nan, math.nan) == []
+    (found,) = doubts.constant_answer_doubts("tasks", 1.0980, 1.0986)
+    assert found.startswith("The tasks were hardly learned") and "1.0980" in found and "1.0986" in found
+
+
+def test_training_far_above_the_measured_images_is_doubted():
+    enough = [20, 20], [20, 20]
+    learned = scores([0.98, 0.96], *enough)
+    (found,) = doubts.overfitting_doubts("concepts", learned, scores([0.75, 0.71], *enough))
+    assert "0.970 on training images and 0.730 on the others" in found
+    assert doubts.overfitting_doubts("concepts", learned, scores([0.9, 0.88], *enough)) == []
+
+
+def test_overfitting_is_judged_by_labels_with_enough_images():
+    learned, rare = scores([0.98, 0.96], [20, 20], [20, 20]), ([20, 2], [20, 38])
+    assert doubts.overfitting_doubts("concepts", learned, scores([0.95, 0.1], *rare)) == []
+    assert doubts.overfitting_doubts("concepts", learned, scores([0.1, 0.1], [1, 1], [30, 30])) == []
+
+
+def test_labels_without_one_of_both_sides_are_named():
+    given = labels(20, 0, 20, 7)
+    (found,) = doubts.one_sided_doubts("concept", ("a", "b", "c"), given, "training")
+    assert found == (
+        "Among the training images, 'a' has no positives, 'b' has no negatives: these 2 concepts are not learned."
+    )
+    (unknown,) = doubts.one_sided_doubts("task", ("a",), torch.full((5, 1), math.nan), "validation")
+    assert "'a' has no positives or negatives: this task cannot be judged" in unknown
+    assert doubts.one_sided_doubts("concept", ("c",), given[:, 2:], "training") == []
+
+
+def test_few_positives_for_each_prototype_are_doubted():
+    given = labels(100, 0, 9, 10)
+    (found,) = doubts.prototype_doubts(("a", "b", "c"), given, 2)
+    assert "1 concept has fewer than 5 training images for each of its 2 prototypes: 'b' (9)" in found
+    assert doubts.prototype_doubts(("c",), given[:, 2:], 2) == []
+
+
+def test_thresholds_that_rest_on_few_images_are_doubted():
+    given = labels(40, 0, 9, 31, 20)
+    (found,) = doubts.threshold_doubts(("a", "b", "c", "d"), given)
+    assert "2 concepts have a threshold" in found and "'b' (9), 'c' (9)" in found
+    assert doubts.threshold_doubts(("d",), given[:, 3:]) == []
+
+
+def test_a_choice_by_few_images_is_doubted():
+    assert "by 9 validation images alone" in doubts.choice_doubts(9)[0]
+    assert doubts.choice_doubts(10) == []
+
+
+def test_averages_that_leave_labels_out_say_so():
+    given = scores([0.7, 0.2, math.nan], [9, 2, 0], [21, 28, 30])
+    (found,) = doubts.average_doubts("concept", ("a", "b", "c"), given)
+    assert found.endswith("leave out the concepts with fewer than 5 measured images on a side: 'b' (2).")
+    (carried,) = doubts.average_doubts("concept", ("a", "b"), scores([0.7, 0.2], [3, 2], [21, 28]))
+    assert "No concept has 5 measured images on each side" in carried and "'b' (2), 'a' (3)" in carried
+    assert doubts.average_doubts("concept", ("a",), scores([0.7], [9], [21])) == []
