@@ -30,6 +30,10 @@ if TYPE_CHECKING:
         intervene as intervene,
         intervene_images as intervene_images,
     )
+    from conceptcam.analysis.intervention_curves import (
+        InterventionCurve as InterventionCurve,
+        intervention_curve as intervention_curve,
+    )
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
 
 __getattr__, __dir__ = hand_on(__name__)
