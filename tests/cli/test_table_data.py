@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from conceptcam.analysis.baselines import fit_baselines
 from conceptcam.cli.main import main
 from conceptcam.data.splits import load_split
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.runs.folder import BASELINES_FILE
 from tests.worlds import CONCEPTS, SIZE, Squares
 
 TINY = [
@@ -114,6 +117,20 @@ def test_evaluate_finds_the_classes_and_measures_on_a_part(
     assert "WARNING" in said and "--part val" in said and "'kind' has 2 classes" in said
     assert main([*data, *part[:2], "--part", "test", "--out", str(tmp_path / "test")]) == 2
     assert "there is no part 'test': the parts are ['train', 'val']" in capsys.readouterr().err
+
+
+def test_evaluate_measures_the_simpler_models_of_a_run(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = shutil.copytree(run, tmp_path / "model")
+    channels = ConceptModel.from_pretrained(folder).backbone.out_channels
+    concepts, classes = (torch.rand(40, 3) < 0.5).float(), torch.eye(2)[torch.arange(40) % 2]
+    fit_baselines(torch.randn(40, channels), concepts, classes, kind="multiclass").save(folder / BASELINES_FILE)
+    data = ["evaluate", str(folder), str(table / "labels.csv"), "--images", str(table / "films"), "--figures", "0"]
+    assert main([*data, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "fitted on 40 training images" in said and "\nmajority " in said and "\nthis model " in said
+    assert "true, and called" in said and "balanced accuracy" in said
 
 
 def test_a_split_column_divides_the_images(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

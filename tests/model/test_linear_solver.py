@@ -44,6 +44,16 @@ def test_solution_is_that_of_scikit_learn(penalty):
         np.testing.assert_allclose(found[:, task], expected, atol=1e-5)
 
 
+def test_more_evidence_than_samples_has_the_solution_of_scikit_learn():
+    evidence, targets = world()
+    wide = torch.cat([evidence, torch.randn(N, 300, M, dtype=torch.float64)], dim=1)[:40]
+    found = logits_of(LinearSolver(l2=0.05).solve(wide, targets[:40], multilabel_loss), wide)
+    theirs = LogisticRegression(C=1 / (0.05 * 2 * 40), solver="lbfgs", tol=1e-10, max_iter=20_000)
+    for task in range(T):
+        expected = theirs.fit(standardized(wide), targets[:40, task].numpy()).decision_function(standardized(wide))
+        np.testing.assert_allclose(found[:, task], expected, atol=1e-4)
+
+
 def test_non_negative_solution_is_that_of_scipy_with_bounds():
     evidence, targets = world()
     solution = LinearSolver(l2=0.01, non_negative=True).solve(evidence, targets, multilabel_loss)
