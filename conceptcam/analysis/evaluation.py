@@ -135,7 +135,8 @@ class Evaluation:
     def table(self) -> str:
         """The figures as text; `-` stands for an undefined one, `*` for a sided concept.
 
-        `area` is the part of the image that is in boxes: what energy and IoU are for a map that is the same everywhere.
+        `area` is the part of the image that is in boxes: what energy, rank and IoU are for a map that is the same
+        everywhere.
         """
         lines = []
         if self.unlike > 0:
@@ -203,14 +204,16 @@ _SCORES = {"pos": "positives", "neg": "negatives", "AUROC": "auroc", "AP": "aver
 _CALIBRATION = {"ECE": "ece", "Brier": "brier"}
 _PLACES = {
     "boxes": "support", "point": "pointing", "random": "random_pointing", "centre": "center_pointing",
-    "mirror": "mirror_gap", "transp": "transpose_gap", "energy": "energy", "IoU": "iou", "area": "chance",
+    "mirror": "mirror_gap", "transp": "transpose_gap", "side": "side", "energy": "energy", "rank": "rank", "IoU": "iou",
+    "area": "chance",
 }  # fmt: skip
 # Headline figure -> the column whose macro mean it is.
 _HEADLINES = {
     "concept_auroc": "AUROC", "concept_ap": "AP", "concept_f1": "F1@.5", "concept_f1_chosen": "F1",
     "concept_ece": "ECE", "concept_brier": "Brier",
     "pointing": "point", "pointing_random_map": "random", "pointing_center_prior": "centre", "pointing_chance": "area",
-    "mirror_gap": "mirror", "energy_in_box": "energy", "box_area": "area", "iou": "IoU",
+    "mirror_gap": "mirror", "side_accuracy": "side", "energy_in_box": "energy", "relevance_rank": "rank",
+    "box_area": "area", "iou": "IoU",
 }  # fmt: skip
 _SIDED_HEADLINES = {"sided_pointing": "point", "sided_mirror_gap": "mirror", "sided_transpose_gap": "transp"}
 _TASK_HEADLINES = {

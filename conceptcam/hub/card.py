@@ -54,6 +54,8 @@ _WORDS: Mapping[str, str] = {
     "iou": "IoU of maps and boxes",
     "pointing_small": "pointing game in small boxes",
     "pointing_medium": "pointing game in medium boxes",
+    "side_accuracy": "peak on the right side of the image",
+    "relevance_rank": "fraction of the highest pixels in boxes",
     "pointing_large": "pointing game in large boxes",
     "task_auroc": "task AUROC",
     "task_ap": "task average precision",
@@ -61,6 +63,7 @@ _WORDS: Mapping[str, str] = {
     "task_ece": "calibration error of task probabilities",
     "task_brier": "Brier score of task probabilities",
     "task_accuracy": "task accuracy",
+    "task_balanced_accuracy": "mean recall of the classes of the task",
     "unlike_images": "fraction of images unlike those of training",
 }
 

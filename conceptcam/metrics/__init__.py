@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         map_iou as map_iou,
         pointing_game as pointing_game,
         random_peaks as random_peaks,
+        relevance_rank as relevance_rank,
+        side_accuracy as side_accuracy,
     )
     from conceptcam.metrics.novelty import (
         FeatureStatistics as FeatureStatistics,
@@ -61,8 +63,10 @@ if TYPE_CHECKING:
     from conceptcam.metrics.prototypes import (
         PrototypeAccuracy as PrototypeAccuracy,
         PrototypeHealth as PrototypeHealth,
+        PrototypePurity as PrototypePurity,
         prototype_accuracy as prototype_accuracy,
         prototype_health as prototype_health,
+        prototype_purity as prototype_purity,
         prototype_usage as prototype_usage,
     )
 

@@ -24,6 +24,8 @@ from conceptcam.metrics.map_scores import (
     iou_curve,
     map_iou,
     random_peaks,
+    relevance_rank,
+    side_accuracy,
     widened,
 )
 
@@ -53,6 +55,10 @@ class PairScores(NamedTuple):
     """`pointing` of random maps, on average."""
     center_pointing: Tensor
     """`pointing` of a map that peaks in the middle of the image."""
+    rank: Tensor
+    """`relevance_rank`."""
+    side: Tensor
+    """`side_accuracy`; NaN for boxes on both sides of the middle."""
     iou_curve: Tensor
     """(P, J) `iou` at each of `IOU_THRESHOLDS`."""
 
@@ -73,6 +79,8 @@ class LocalizationScores(NamedTuple):
     chance: Tensor
     random_pointing: Tensor
     center_pointing: Tensor
+    rank: Tensor
+    side: Tensor
     support: Tensor
     """How many pairs there are."""
     iou_curve: Tensor
@@ -133,6 +141,8 @@ def pair_scores(
         chance=target.float().mean(dim=(1, 2)),
         random_pointing=target.flatten(1)[:, control.to(target.device)].float().mean(dim=1),
         center_pointing=target[:, height // 2, width // 2].float(),
+        rank=relevance_rank(maps, inside),
+        side=side_accuracy(peak, inside),
         iou_curve=iou_curve(maps, inside),
     )
 

@@ -145,6 +145,47 @@ def energy_in_box(maps: Tensor, inside: Tensor, energy: Energy = "sigmoid") -> T
     return (mass * inside).sum(dim=(1, 2)) / mass.sum(dim=(1, 2))
 
 
+def relevance_rank(maps: Tensor, inside: Tensor) -> Tensor:
+    """Of the highest pixels, as many as are inside, the fraction that is inside (Arras et al., 2022).
+
+    Unlike `energy_in_box`, its companion there, it does not depend on how logits become mass. A constant map scores the
+    area of the inside, since of pixels that tie each counts alike.
+
+    Args:
+        maps: (P, H, W) logits.
+        inside: (P, H, W) bool, with at least one pixel each.
+
+    Returns:
+        (P,) in [0, 1], float.
+    """
+    ranks = []
+    for values, truth in zip(maps.flatten(1), inside.flatten(1), strict=True):
+        size = int(truth.sum())
+        cut = values.kthvalue(len(values) - size + 1).values  # the lowest that is still among them
+        above, ties = values > cut, values == cut
+        among_ties = (size - above.sum()) / ties.sum()
+        ranks.append(((above & truth).sum() + (ties & truth).sum() * among_ties) / size)
+    return torch.stack(ranks).float() if ranks else maps.new_zeros(0)
+
+
+def side_accuracy(peaks: Tensor, inside: Tensor) -> Tensor:
+    """1 where a map peaks in the half of the image that holds the inside, left or right, else 0.
+
+    Args:
+        peaks: (P,) from `find_peaks`.
+        inside: (P, H, W) bool.
+
+    Returns:
+        (P,) float; NaN where the inside is on both sides of the middle. Chance is one half.
+    """
+    width = inside.shape[2]
+    columns = inside.any(dim=1)
+    left, right = columns[:, : width // 2].any(dim=1), columns[:, (width + 1) // 2 :].any(dim=1)
+    column = peaks % width
+    here = torch.where(right, column >= (width + 1) // 2, column < width // 2)
+    return here.float().masked_fill(left == right, torch.nan)
+
+
 def map_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Tensor:
     """Intersection over union of the inside and of where the map's probability exceeds a threshold.
 

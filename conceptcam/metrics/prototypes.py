@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conceptcam.metrics.base import FractionMetric
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.metrics.base import FractionMetric, RowMetric
 
 
 class PrototypeHealth(NamedTuple):
@@ -22,6 +23,8 @@ class PrototypeHealth(NamedTuple):
     """Fraction of the present images that went to the busiest prototype: 1/M is even, 1 is collapse."""
     closest_cosine: Tensor
     """Highest cosine between two prototypes of the concept: 1 is a duplicate; NaN if M is 1."""
+    usage_entropy: Tensor
+    """How evenly the present images go to the prototypes: 1 is evenly, 0 all to one; NaN if M is 1."""
 
 
 def prototype_accuracy(vector_similarity: Tensor, labels: Tensor) -> Tensor:
@@ -78,11 +81,69 @@ def prototype_health(prototypes: Tensor, usage: Tensor) -> PrototypeHealth:
     cosine = directions @ directions.mT  # (K, M, M)
     itself = torch.eye(prototypes.shape[1], dtype=torch.bool)
     closest = cosine.masked_fill(itself, -torch.inf).amax(dim=(1, 2))
+    fractions = usage / usage.sum(dim=1, keepdim=True)
+    most = torch.tensor(float(usage.shape[1]), dtype=torch.float64).log()  # 0 of a single prototype, which gives NaN
     return PrototypeHealth(
         (usage > 0).double().mean(dim=1).masked_fill(never, torch.nan),
         usage.amax(dim=1) / usage.sum(dim=1),
         closest.masked_fill(closest == -torch.inf, torch.nan),
+        torch.special.entr(fractions).sum(dim=1) / most,
     )
+
+
+def prototype_purity(similarity: Tensor, inside: Tensor, *, top: int = 10) -> Tensor:
+    """Of the images that most resemble a prototype, the fraction in which the place that does lies in its boxes.
+
+    PIP-Net's purity (Nauta et al., 2023), with the boxes of a concept for the annotated part. A prototype that looks
+    at a marker or at an image's edge has a low one.
+
+    Args:
+        similarity: (N, K, M) highest similarity in each image; 0 is none, and does not count.
+        inside: (N, K, M) bool, whether the place of the highest one lies in a box of concept k.
+        top: How many images to look at for each prototype.
+
+    Returns:
+        (K, M) float64; NaN for a prototype that no image resembles.
+    """
+    similarity, inside = similarity.detach().double().cpu(), inside.double().cpu()
+    values, rows = similarity.topk(min(top, len(similarity)), dim=0)
+    counts = values > 0
+    return (inside.gather(0, rows) * counts).sum(dim=0) / counts.sum(dim=0)
+
+
+class PrototypePurity(RowMetric):
+    """`prototype_purity` over all batches.
+
+    Args:
+        top: As in `prototype_purity`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, *, top: int = 10) -> None:
+        super().__init__()
+        self.top = top
+
+    def update(self, similarity_maps: Tensor, boxes: ConceptBoxes | None) -> None:
+        """Add similarity maps (B, K, M, h, w), and the boxes of their images; None if nobody drew, which adds nothing.
+
+        Raises:
+            ValueError: If a box has an index outside the maps.
+        """
+        images, concepts, prototypes, height, width = similarity_maps.shape
+        best, place = similarity_maps.detach().flatten(3).max(dim=-1)
+        rows = torch.stack([best, torch.zeros_like(best)], dim=-1)
+        if boxes is not None:
+            pairs = boxes.to(best.device).pair_masks((images, concepts, height, width), "center")
+            masks = best.new_zeros(images, concepts, height * width)
+            masks[pairs.image, pairs.concept] = pairs.inside.flatten(1).to(best)
+            rows[..., 1] = masks.gather(2, place)
+        self.keep(rows if boxes is not None else rows[:0])
+
+    def compute(self) -> Tensor:
+        """(K, M) the purity of each prototype; NaN where no image resembles it."""
+        similarity, inside = self.kept(0, 0, 2).unbind(-1)
+        return prototype_purity(similarity, inside > 0, top=self.top)
 
 
 class PrototypeAccuracy(FractionMetric):

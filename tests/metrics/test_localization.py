@@ -26,6 +26,7 @@ from conceptcam.metrics.map_scores import (
     map_iou,
     pointing_game,
     random_peaks,
+    relevance_rank,
     upsample,
 )
 
@@ -125,7 +126,9 @@ def naive_pair(
     inside = {p for p in pixels if naive_inside(*p, boxes, height, width)}
     mass = {p: 1 / (1 + math.exp(-rows[p[1]][p[0]])) for p in pixels}
     found = {p for p in pixels if mass[p] > 0.5}
+    halves = {(px + 0.5) * 2 > width for px, _ in inside if (px + 0.5) * 2 != width}
     return {
+        "side": float((x + 0.5 > width / 2) in halves and (x + 0.5) * 2 != width) if len(halves) == 1 else math.nan,
         "area": len(inside) / len(pixels),
         "pointing": hit(x, y, boxes),
         "pointing_grid": float(naive_inside(*naive_cell(grid), boxes, len(grid), len(grid[0]))),
@@ -150,7 +153,7 @@ def test_values_of_every_pair_equal_a_naive_loop(tolerance: float, grid: tuple[i
         drawn = boxes.xyxy[(boxes.image == image) & (boxes.concept == concept)]
         expected = naive_pair(maps[image, concept].tolist(), drawn.tolist(), *size, tolerance)
         values = {name: float(getattr(scores, name)[index]) for name in expected}
-        assert values == pytest.approx(expected, abs=1e-6)
+        assert values == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 def test_scores_of_a_concept_are_the_means_over_its_pairs():
@@ -162,8 +165,9 @@ def test_scores_of_a_concept_are_the_means_over_its_pairs():
         own = [index for index, found in enumerate(each.concept.tolist()) if found == concept]
         assert int(scores.support[concept]) == len(own)
         for name in set(LocalizationScores._fields) & set(PairScores._fields):
-            mean = sum(getattr(each, name)[index].double() for index in own) / len(own)
-            assert torch.allclose(getattr(scores, name)[concept], mean, atol=1e-12), name
+            values = [value for index in own if not (value := getattr(each, name)[index].double()).isnan().any()]
+            mean = sum(values) / len(values) if values else torch.tensor(nan).double()
+            assert torch.allclose(getattr(scores, name)[concept], mean, atol=1e-12, equal_nan=True), name
 
 
 @pytest.mark.parametrize(("grid", "size"), [((7, 7), (56, 56)), ((4, 6), (64, 48)), ((5, 3), (15, 33))])
@@ -228,10 +232,39 @@ def test_maps_right_half_of_the_time_have_no_mirror_gap():
     assert scores_of(maps, boxes, (64, 64)).mirror_gap.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_equals_a_mean_over_all_orders_of_ties(seed: int):
+    random = torch.Generator().manual_seed(seed)
+    maps = torch.randint(0, 4, (6, 3, 4), generator=random).float()  # many ties
+    inside = torch.rand(6, 3, 4, generator=random) < 0.4
+    inside[:, 0, 0] = True
+    for index in range(6):
+        values, truth = maps[index].flatten().tolist(), inside[index].flatten().tolist()
+        size, total = sum(truth), 0.0
+        for _ in range(4000):  # ties in a random order
+            order = torch.rand(12, generator=random).tolist()
+            top = sorted(range(12), key=lambda p, v=values, o=order: (-v[p], o[p]))[:size]
+            total += sum(truth[p] for p in top) / size
+        found = float(relevance_rank(maps[index : index + 1], inside[index : index + 1]))
+        assert found == pytest.approx(total / 4000, abs=0.03)
+
+
+def test_perfect_maps_have_rank_and_side_1_and_mirrored_ones_the_other_side():
+    boxes = one_sided()
+    maps = perfect_maps(boxes, (10, 2, 20, 20))
+    scores = scores_of(maps, boxes, (20, 20))
+    assert scores.rank.tolist() == scores.side.tolist() == [1, 1]
+    wrong = scores_of(maps.flip(-1), boxes, (20, 20))
+    assert wrong.side.tolist() == [0, 0] and (wrong.rank < 0.2).all()
+    across = boxes_of(*((image, 0, (0.3, 0.2, 0.7, 0.4)) for image in range(10)))
+    assert scores_of(maps, across, (20, 20)).side[0].isnan()  # on both sides
+
+
 def test_constant_map_scores_its_chance_and_nothing_more():
     boxes = random_boxes(5, 2, 20)
     scores = scores_of(torch.zeros(5, 2, 4, 4), boxes, (32, 32))
     assert torch.allclose(scores.energy, scores.chance)
+    assert torch.allclose(scores.rank, scores.chance)
     assert scores.iou.tolist() == [0, 0]  # exceeds .5 nowhere
     assert torch.allclose(scores_of(torch.ones(5, 2, 4, 4), boxes, (32, 32)).iou, scores.chance)
 
@@ -376,7 +409,7 @@ def test_metric_keeps_numbers_and_no_maps():
     metric = LocalizationMetrics(3)
     metric.update(random_maps(10, 3, 4, 5).requires_grad_(), random_boxes(10, 3, 30), (20, 30))
     pairs = int(metric.compute().support.sum())
-    assert metric.kept().shape == (pairs, 11 + len(IOU_THRESHOLDS))
+    assert metric.kept().shape == (pairs, 13 + len(IOU_THRESHOLDS))
     assert not metric.kept().requires_grad
 
 

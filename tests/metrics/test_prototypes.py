@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.prototypes import (
     PrototypeAccuracy,
+    PrototypePurity,
     prototype_accuracy,
     prototype_health,
     prototype_usage,
@@ -93,6 +97,41 @@ def test_health_finds_dead_and_duplicate_prototypes():
     assert health.alive[2].isnan()
     assert health.top_share[2].isnan()
     assert health.closest_cosine.tolist() == pytest.approx([0, 1, -1])
+
+
+def test_usage_entropy_is_that_of_the_fractions():
+    usage = torch.tensor([[5.0, 5.0, 0.0], [7.0, 0.0, 0.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    entropy = prototype_health(torch.randn(4, 3, 5), usage).usage_entropy
+    assert entropy[:3].tolist() == pytest.approx([math.log(2) / math.log(3), 0, 1])
+    assert entropy[3].isnan()
+
+
+def test_purity_equals_a_slow_loop_over_the_most_similar_images():
+    random = torch.Generator().manual_seed(0)
+    maps = torch.rand(30, 2, 3, 4, 5, generator=random)
+    maps[:, 0, 2] = 0  # no image resembles this one
+    maps[5:, 1, 0] = 0  # five images do
+    left = torch.rand(20, generator=random) * 0.6
+    top = torch.rand(20, generator=random) * 0.6
+    xyxy = torch.stack([left, top, left + 0.4, top + 0.4], dim=1)
+    image, concept = torch.arange(20), torch.arange(20) % 2
+    found = PrototypePurity(top=10)
+    for rows in (slice(0, 7), slice(7, 30)):
+        chosen = (image >= rows.start) & (image < rows.stop)
+        found.update(maps[rows], ConceptBoxes(xyxy[chosen], concept[chosen], image[chosen] - rows.start))
+    found.update(maps, None)  # nobody drew
+    for k in range(2):
+        for m in range(3):
+            best = sorted(range(30), key=lambda n, k=k, m=m: -float(maps[n, k, m].max()))[:10]
+            best = [n for n in best if maps[n, k, m].max() > 0]
+            hits = 0
+            for n in best:
+                row, column = divmod(int(maps[n, k, m].flatten().argmax()), 5)
+                x, y = (column + 0.5) / 5, (row + 0.5) / 4
+                drawn = xyxy[(image == n) & (concept == k)].tolist()
+                hits += any(a <= x <= c and b <= y <= d for a, b, c, d in drawn)
+            expected = hits / len(best) if best else nan
+            assert float(found.compute()[k, m]) == pytest.approx(expected, nan_ok=True)
 
 
 def test_single_prototype_has_no_neighbour_to_be_close_to():
