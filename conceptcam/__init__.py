@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         fit_thresholds as fit_thresholds,
     )
     from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
+    from conceptcam.analysis.export import export_model as export_model
     from conceptcam.analysis.fitting import fit_calibration as fit_calibration, fit_novelty as fit_novelty
     from conceptcam.analysis.intervention import Intervention as Intervention, intervene as intervene
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves

@@ -3,13 +3,17 @@
 import difflib
 import importlib.util
 import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
-from conceptcam import ConceptModel
+from conceptcam import ConceptModel, PhantomDataset, explain, export_model
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -85,6 +89,31 @@ def test_plain_loop_keeps_frozen_parts_still(monkeypatch):
 def test_custom_backbone_is_found_again_by_its_name(capsys):
     load("custom_backbone").main(images=64, epochs=1)
     assert "same maps: True" in capsys.readouterr().out
+
+
+def test_an_exported_file_explains_without_torch(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = ConceptModel.from_pretrained("phantom-csr")
+    export_model(model, tmp_path / "model.onnx")
+    pixels = PhantomDataset(1, seed=99, cache_dir=False).load_item(0).image
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "chest.png")
+    # `load("run_exported").main(` in a process in which torch and conceptcam cannot be imported.
+    blocked = "import sys, runpy; sys.modules.update(torch=None, conceptcam=None); sys.argv = sys.argv[1:]"
+    command = [f"{blocked}; runpy.run_path(sys.argv[0], run_name='__main__')", FOLDER / "run_exported.py"]
+    files = [tmp_path / name for name in ("model.onnx", "chest.png", "maps.png")]
+    done = subprocess.run([sys.executable, "-c", *command, *files], capture_output=True, text=True, check=True)
+    explained = explain(model, tmp_path / "chest.png")
+    said = [line.split() for line in done.stdout.splitlines()[:5]]
+    assert [" ".join(words[:-1]) for words in said] == [one.concept for one in explained.concepts[:5]]
+    assert [float(words[-1]) for words in said] == pytest.approx(
+        [one.probability for one in explained.concepts[:5]], abs=2e-2
+    )
+    logits = [float(text) for text in re.findall(r"logit (\S+)", done.stdout)]  # Pillow resizes in whole bytes
+    assert logits == pytest.approx([task.logit for task in explained.tasks], abs=0.1)
+    height, width = model.config.image_size
+    with Image.open(tmp_path / "maps.png") as sheet:
+        assert sheet.size == (6 * width, height)
 
 
 def test_every_example_is_run_here():

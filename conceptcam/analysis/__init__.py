@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         explain as explain,
         explain_images as explain_images,
     )
+    from conceptcam.analysis.export import ExportReport as ExportReport, export_model as export_model
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
     from conceptcam.analysis.fitting import fit_calibration as fit_calibration, fit_novelty as fit_novelty
     from conceptcam.analysis.inspection_report import inspection_page as inspection_page
