@@ -76,7 +76,9 @@ def check_not_str(what: str, names: object) -> None:
         ValueError: If it is a string.
     """
     if isinstance(names, str):
-        raise ValueError(f"`{what}` must be a list of names, got the text {names!r}; for one name write [{names!r}]")
+        raise ValueError(
+            f"`{what}` must be a list of names, got the text {brief(names)}; for one name write [{brief(names)}]"
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -92,7 +94,8 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
         ValueError: With the near names and all names.
     """
     if name not in (names := list(known)):
-        raise ValueError(f"unknown {what} {name!r}{did_you_mean(str(name), names)}; known: {names}")
+        near = did_you_mean(name, names) if isinstance(name, str) else ""
+        raise ValueError(f"unknown {what} {brief(name)}{near}; known: {names}")
 
 
 def shorten(texts: Iterable[str]) -> str:

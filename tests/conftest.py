@@ -22,6 +22,10 @@ _SERVER = pytest.StashKey[HubServer]()
 _HOME = pytest.StashKey[str]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=1, metavar="N", help="N times as many attempts in tests/fuzz")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if "huggingface_hub" in sys.modules:
         raise pytest.UsageError("huggingface_hub was imported before the tests could point it to their own server")

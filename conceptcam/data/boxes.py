@@ -10,7 +10,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from conceptcam._checks import check_choice
+from conceptcam._checks import brief, check_choice
 
 MaskRule = Literal["coverage", "center"]
 BoxForm = Literal["xyxy", "xywh", "cxcywh"]
@@ -257,10 +257,15 @@ def _of_image(boxes: Any, image: int) -> ConceptBoxes | None:
         )
     if not isinstance(boxes, Mapping):
         return ConceptBoxes.from_dicts([boxes])
-    xyxy, concept = boxes["boxes"], torch.as_tensor(boxes["labels"])
-    if type(xyxy).__name__ == "BoundingBoxes":  # torchvision takes seconds to import
-        return ConceptBoxes.from_pixels(xyxy, concept)
-    return ConceptBoxes(torch.as_tensor(xyxy).view(-1, 4), concept, torch.zeros_like(concept))
+    try:
+        xyxy, concept = torch.as_tensor(boxes["boxes"]), torch.as_tensor(boxes["labels"])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the boxes or labels of image {image} are no numbers: {brief(dict(boxes))}") from error
+    if type(boxes["boxes"]).__name__ == "BoundingBoxes":  # torchvision takes seconds to import
+        return ConceptBoxes.from_pixels(boxes["boxes"], concept)
+    if not xyxy.numel():  # an empty list has no shape
+        return ConceptBoxes.empty()
+    return ConceptBoxes(xyxy, concept, torch.zeros_like(concept))
 
 
 def _parse(box: Mapping[str, Any]) -> tuple[list[float], int]:
@@ -283,7 +288,7 @@ def _parse(box: Mapping[str, Any]) -> tuple[list[float], int]:
         raise ValueError(f"'concept_idx' must be an integer, got {box['concept_idx']!r} in {dict(box)}")
     try:
         left, top, right, bottom = map(float, corners)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"a box needs 'bbox' with 4 numbers or x_min, y_min, x_max and y_max, got {dict(box)}"
         ) from error

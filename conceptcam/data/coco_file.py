@@ -75,7 +75,7 @@ def read_coco(path: Path) -> dict[str, Any]:
                 f"{len(lacking)} of {len(entries)} `{part}` lack one of {list(fields)}, or have it in another type; "
                 f"first: {brief(lacking[0])}"
             )
-        _refuse_repeated(f"ids in `{part}`", [entry["id"] for entry in entries if "id" in entry])
+        _refuse_repeated(f"ids in `{part}`", [entry["id"] for entry in entries if is_a(entry.get("id"), _ID)])
     _refuse_repeated("category names", [entry["name"] for entry in content["categories"]])
     check_names("categories", [entry["name"] for entry in content["categories"]], at_least=0)
     check_names("file names", [*{entry["file_name"] for entry in content["images"]}], at_least=0)

@@ -17,6 +17,8 @@ Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]
 Normalize = Literal["area", "grid"]
 
+_LARGEST = 1e6  # weight or margin; far larger ones overflow
+
 BoxesLike = ConceptBoxes | Sequence[ImageBoxes]
 """A batch's boxes: ours, or those of each image as `ConceptBoxes.from_dicts` reads them."""
 
@@ -93,7 +95,7 @@ def _check_options(penalty: str, normalize: str, mask: str, margin: float) -> No
     check_choice("penalty", penalty, Penalty)
     check_choice("normalize", normalize, Normalize)
     check_choice("mask", mask, MaskRule)
-    check_number("`margin`", margin, 0)
+    check_number("`margin`", margin, 0, _LARGEST)
     if margin and penalty != "hinge":
         raise ValueError(f"`margin` belongs to the hinge penalty, got {margin} with {penalty!r}")
 
@@ -175,17 +177,17 @@ class BBoxGuidedConceptLoss(nn.Module):
                 "positives themselves, and to a loss of your own you can give weights as it is made"
             )
         _check_options(penalty, normalize, mask, margin)
-        check_number("`alpha`", alpha, 0)
-        check_number("`beta`", beta, 0)
+        check_number("`alpha`", alpha, 0, _LARGEST)
+        check_number("`beta`", beta, 0, _LARGEST)
         if pos_weight is not None and (pos_weight.ndim != 1 or not ((pos_weight >= 0) & pos_weight.isfinite()).all()):
             raise ValueError(f"`pos_weight` must be (K,) finite numbers from 0 on, one per concept; got {pos_weight}")
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = float(alpha)
+        self.beta = float(beta)
         # None is binary cross-entropy, to which alone `pos_weight` belongs.
         named = {"bce": None, "focal": FocalLoss(), "asymmetric": AsymmetricLoss()}
         self.classification = named[classification] if isinstance(classification, str) else classification
         self.localization = functools.partial(
-            box_localization_loss, penalty=penalty, normalize=normalize, mask=mask, margin=margin
+            box_localization_loss, penalty=penalty, normalize=normalize, mask=mask, margin=float(margin)
         )
         self.register_buffer("pos_weight", pos_weight)
 

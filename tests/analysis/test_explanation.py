@@ -195,7 +195,7 @@ def test_lines_of_a_model_without_tasks_say_so():
     assert explain(taught("concepts"), ITEM.image).lines()[-1] == "  (this model was taught no task)"
 
 
-def test_a_concept_without_a_probability_is_neither_present_nor_absent():
+def test_a_concept_without_a_probability_has_no_verdict():
     explanation = explain(taught("concepts"), ITEM.image)
     one = explanation.concepts[0]
     for probability, threshold, verdict in (

@@ -213,7 +213,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: HubServer, m
     assert holds(create_backbone("timm:test_resnet", weights="org/gated", image_size=SIZE), weights)
 
 
-def test_weights_that_the_way_has_changed_are_named_with_what_to_remove(hub: HubServer):
+def test_weights_changed_on_the_way_are_named_with_what_to_do(hub: HubServer):
     weights = timm_weights("test_resnet")
     hub.repo("org/weights", {"model.safetensors": save(weights)})
     hub.fail("GET /cdn/.*safetensors", "flip")

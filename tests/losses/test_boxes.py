@@ -461,12 +461,12 @@ def test_a_compiled_loss_is_one_graph_and_gives_the_same(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -1.0}, "`alpha` must be a finite int or float from 0, got -1.0"),
-        ({"alpha": nan}, "`alpha` must be a finite int or float from 0, got nan"),
-        ({"beta": math.inf}, "`beta` must be a finite int or float from 0, got inf"),
-        ({"beta": "1"}, "`beta` must be a finite int or float from 0, got '1'"),
-        ({"penalty": "hinge", "margin": nan}, "`margin` must be a finite int or float from 0, got nan"),
-        ({"penalty": "hinge", "margin": -1.0}, "`margin` must be a finite int or float from 0, got -1.0"),
+        ({"alpha": -1.0}, "`alpha` must be a finite int or float from 0 to 1e.06, got -1.0"),
+        ({"alpha": nan}, "`alpha` must be a finite int or float from 0 to 1e.06, got nan"),
+        ({"beta": math.inf}, "`beta` must be a finite int or float from 0 to 1e.06, got inf"),
+        ({"beta": "1"}, "`beta` must be a finite int or float from 0 to 1e.06, got '1'"),
+        ({"penalty": "hinge", "margin": nan}, "`margin` must be a finite int or float from 0 to 1e.06, got nan"),
+        ({"penalty": "hinge", "margin": -1.0}, "`margin` must be a finite int or float from 0 to 1e.06, got -1.0"),
         ({"pos_weight": torch.tensor([1.0, nan])}, r"`pos_weight` must be \(K,\) finite numbers from 0 on, one per"),
         ({"pos_weight": torch.tensor([1.0, -1.0])}, r"`pos_weight` must be \(K,\) finite numbers from 0 on, one per"),
         ({"pos_weight": torch.ones(4, 1)}, r"`pos_weight` must be \(K,\) finite numbers from 0 on, one per concept"),

@@ -515,7 +515,7 @@ def test_the_history_comes_back_from_the_checkpoints(tmp_path, unfinished):
     assert read_history(tmp_path / "history.csv") == whole and len(whole) >= 3
 
 
-def test_checkpoints_left_by_a_kill_after_the_end_go_at_the_next_start(tmp_path):
+def test_checkpoints_left_after_the_end_go_at_the_next_start(tmp_path):
     run(tmp_path)
     for phase in ("concepts", "rest"):
         (tmp_path / "checkpoints" / phase).mkdir(parents=True)

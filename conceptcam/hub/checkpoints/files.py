@@ -229,7 +229,7 @@ def _first_global(path: Path) -> str | None:
                     return ".".join(strings[-2:])
                 if isinstance(argument, str):
                     strings.append(argument)
-    except (ValueError, struct.error, OverflowError):
+    except (ValueError, struct.error, OverflowError, MemoryError):
         return None
     return None
 
