@@ -99,8 +99,8 @@ def check_known(what: str, name: str, known: Iterable[str]) -> None:
 
 
 def shorten(texts: Iterable[str]) -> str:
-    """Texts joined by commas; of more than eight, the first three and how many more there are."""
-    shown = list(texts)
+    """Texts joined by commas; of more than eight, the first three and how many more there are; long ones are cut."""
+    shown = [text if len(text) <= 200 else f"{text[:197]}..." for text in texts]
     return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
 
 

@@ -125,12 +125,14 @@ def _check_depth(depth: int, source: str) -> None:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Any]:
-    if zipped:
-        _check_archive(path)
-    else:
-        _logger.info("%s is of PyTorch's old kind, which has no checksums: damage to its numbers does not show", path)
-        with path.open("rb") as file:
-            _check_instructions(file, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of texts in a damaged pickle
+        if zipped:
+            _check_archive(path)
+        else:
+            _logger.info("%s is of PyTorch's old kind, which has no checksums: damage to numbers does not show", path)
+            with path.open("rb") as file:
+                _check_instructions(file, path)
     try:
         # torch warns of pickle protocols that it may not know; an error follows below if it does not.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
@@ -221,7 +223,8 @@ def _first_global(path: Path) -> str | None:
     """The first class or function a pickle of any protocol names. Its instructions are listed, not followed."""
     strings: list[str] = []
     try:
-        with path.open("rb") as file:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
             for instruction, argument, _ in pickletools.genops(file):
                 if instruction.name == "GLOBAL":
                     return str(argument).replace(" ", ".")
