@@ -186,14 +186,14 @@ def headline_scores(
     return BaselineScores(concept_auroc, task_auroc, accuracy)
 
 
-def comparison_lines(scores: Mapping[str, BaselineScores], images: int) -> list[str]:
+def comparison_lines(scores: Mapping[str, BaselineScores], title: str) -> list[str]:
     """The lines of a table of models and their figures; `-` stands for an undefined one.
 
     Args:
         scores: Of each model by its name.
-        images: How many training images the baselines were fitted on.
+        title: What stands above the names.
     """
-    rows = [[f"fitted on {images} training images", "concept AUROC", "task AUROC", "balanced accuracy"]]
+    rows = [[title, "concept AUROC", "task AUROC", "balanced accuracy"]]
     rows += [[name, *("-" if one != one else f"{one:.3f}" for one in figures)] for name, figures in scores.items()]
     return text_table(rows, numbers=True)
 

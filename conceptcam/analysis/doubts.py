@@ -128,7 +128,7 @@ def prototype_doubts(concepts: Sequence[str], labels: Tensor, prototypes: int) -
     if not few:
         return []
     return [
-        f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for each of its {prototypes} "
+        f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for each of the {prototypes} "
         f"prototypes: {_listed(few)}; a prototype then shows an image rather than a concept."
     ]
 

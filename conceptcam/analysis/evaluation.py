@@ -164,7 +164,8 @@ class Evaluation:
         if self.baselines:
             summary = self.summary()
             own = BaselineScores(*(summary[name] for name in ("concept_auroc", "task_auroc", "task_balanced_accuracy")))
-            lines += ["", *comparison_lines({**self.baselines, "this model": own}, self.baseline_images)]
+            title = f"fitted on {self.baseline_images} training images"
+            lines += ["", *comparison_lines({**self.baselines, "this model": own}, title)]
         return "\n".join(lines) + "\n"
 
     def _class_lines(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Cross-validation: how right a model is on images that it has not seen, where there are too few to set some aside."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from conceptcam._files import nan_to_null, write_json, write_text
 from conceptcam._text import text_table
+from conceptcam.analysis.baselines import BaselineScores, comparison_lines
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
@@ -23,6 +25,7 @@ from conceptcam.metrics.classification import (
     task_scores,
     top_accuracy,
     typical_probabilities,
+    well_supported,
 )
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
@@ -31,6 +34,7 @@ from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader, make_plan
 from conceptcam.runs.run import Echo, train_run
 
+_UNKNOWN = {"mean": math.nan}
 _INNER = {"train": 0.85, "val": 0.15}
 
 
@@ -60,6 +64,8 @@ class CrossValidation(NamedTuple):
     """The same as logits, with the labels."""
     figures: dict[str, dict[str, float]]
     """Headline figure -> `pooled` over all images, and `mean` and `sd` over folds."""
+    baselines: dict[str, BaselineScores]
+    """Simpler models of each fold's training images -> mean over folds; empty where there were too few images."""
 
 
 def cross_validate(
@@ -134,7 +140,7 @@ def cross_validate(
         tuple(map(str, dataset.names)), model.config.concepts, model.config.tasks,
         answers.concept_logits.sigmoid(), task_probabilities(answers.task_logits, model.config),
     )  # fmt: skip
-    result = CrossValidation(model, predictions, answers, figures)
+    result = CrossValidation(model, predictions, answers, figures, _fold_baselines(folder, folds))
     _write(folder, result, final=final)
     return result
 
@@ -182,16 +188,29 @@ def _figures(answers: OutOfFold, config: ConceptConfig) -> dict[str, dict[str, f
     return figures
 
 
+def _fold_baselines(folder: Path, folds: int) -> dict[str, BaselineScores]:
+    """Figures of each baseline, as the folds' own metrics have them, and their mean over folds."""
+    files = [folder / f"fold-{number + 1}" / "metrics.json" for number in range(folds)]
+    found = [json.loads(file.read_text(encoding="utf-8")).get("baselines") or {} for file in files]
+    names = [name for name in found[0] if all(name in one for one in found)]
+
+    def mean(name: str, field: str) -> float:
+        values = [math.nan if one[name][field] is None else one[name][field] for one in found]
+        return float(torch.tensor(values, dtype=torch.float64).nanmean())
+
+    return {name: BaselineScores(*(mean(name, field) for field in BaselineScores._fields)) for name in names}
+
+
 def headline(answers: OutOfFold, config: ConceptConfig) -> dict[str, float]:
     """The figures of some images: macro averages over what is defined, and for classes how many are right."""
     concepts = per_label_metrics(answers.concept_logits, answers.concepts)
     figures = {
-        "concept_auroc": float(macro_average(concepts.auroc)),
-        "concept_ap": float(macro_average(concepts.average_precision)),
+        "concept_auroc": float(macro_average(concepts.auroc, well_supported(concepts))),
+        "concept_ap": float(macro_average(concepts.average_precision, well_supported(concepts))),
     }
     if config.tasks:
         tasks = task_scores(answers.task_logits, answers.targets, config.task_kind)
-        figures["task_auroc"] = float(macro_average(tasks.auroc))
+        figures["task_auroc"] = float(macro_average(tasks.auroc, well_supported(tasks)))
     if config.tasks and config.task_kind == "multiclass":
         confusion = confusion_matrix(answers.task_logits, answers.targets)
         figures["task_accuracy"] = float(top_accuracy(answers.task_logits, answers.targets))
@@ -225,6 +244,9 @@ def table(result: CrossValidation) -> str:
     for name, values in result.figures.items():
         rows.append([name.replace("_", " "), *map(_cell, values.values())])
     lines, answers, config = [*text_table(rows, numbers=True)], result.answers, result.model.config
+    if result.baselines:
+        own = BaselineScores(*(result.figures.get(name, _UNKNOWN)["mean"] for name in BaselineScores._fields))
+        lines += ["", *comparison_lines({**result.baselines, "this model": own}, "mean of folds")]
     parts = [("concept", config.concepts, per_label_metrics(answers.concept_logits, answers.concepts))]
     if config.tasks:
         parts.append(("task", config.tasks, task_scores(answers.task_logits, answers.targets, config.task_kind)))
@@ -250,8 +272,9 @@ def _write(folder: Path, result: CrossValidation, *, final: bool) -> None:
         run = RunFolder(folder / "final")
         places.append((run.metrics, run.table))
         result.model.save_pretrained(run.path)
+    baselines = {name: scores._asdict() for name, scores in result.baselines.items()}
     for figures, text in places:
-        write_json(figures, nan_to_null({"out_of_fold": result.figures}))
+        write_json(figures, nan_to_null({"out_of_fold": result.figures, "baselines": baselines}))
         write_text(text, table(result))
 
 

@@ -79,7 +79,7 @@ def test_labels_without_one_of_both_sides_are_named():
 def test_few_positives_for_each_prototype_are_doubted():
     given = labels(100, 0, 9, 10)
     (found,) = doubts.prototype_doubts(("a", "b", "c"), given, 2)
-    assert "1 concept has fewer than 5 training images for each of its 2 prototypes: 'b' (9)" in found
+    assert "1 concept has fewer than 5 training images for each of the 2 prototypes: 'b' (9)" in found
     assert doubts.prototype_doubts(("c",), given[:, 2:], 2) == []
 
 

@@ -86,3 +86,14 @@ def test_a_confusion_matrix_counts_what_is_called_what():
     targets = torch.eye(3)[[0, 1, 1, 2, 0]]
     targets[4] = torch.nan
     assert confusion_matrix(logits, targets).tolist() == [[1, 0, 0], [0, 1, 1], [1, 0, 0]]
+
+
+def test_simpler_models_are_averaged_over_folds(tmp_path):
+    result = validated(tmp_path, Squares(48, 0))
+    own = [json.loads((tmp_path / f"fold-{number}" / "metrics.json").read_text())["baselines"] for number in (1, 2, 3)]
+    assert result.baselines.keys() == own[0].keys()
+    for name, scores in result.baselines.items():
+        figures = [one[name]["task_auroc"] for one in own]
+        assert scores.task_auroc == pytest.approx(sum(figures) / 3)
+    (line,) = (line for line in table(result).splitlines() if line.startswith("this model"))
+    assert f"{result.figures['task_auroc']['mean']:.3f}" in line
