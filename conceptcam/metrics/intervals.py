@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from conceptcam.metrics.classification import per_label_metrics
 
@@ -146,18 +147,22 @@ def _weighted_areas(logits: Tensor, truth: Tensor, counts: Tensor) -> tuple[Tens
     """(D,) AUROC and (D,) average precision of rows (n,) that count (D, n) times; NaN where all truths are alike."""
     ranked, order = logits.sort(descending=True)
     truth, counts = truth[order], counts[:, order]
-    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(len(ranked[:1]), dtype=torch.bool)])  # of those that tie
-    positives = counts * truth
-    above, seen = positives.cumsum(dim=1), counts.cumsum(dim=1)
-    if not last.all():  # taking columns is the slowest step
-        above, seen = above[:, last], seen[:, last]
-    right, rows = positives.sum(dim=1), counts.sum(dim=1)
-    here = above.diff(dim=1, prepend=torch.zeros_like(above[:, :1]))
-    wrong = seen - above
-    # Positives above the middle of each group's negatives.
-    less = (here * (wrong + wrong - wrong.diff(dim=1, prepend=torch.zeros_like(wrong[:, :1]))) / 2).sum(dim=1)
-    auroc = 1 - less / (right * (rows - right))
-    average = (here * (above / seen).nan_to_num()).sum(dim=1) / right
+    # Rows that tie are a group, from `start` to before `end`. Only groups with positives add to either figure.
+    new = torch.cat([torch.ones(len(ranked[:1]), dtype=torch.bool), ranked[1:] != ranked[:-1]])
+    start = new.nonzero()[:, 0]
+    end = torch.cat([start[1:], torch.tensor([len(ranked)])])
+    some = truth > 0
+    before = F.pad(some.cumsum(dim=0), (1, 0))  # how many rows with positives there are above each row
+    mixed = before[end] > before[start]
+    start, end = start[mixed], end[mixed]
+    seen, found = F.pad(counts.cumsum(dim=1), (1, 0)), F.pad((counts[:, some] * truth[some]).cumsum(dim=1), (1, 0))
+    seen_before, seen_after = seen[:, start], seen[:, end]
+    right_before, right_after = found[:, before[start]], found[:, before[end]]
+    here, right, rows = right_after - right_before, found[:, -1], seen[:, -1]
+    # Each positive loses to the negatives above it, and half to those that it ties with.
+    lost = here * ((seen_before - right_before) + (seen_after - right_after)) / 2
+    auroc = 1 - lost.sum(dim=1) / (right * (rows - right))
+    average = (here * (right_after / seen_after).nan_to_num()).sum(dim=1) / right
     # As in `per_label_metrics`: where truths do not differ, no order is better than another.
     alike = (right <= 0) | (right >= rows)
     if not ((truth == 0) | (truth == 1)).all():
