@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.calibration import Scaling, ScalingMethod, fit_scaling
 from conceptcam.metrics.novelty import feature_distance, fit_feature_statistics
@@ -42,20 +43,33 @@ def fit_calibration(
         for given in batches:
             batch = as_batch(given).to(where)
             part = model.forward_concepts(batch.images)
-            logits = model.forward_task(part).task_logits if with_tasks else batch.targets
+            logits = model.forward_task(part).task_logits if with_tasks else batch.targets[:, :0]
             rows.append(tuple(one.cpu() for one in (part.concept_logits, batch.concepts, logits, batch.targets)))
     if not rows:
         raise ValueError("there are no batches to fit a calibration on")
-    concept_logits, concepts, task_logits, targets = map(torch.cat, zip(*rows, strict=True))
-    task_scaling = {}
-    if with_tasks and targets.shape[1]:
-        task_scaling = _pairs(config.tasks, fit_scaling(task_logits, targets, method=method, kind=config.task_kind))
+    of_concepts, of_tasks = calibration_fields(config, *map(torch.cat, zip(*rows, strict=True)), method=method)
     model.record = dataclasses.replace(
-        model.record,
-        calibration=_pairs(config.concepts, fit_scaling(concept_logits, concepts, method=method)),
-        task_calibration=task_scaling,
-        calibration_source=calibration_source,
+        model.record, calibration=of_concepts, task_calibration=of_tasks, calibration_source=calibration_source
     )
+
+
+def calibration_fields(
+    config: ConceptConfig,
+    concept_logits: Tensor,
+    concepts: Tensor,
+    task_logits: Tensor,
+    targets: Tensor,
+    *,
+    method: ScalingMethod = "platt",
+) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]]]:
+    """The fields `calibration` and `task_calibration` of a record, fitted on logits and labels (N, K) and (N, T).
+
+    Without task logits or targets, T = 0, tasks are not calibrated.
+    """
+    tasks = {}
+    if task_logits.shape[1] and targets.shape[1]:
+        tasks = _pairs(config.tasks, fit_scaling(task_logits, targets, method=method, kind=config.task_kind))
+    return _pairs(config.concepts, fit_scaling(concept_logits, concepts, method=method)), tasks
 
 
 @torch.inference_mode()

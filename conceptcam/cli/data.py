@@ -173,16 +173,22 @@ def read_train_and_val(
 
 
 def _warn(train: "ConceptDataset", val: "ConceptDataset", echo: Callable[[str], None]) -> None:
-    """Echo what is wrong with the labels and patients, which costs no time to see."""
-    from conceptcam.data.inspection import inspect_dataset
+    """Echo what is wrong with the labels and patients."""
     from conceptcam.data.splits import shared_patients
 
-    for fault in inspect_dataset(train, read_images=False).faults:
-        echo(f"WARNING: {fault.kind} in the training data: {fault.text}.")
+    warn_of_faults(train, echo)
     ids = [*(train.patients or ()), *(val.patients or ())]
     sides = ["train"] * len(train.patients or ()) + ["val"] * len(val.patients or ())
     if both := shared_patients(ids, sides):
         echo(f"WARNING: {len(both)} patients are in both training and validation data: {shorten(map(str, both))}.")
+
+
+def warn_of_faults(train: "ConceptDataset", echo: Callable[[str], None]) -> None:
+    """Echo what is wrong with labels, which costs no time to see."""
+    from conceptcam.data.inspection import inspect_dataset
+
+    for fault in inspect_dataset(train, read_images=False).faults:
+        echo(f"WARNING: {fault.kind} in the training data: {fault.text}.")
 
 
 def read_parts(options: argparse.Namespace, data: "ConceptDataset") -> Sequence[str] | None:
@@ -242,14 +248,14 @@ def data_name(options: argparse.Namespace, flag: str) -> str:
 def data_record(options: argparse.Namespace) -> dict[str, Any]:
     """Where training and validation data are and how they are read, for `run.json`."""
     names = ("concepts", "task", "box_unit", "readers", "image_column", "patient_column", "invalid_boxes")
-    boxes = None if options.boxes is None else options.boxes.name
+    places = {name: None if (place := getattr(options, name)) is None else place.name for name in ("boxes", "regions")}
     return {
         "folder": str(options.data.resolve()),
         "images": str(images_folder(options, labels_file(options, "train")).resolve()),
         "train": labels_file(options, "train").name,
         "val": None if is_divided(options) else labels_file(options, "val").name,
         "val_fraction": options.val_fraction,
-        "boxes": boxes,
+        **places,
         "split": None if options.split is None else options.split.name,
         **{name: getattr(options, name) for name in (*names, "uncertain", "bit_depth", "no_augment")},
     }

@@ -1,4 +1,4 @@
-"""What went wrong, in one sentence, told once however many processes it went wrong in."""
+"""Errors of the command line: each becomes one sentence (`sentence`), told once by one process (`tell`)."""
 
 import errno
 import os

@@ -58,7 +58,8 @@ def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
     if resume and options.out is None:
         raise ValueError("--resume needs --out with the folder of the run to go on with")
     if resume:
-        RunFolder(folder).check_only_a_run()
+        if getattr(options, "folds", None) is None:  # a cross-validation knows its folder by split.csv
+            RunFolder(folder).check_only_a_run()
     elif is_taken(folder):
         if options.command in ("demo", "train"):
             RunFolder(folder).check_begin(resume=False)

@@ -19,7 +19,15 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from conceptcam.cli.data import add_data_options, add_split, data_name, data_record, read_data, read_train_and_val
+from conceptcam.cli.data import (
+    add_data_options,
+    add_split,
+    data_name,
+    data_record,
+    read_data,
+    read_train_and_val,
+    warn_of_faults,
+)
 from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
 from conceptcam.cli.options import (
     add_bottleneck,
@@ -47,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split(parser, "divides DATA in place of a new split")
     part = "how much of the data is split off where there is no --val"
     add_flag(parser, "val_fraction", 0.2, part, type=fraction, metavar="F")
-    folds = "train on all folds but one, for each, pool what is said of the one, then train on all images"
+    folds = "train K times, each time with another K-th of the images held out, then once more with none held out"
     add_flag(parser, "folds", None, folds, at_least=1, metavar="K")
     uncertain = "what a training label of -1 counts as; in validation data it is always ignored"
     add_flag(parser, "uncertain", "ignore", uncertain, choices=("ignore", "zeros", "ones", "soft"))
@@ -136,15 +144,23 @@ def _cross_validate(
         raise ValueError("--folds divides the data itself: leave out --val and --split")
     if options.folds < 2:
         raise ValueError(f"--folds needs at least 2, got {options.folds}")
+    if options.uncertain != "ignore":
+        raise ValueError(
+            f"--folds measures on all images, where -1 is unknown: leave out --uncertain {options.uncertain}"
+        )
     if distributed.world_size() > 1:
         raise ValueError("--folds trains in one process; start it without torchrun")
     dataset = read_data(options, "train", task_kind=options.task_kind, uncertain=options.uncertain)
+    for note in dataset.notes:
+        echo(note)
+    warn_of_faults(dataset, echo)
     config = _config(dataset, options, fields, echo)
     echo(f"{len(dataset)} images in {options.folds} folds; {len(config.concepts)} concepts ...")
     result = cross_validate(
         config, dataset, run.path, how,
         folds=options.folds,
         training_data=f"{len(dataset)} images of {data_name(options, 'train')}",
+        data=data_record(options),
         augmentation=None if options.no_augment else default_augmentation(config.image_size),
         echo=echo,
     )  # fmt: skip

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from conceptcam._files import write_text
 from conceptcam.config import ConceptConfig, TrainingRecord
-from conceptcam.metrics.calibration import Scaling, scale_logits
 
 if TYPE_CHECKING:
     import pandas
@@ -124,16 +123,20 @@ def concept_probabilities(logits: Tensor, config: ConceptConfig, record: Trainin
     """Concept logits (..., K) -> probabilities (..., K), calibrated if the record says how."""
     if record is None or not record.calibration:
         return logits.sigmoid()
-    return scale_logits(logits, _scaling(config.concepts, record.calibration)).sigmoid().to(logits.dtype)
+    return _calibrated(logits, config.concepts, record.calibration).sigmoid()
 
 
 def task_probabilities(logits: Tensor, config: ConceptConfig, record: TrainingRecord | None = None) -> Tensor:
     """Task logits (..., T) -> probabilities (..., T), calibrated if the record says how."""
     if record is not None and record.task_calibration:
-        logits = scale_logits(logits, _scaling(config.tasks, record.task_calibration)).to(logits.dtype)
+        logits = _calibrated(logits, config.tasks, record.task_calibration)
     return logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()
 
 
-def _scaling(names: Sequence[str], pairs: Mapping[str, tuple[float, ...]]) -> Scaling:
+def _calibrated(logits: Tensor, names: Sequence[str], pairs: Mapping[str, tuple[float, ...]]) -> Tensor:
+    """Logits scaled by slope and intercept of their names; those without a pair stay."""
+    from conceptcam.metrics.calibration import Scaling, scale_logits  # torchmetrics is slow to import
+
     rows = [pairs.get(name, (math.nan, math.nan)) for name in names]
-    return Scaling(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).unbind(1))
+    scaling = Scaling(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).unbind(1))
+    return scale_logits(logits, scaling).to(logits.dtype)

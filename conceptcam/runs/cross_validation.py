@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from conceptcam._files import nan_to_null, write_json, write_text
 from conceptcam._text import text_table
 from conceptcam.analysis.baselines import BaselineScores, comparison_lines
+from conceptcam.analysis.fitting import calibration_fields
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
@@ -76,14 +77,16 @@ def cross_validate(
     *,
     folds: int,
     training_data: str,
+    data: Mapping[str, Any] | None = None,
     augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
     final: bool = True,
     echo: Echo = lambda line: None,
 ) -> CrossValidation:
     """Train a model per fold on the other folds, pool what they say of their own, then train one on all images.
 
-    Patients stay in one fold. A stage that learns in steps chooses its epoch on 15 % of its training images; a fold
-    is never seen before it is predicted. The final model's thresholds are those of the highest F1 out of fold.
+    Patients stay in one fold. A stage that learns in steps chooses its epoch on 15 % of its training images, which it
+    does not learn from, in the final model too; a fold is never seen before it is predicted. The final model's
+    thresholds and calibration are those that fit the out-of-fold predictions.
     Writes `split.csv`, a run per fold in `fold-1`, ..., the final one in `final`, `predictions.csv`, `metrics.json`
     and `metrics.txt`. With `options.resume`, finished folds are read and the one that was cut off goes on.
 
@@ -94,6 +97,7 @@ def cross_validate(
         options: How to train.
         folds: How many, at least 2.
         training_data: What to call the data in the model's record.
+        data: Where the data came from and how they were read; see `train_run`.
         augmentation: See `train_run`.
         final: Whether to train the model on all images; without it, the model is that of the last fold.
         echo: Is given lines for the reader.
@@ -117,8 +121,9 @@ def cross_validate(
             learned = ConceptSubset(dataset, inner["train"]) if chooses else learned
         assert val is not None
         return train_run(
-            config, learned, val, place, options, training_data=training_data, drawn=(), augmentation=augmentation,
-            test=test, measured_on=f"{len(test or val)} images that were held out", echo=echo,
+            config, learned, val, place, options, training_data=training_data, data=data, drawn=(),
+            augmentation=augmentation, test=test, echo=echo,
+            measured_on=f"{len(test or val)} images that were held out",
         ).model  # fmt: skip
 
     said: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -133,7 +138,8 @@ def cross_validate(
     answers = OutOfFold(concept_logits[order], dataset.concept_labels, task_logits[order], dataset.task_labels, fold)
     figures = _figures(answers, model.config)
     if final:
-        echo(f"Training on all {len(dataset)} images ...")
+        aside = ", of which 15 % are set aside to choose epochs by" if chooses else ""
+        echo(f"Training on all {len(dataset)} images{aside} ...")
         model = train(torch.arange(len(dataset)), folder / "final", None)
         _record(model, answers, figures, folds)
     predictions = Predictions(
@@ -226,6 +232,7 @@ def _record(model: ConceptModel, answers: OutOfFold, figures: dict[str, dict[str
     def by_name(values: Tensor) -> dict[str, float]:
         return dict(zip(model.config.concepts, values.tolist(), strict=True))
 
+    concepts, tasks = calibration_fields(model.config, *answers[:4])
     source = f"out of fold, {len(labels)} images in {folds} folds"
     model.record = dataclasses.replace(
         model.record,
@@ -233,6 +240,9 @@ def _record(model: ConceptModel, answers: OutOfFold, figures: dict[str, dict[str
         typical_present=by_name(present),
         typical_absent=by_name(absent),
         thresholds_source=f"highest F1 {source}",
+        calibration=concepts,
+        task_calibration=tasks,
+        calibration_source=f"platt {source}",
         metrics={name: values["pooled"] for name, values in figures.items()},
         measured_on=f"the same images {source}, by models that had not seen them",
     )

@@ -29,6 +29,16 @@ _SECTIONS = ("data", "model")
 class RunFolder:
     """The folder of a run, with `run.json` as it was when this object was made.
 
+    | file | what it holds | who writes it |
+    |---|---|---|
+    | `run.json` | options, data, what was decided | `begin`, `finish` |
+    | `split.csv` | which image is for what, if the data were divided | `train_run` |
+    | `history.csv`, `tensorboard/` | a row per epoch | `CSVLogger`, `TensorBoardLogger` |
+    | `checkpoints/` | what a killed run goes on from, until it is finished | the training loop |
+    | `config.json`, `model.safetensors`, `README.md` | the model and its card | `ConceptModel.save_pretrained` |
+    | `metrics.json`, `metrics.txt`, `summary.json` | figures | `reports.measure`, `train_run` |
+    | `figures/` | curves, maps epoch by epoch, images with what the model sees | `reports` |
+
     Attributes:
         path: The folder.
         saved: What `run.json` holds; empty if no run has begun here.

@@ -55,7 +55,10 @@ class RunOptions(TrainerOptions):
         None, "start the backbone from a checkpoint: a file, or organization/name on the Hub", metavar="FILE"
     )
     freeze_backbone: bool | None = option(
-        None, "whether the heads learn alone; without it, the preset decides by the number of images", yes_no=True
+        None,
+        "whether the heads learn alone; without it, the preset recommended freezes a backbone with trained weights "
+        "below 1,000 images, and the others never do",
+        yes_no=True,
     )
     pooling: str | None = option(None, "how a map becomes a concept's logit; without it, the preset decides")
     pooling_param: float | None = option(

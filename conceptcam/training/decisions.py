@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from conceptcam.config import ConceptConfig
 from conceptcam.model.concept_solver import ConceptSolver
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.training.presets import Preset
+from conceptcam.training.presets import EPOCHS, Preset
 from conceptcam.training.prototype_init import PrototypePlacement
 
 FEW_IMAGES = 1000
@@ -20,7 +20,6 @@ MOST_TO_SOLVE = 20_000
 _LEAST_STEPS = {"concepts": 800, "prototypes": 400, "task": 800}
 _MOST_STEPS = 20_000
 _MOST_EPOCHS = 60
-_EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
 
 
 class Decisions(NamedTuple):
@@ -84,10 +83,9 @@ def decide(
         "concept_solver": ConceptSolver() if solve_concepts else None,
         "placement": PrototypePlacement() if place else None,
         "task_solver": LinearSolver(l2=None) if solve else None,
-        "epochs": {name: _epochs(name, steps) for name in _EPOCHS if name != "task" or not solve} | given,
+        "epochs": {name: _epochs(name, steps) for name in EPOCHS if name != "task" or not solve} | given,
     }
-    decided_here = freeze_backbone is None and (frozen or "concepts" not in given)
-    reason = _reason(images, options) if decided_here else ""
+    reason = _reason(images, options, asked=freeze_backbone is not None) if frozen or "concepts" not in given else ""
     return Decisions(dataclasses.replace(preset.apply_to(config), **decided, **chosen), options, reason)
 
 
@@ -95,16 +93,19 @@ def _epochs(stage: str, steps: int) -> int:
     """Epochs of a stage, of so many steps each: neither too few steps to learn nor more than are of use."""
     enough = math.ceil(_LEAST_STEPS[stage] / steps)
     most = max(1, _MOST_STEPS // steps)
-    return min(max(_EPOCHS[stage], min(enough, _MOST_EPOCHS)), most)
+    return min(max(EPOCHS[stage], min(enough, _MOST_EPOCHS)), most)
 
 
-def _reason(images: int, options: Mapping[str, Any]) -> str:
+def _reason(images: int, options: Mapping[str, Any], *, asked: bool) -> str:
+    if options["freeze_backbone"] and asked:
+        solved = "solved for at once" if options["concept_solver"] else "learned in steps"
+        return f"The backbone stays frozen, as asked; the concept head is {solved} from {images} training images"
     if options["freeze_backbone"]:
         found = "the concept head is solved for" if options["concept_solver"] else "the concept head learns in steps"
         placed = ", prototypes are placed" if options["placement"] else ""
         return (
             f"{images} training images are few for a pretrained backbone, so it stays frozen: {found}{placed} "
-            "(--no-freeze-backbone fine-tunes it)"
+            "(`freeze_backbone=False`, --no-freeze-backbone, fine-tunes it)"
         )
     start = "The pretrained backbone learns slowly" if options["backbone_pretrained"] else "The backbone learns"
     return f"{start} from {images} training images, for {options['epochs']['concepts']} epochs"

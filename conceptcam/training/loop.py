@@ -1,4 +1,8 @@
-"""The training loop: a model goes through its stages, epoch by epoch, from where a killed run stopped."""
+"""The training loop: a model goes through its stages, epoch by epoch, from where a killed run stopped.
+
+One optimizer step is `optimizer.StageOptimizer.step`; the forward pass, the loss and the validation are in `passes.py`;
+stages that are solved for at once are in `solvers.py`.
+"""
 
 import contextlib
 import math

@@ -27,7 +27,8 @@ from conceptcam.training.stages import (
     task_stage,
 )
 
-_EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
+EPOCHS = {"concepts": 20, "prototypes": 10, "task": 20}
+"""Of each stage, where nobody chooses."""
 
 
 class Rates(NamedTuple):
@@ -53,7 +54,9 @@ class Preset:
         config: Fields of `ConceptConfig` that this preset sets.
         rates: Learning rates.
         concept_loss: Makes the loss of stage 1, of the classification loss that `stages` is given.
-        prototype_loss: Of stage 2; None is the recommended one, with prototypes that start at centres of clusters.
+        prototype_loss: Of stage 2. None takes `recommended_prototype_loss` of `stages.py`, in two rows, between which
+            prototypes are put at the centres of clusters. A loss given here is learned from in one row, from random
+            prototypes. Prototypes that are placed (`placement` of `stages`) learn from no loss.
         schedule: Of the learning rates.
         uses_losses: Whether `concept_loss` and `task_loss` of `stages` are used; otherwise the losses are plain.
         adapts: Whether `decide` may change config and stages by the number of images.
@@ -96,7 +99,8 @@ class Preset:
                 cross-entropy, of each task or, for multi-class tasks, of all of them. The `paper` preset uses neither.
             epochs: Epochs of `"concepts"`, `"prototypes"` and `"task"`; what is not named keeps 20, 10 and 20.
             backbone_pretrained: Whether the backbone starts from trained weights and should move slowly.
-            freeze_backbone: Whether it should not move at all.
+            freeze_backbone: Whether it should not move at all. Nothing is decided here by the number of images; a run
+                asks `conceptcam.training.decisions.decide` for that.
             layer_decay: Of the first stage; see `Stage`.
             concept_solver: Finds the weights of the concept head at once, on a frozen backbone.
             placement: Finds projector and prototypes at once.
@@ -107,9 +111,9 @@ class Preset:
                 the concept head is to be solved for on a backbone that learns.
         """
         epochs = epochs or {}
-        for name in epochs.keys() - _EPOCHS.keys():
+        for name in epochs.keys() - EPOCHS.keys():
             raise ValueError(
-                f"`epochs` names unknown stage {name!r}{did_you_mean(name, _EPOCHS)}; stages: {list(_EPOCHS)}"
+                f"`epochs` names unknown stage {name!r}{did_you_mean(name, EPOCHS)}; stages: {list(EPOCHS)}"
             )
         if task_solver is not None and "task" in epochs:
             raise ValueError("with a `task_solver`, stage 'task' has no epochs to choose; leave it out of `epochs`")
@@ -117,7 +121,7 @@ class Preset:
             raise ValueError("a `concept_solver` needs features that stay the same: set `freeze_backbone`")
         if not self.uses_losses:
             concept_loss = task_loss = None
-        count, rates = {**_EPOCHS, **epochs}, self.rates
+        count, rates = {**EPOCHS, **epochs}, self.rates
         first = {"concept_head": rates.head, "pool": rates.head}
         if not freeze_backbone:
             first = {"backbone": rates.pretrained if backbone_pretrained else rates.scratch, **first}
@@ -146,9 +150,9 @@ def list_presets() -> list[str]:
 def get_preset(name: str = "recommended") -> Preset:
     """Look a preset up by name.
 
-    `"recommended"`: what measured best, on a hundred real images and on the phantom; see also `decide`.
-    `"original"`: the project's original document literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is
-    known.
+    `"recommended"`: what measured best, on a hundred real images and on the phantom;
+    `conceptcam.training.decisions.decide` adapts it to the data. `"original"`: the project's original document
+    literally. `"paper"`: CSR (Huy et al., CVPR 2025) as far as it is known.
 
     Raises:
         ValueError: If no preset has that name.

@@ -307,18 +307,20 @@ def clustered_prototype_stages(config: ConceptConfig, *, lr: float, epochs: int,
     both = {"projector": lr, "prototypes": lr}
     rows = {**options, "compared": "known"}
     return [
-        prototype_stage(_clear_prototypes, lr=both, name="embedding", epochs=first, **rows),
-        prototype_stage(_clear_prototypes, lr={"projector": lr}, epochs=max(1, epochs - first), on_start=place, **rows),
+        prototype_stage(recommended_prototype_loss, lr=both, name="embedding", epochs=first, **rows),
+        prototype_stage(
+            recommended_prototype_loss, lr={"projector": lr}, epochs=max(1, epochs - first), on_start=place, **rows
+        ),
     ]
 
 
 def placed_prototype_stage(placement: PrototypePlacement) -> Stage:
     """Stage 2 without a step: prototypes are put where each concept's vectors lie; see `PrototypePlacement`."""
     both = {"projector": 1.0, "prototypes": 1.0}
-    return prototype_stage(_clear_prototypes, lr=both, epochs=1, solver=placement, compared="known")
+    return prototype_stage(recommended_prototype_loss, lr=both, epochs=1, solver=placement, compared="known")
 
 
-def _clear_prototypes(similarity: Tensor, labels: Tensor) -> Tensor:
+def recommended_prototype_loss(similarity: Tensor, labels: Tensor) -> Tensor:
     """The loss of stage 2 that measured best: vectors are near their own prototypes, those of absent concepts far."""
     return prototype_contrastive_loss(similarity, labels) + prototype_presence_loss(similarity, labels)
 

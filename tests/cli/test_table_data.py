@@ -258,3 +258,31 @@ def test_inspect_reports_and_its_exit_code_tells_of_faults(
     assert main([*data]) == 1
     assert "small image: 24 images are smaller than the model's input" in capsys.readouterr().out
     assert main([*data, "--labels-only"]) == 0
+
+
+def test_folds_are_trained_and_resumed_by_the_same_command(table: Path, tmp_path: Path, capsys):
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    more = ["--task", "kind", "--folds", "2", "--out", str(tmp_path / "cv"), *TINY]
+    assert main(["train", *arguments, *more]) == 0
+    said = capsys.readouterr().out
+    assert "Fold 2 of 2: 12 images are held out ..." in said and "balanced accuracy" in said
+    patients = dict(zip(names(table), names(table, 1), strict=True))
+    fold = dict(zip(names(table), load_split(tmp_path / "cv" / "split.csv", names(table)), strict=True))
+    assert len({(patients[name], fold[name]) for name in fold}) == len(set(patients.values()))
+    assert ConceptModel.from_pretrained(tmp_path / "cv" / "final").record.metrics
+    assert main(["train", *arguments, *more, "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-12:] == said.splitlines()[-12:]
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--folds", "1"], "--folds needs at least 2, got 1"),
+        (["--folds", "3", "--val", "x.csv"], "--folds divides the data itself: leave out --val and --split"),
+        (["--folds", "3", "--uncertain", "ones"], "where -1 must stay unknown: leave out --uncertain"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(flags, sentence, table: Path, tmp_path: Path, capsys):
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    assert main(["train", *arguments, *flags, "--out", str(tmp_path / "cv"), *TINY]) != 0
+    assert sentence in capsys.readouterr().err
