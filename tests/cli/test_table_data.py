@@ -279,7 +279,7 @@ def test_folds_are_trained_and_resumed_by_the_same_command(table: Path, tmp_path
     [
         (["--folds", "1"], "--folds needs at least 2, got 1"),
         (["--folds", "3", "--val", "x.csv"], "--folds divides the data itself: leave out --val and --split"),
-        (["--folds", "3", "--uncertain", "ones"], "where -1 must stay unknown: leave out --uncertain"),
+        (["--folds", "3", "--uncertain", "ones"], "where -1 is unknown: leave out --uncertain"),
     ],
 )
 def test_folds_that_cannot_be_are_refused(flags, sentence, table: Path, tmp_path: Path, capsys):
