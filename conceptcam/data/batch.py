@@ -147,14 +147,15 @@ def _joined(regions: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor |
 
 
 _KEYS = ("image", "concepts", "targets", "bboxes", "names", "regions")
+_OTHER_NAMES = {"images": "image", "boxes": "bboxes"}  # as the fields of a `ConceptBatch` are called
 
 
 def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
     """A batch from either form that training code uses.
 
     Args:
-        batch: A `ConceptBatch`, or a dict with `image` (B, 3, H, W), `concepts` (B, K), optionally
-            `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes`, a list of dicts per image as
+        batch: A `ConceptBatch`, or a dict with `image` or `images` (B, 3, H, W), `concepts` (B, K), optionally
+            `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes` or `boxes`, a list of dicts per image as
             `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`; and optionally `regions` (B, H, W) in [0, 1], 1
             where findings can be.
 
@@ -171,6 +172,10 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
             f"a batch must be a ConceptBatch or a dict, got a {type(batch).__name__}; a tuple does not say which part "
             "is which: write {'image': images, 'concepts': labels}"
         )
+    for other, key in _OTHER_NAMES.items():
+        if other in batch and key in batch:
+            raise ValueError(f"a batch has both {key!r} and {other!r}, which are one entry; leave one of them out")
+    batch = {_OTHER_NAMES.get(key, key): value for key, value in batch.items()}
     for key in set(batch) - set(_KEYS):
         if near := did_you_mean(str(key), _KEYS):
             raise ValueError(f"a batch has an entry {key!r}, which nothing reads{near}; entries are {list(_KEYS)}")

@@ -254,6 +254,7 @@ class _LabelRows(RowMetric):
 
     def __init__(self, kind: TaskKind) -> None:
         super().__init__()
+        check_choice("kind", kind, TaskKind)
         self.kind: TaskKind = kind
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -298,6 +299,9 @@ class LabelMetrics(_LabelRows):
     Args:
         kind: `"multilabel"`, also for concepts, or `"multiclass"`.
         threshold: As in `per_label_metrics`.
+
+    Raises:
+        ValueError: If the kind is unknown. The number of labels is read from the first batch.
     """
 
     def __init__(self, kind: TaskKind = "multilabel", *, threshold: float | Tensor = 0.5) -> None:

@@ -145,9 +145,22 @@ def test_a_data_set_ends_where_its_labels_end():
             data[index]
 
 
-@pytest.mark.parametrize(("slip", "meant"), [("boxes", "bboxes"), ("target", "targets"), ("concept", "concepts")])
+@pytest.mark.parametrize(("slip", "meant"), [("bbox", "bboxes"), ("target", "targets"), ("concept", "concepts")])
 def test_an_entry_with_nearly_a_known_name_is_refused(slip, meant):
     batch = {"image": torch.zeros(2, 3, 4, 4), "concepts": torch.zeros(2, 1)}
     with pytest.raises(ValueError, match=f"entry '{slip}', which nothing reads; did you mean .*'{meant}'"):
         as_batch({**batch, slip: torch.zeros(2, 1)})
     assert as_batch({**batch, "patient": [1, 2]}).boxes is None
+
+
+def test_a_dict_may_name_images_and_boxes_as_our_batch_does():
+    images, labels = torch.rand(1, 3, 8, 8), torch.ones(1, 2)
+    boxes = [[{"concept_idx": 1, "bbox": [0.1, 0.1, 0.4, 0.4]}]]
+    one = as_batch({"image": images, "concepts": labels, "bboxes": boxes})
+    other = as_batch({"images": images, "concepts": labels, "boxes": boxes})
+    assert torch.equal(one.images, other.images) and torch.equal(one.boxes.xyxy, other.boxes.xyxy)
+
+
+def test_a_dict_with_both_names_of_an_entry_is_refused():
+    with pytest.raises(ValueError, match="both 'image' and 'images', which are one entry"):
+        as_batch({"image": torch.zeros(1, 3, 8, 8), "images": torch.ones(1, 3, 8, 8), "concepts": torch.ones(1, 2)})

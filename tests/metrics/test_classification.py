@@ -546,3 +546,10 @@ def test_an_average_rests_on_labels_with_enough_of_both():
     mean = float(macro_average(scores.auroc, well_supported(scores)))
     assert mean == pytest.approx(float(scores.auroc[[0, 2]].mean()))
     assert well_supported(scores, 50).all()  # better all than none
+
+
+@pytest.mark.parametrize("metric", [LabelMetrics, MacroAUROC])
+@pytest.mark.parametrize("kind", [14, "multi-class", None])
+def test_a_metric_of_an_unknown_kind_is_refused_as_it_is_made(metric, kind):
+    with pytest.raises(ValueError, match=r"unknown `kind` .*known: \['multilabel', 'multiclass'\]"):
+        metric(kind)

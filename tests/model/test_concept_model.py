@@ -11,6 +11,7 @@ from conceptcam.model.concept_model import ConceptModel, create_model
 from conceptcam.model.heads import ConceptHead, TaskHead
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.pooling import MaxPool, list_poolings
+from tests.worlds import SIZE, tiny_model
 
 
 def config_with(**changes: Any) -> ConceptConfig:
@@ -365,3 +366,13 @@ def test_an_untrained_model_sees_hardly_any_concept(pooling):
     config = ConceptConfig(concepts=("a", "b"), backbone="small_cnn_s8", image_size=(112, 112), pooling=pooling)
     logits = ConceptModel.from_config(config).eval().forward_concepts(torch.randn(2, 3, 112, 112)).concept_logits
     assert (logits.sigmoid() < 0.2).all()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_forward_compiles_as_one_graph(bottleneck, mode):
+    model = tiny_model(bottleneck=bottleneck).train(mode == "train")
+    images = torch.randn(2, 3, *SIZE)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(images)
+    assert all(torch.allclose(got, wanted, atol=1e-6) for got, wanted in zip(compiled, model(images), strict=True))
