@@ -133,7 +133,7 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
         repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not max(size) <= _LARGEST
     ]:
         raise ValueError(f"width and height must be at most {_LARGEST:,}, which they are not for {shorten(wrong)}")
-    if missing := [repr(image["file_name"]) for image in images if not (folder / image["file_name"]).is_file()]:
+    if missing := [repr(image["file_name"]) for image in images if not os.path.isfile(folder / image["file_name"])]:
         raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {shorten(missing)}")
 
 
