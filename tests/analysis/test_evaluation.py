@@ -194,7 +194,7 @@ def test_headline_figures_have_intervals_by_image_or_patient(model):
     assert evaluate(model, TEST, draws=0).intervals == {}
 
 
-def test_intervals_of_tasks_that_exclude_each_other_hold_their_figures():
+def test_intervals_of_exclusive_tasks_hold_their_figures():
     model = tiny_model(task_kind="multiclass", bottleneck="concepts")
     model.record = model.record.after("concepts", ["backbone"]).after("task", ["task_head"])
     with torch.no_grad():

@@ -102,7 +102,7 @@ def test_tasks_that_exclude_each_other_still_add_up_to_one():
     assert model.predict([IMAGE]).task_probabilities.sum().item() == pytest.approx(1)
 
 
-def test_calibration_is_saved_and_forgotten_with_what_it_was_fitted_to():
+def test_calibration_is_saved_and_forgotten_with_its_parts():
     record = TrainingRecord(calibration={"a": [0.5, -1]}, task_calibration={"b": (2, 0)}, calibration_source="x")
     config = ConceptConfig(concepts=("a",), tasks=("b",), backbone="small_cnn_s8")
     assert from_json(to_json(config, record))[1] == record

@@ -27,7 +27,7 @@ def model():
     return model
 
 
-def test_number_is_the_distance_over_that_of_the_furthest_validation_image(model):
+def test_number_is_a_distance_over_the_furthest_in_validation(model):
     with torch.no_grad():
         train, val = (
             torch.cat([model.eval().backbone(batch.images).mean(dim=(2, 3)) for batch in data]) for data in (TRAIN, VAL)

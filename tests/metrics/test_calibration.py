@@ -146,7 +146,7 @@ def test_scaling_finds_what_was_planted_and_lowers_the_error():
     assert (after.ece < 0.015).all() and (before.ece[:2] > 0.05).all()
 
 
-def test_scaling_of_what_separates_all_rows_is_finite_and_keeps_order():
+def test_scaling_of_separated_rows_is_finite_and_keeps_order():
     logits = torch.tensor([[-3.0], [-1.0], [1.0], [torch.inf]])
     scaling = fit_scaling(logits, torch.tensor([[0.0], [0.0], [1.0], [1.0]]))
     assert scaling.slope.isfinite().all() and scaling.slope > 0

@@ -249,7 +249,7 @@ def test_rank_equals_a_mean_over_all_orders_of_ties(seed: int):
         assert found == pytest.approx(total / 4000, abs=0.03)
 
 
-def test_perfect_maps_have_rank_and_side_1_and_mirrored_ones_the_other_side():
+def test_perfect_maps_have_rank_1_and_mirrored_ones_the_other_side():
     boxes = one_sided()
     maps = perfect_maps(boxes, (10, 2, 20, 20))
     scores = scores_of(maps, boxes, (20, 20))
