@@ -232,6 +232,27 @@ def test_an_empty_card_is_taken_as_given(saved):
     assert (saved / "README.md").read_bytes() == b""
 
 
+def test_a_link_out_of_the_clients_cache_is_told_with_what_to_remove(saved):
+    snapshot = saved.parent / "models--org--name" / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(saved / name)
+    with pytest.raises(ValueError, match=r"is a link out of its folder, .*; remove .*models--org--name and load again"):
+        ConceptModel.from_pretrained(snapshot)
+
+
+@pytest.mark.parametrize("text", ["{", '{"format_version": 2}', "\x00"])
+def test_a_damaged_config_of_the_cache_is_told_with_what_to_remove(saved, text):
+    snapshot = saved.parent / "models--org--name" / "snapshots" / "main"
+    snapshot.parent.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").mkdir()
+    shutil.copytree(saved, snapshot)
+    (snapshot / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"; if the download was damaged, remove .*config.json and load again"):
+        ConceptModel.from_pretrained(snapshot)
+
+
 def test_weights_of_another_model_of_the_same_shape_are_refused(saved):
     model_with(1).save_pretrained(saved.parent / "other")
     shutil.copy(saved.parent / "other" / "model.safetensors", saved / "model.safetensors")

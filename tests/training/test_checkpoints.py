@@ -362,6 +362,16 @@ def test_what_was_begun_otherwise_is_not_resumed(tmp_path):
         trained(tmp_path, resume=True, train=batches(squares(8), 4))
 
 
+def test_other_boxes_or_images_are_other_data(tmp_path):
+    stopped(tmp_path)
+    given = batches(squares(9), 4)
+    moved = [one._replace(boxes=dataclasses.replace(one.boxes, xyxy=one.boxes.xyxy / 2)) for one in given]
+    brighter = [one._replace(images=one.images + 0.1) for one in given]
+    for other, what in ((moved, "boxes"), (brighter, "images")):
+        with pytest.raises(ValueError, match=f"cannot resume what was begun otherwise: train {what} was .* and is "):
+            trained(tmp_path, resume=True, train=other)
+
+
 def test_a_new_run_does_not_write_among_the_checkpoints_of_another(tmp_path):
     stopped(tmp_path)
     with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run, such as checkpoint-000000003.pt"):
