@@ -1,11 +1,12 @@
 """Whether to believe a model: every metric beside its controls, as a table, a dict and a file."""
 
 import dataclasses
+import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,12 @@ from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.novelty import can_tell
 from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+_SHORT = ("concept_auroc", "pointing", "task_auroc", "task_accuracy")  # what a line can show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +174,42 @@ class Evaluation:
             title = f"fitted on {self.baseline_images} training images"
             lines += ["", *comparison_lines({**self.baselines, "this model": own}, title)]
         return "\n".join(lines) + "\n"
+
+    def plot(self) -> "Figure":
+        """AUROC of each concept and task as bars, however few images have the label; half is what guessing reaches.
+
+        Save the figure with `figure.savefig("auroc.png")`; pyplot does not know of it.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "`plot` needs matplotlib: pip install 'conceptcam[viz]'; `table` works without"
+            ) from error
+        names = [*self.concepts, *(f"{name} (task)" for name in self.tasks)]
+        values = [*self.concept_scores.auroc.tolist(), *(self.task_scores.auroc.tolist() if self.tasks else ())]
+        figure = Figure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        colors = ["#56B4E9"] * len(self.concepts) + ["#D55E00"] * len(self.tasks)
+        axes.barh(range(len(names)), values, color=colors)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.axvline(0.5, color="#333333", linestyle="--", linewidth=1)
+        axes.set(xlim=(0, 1), xlabel=f"AUROC on {self.images} images")
+        return figure
+
+    def __repr__(self) -> str:
+        """The headline figures that are defined; `table` has all."""
+        known = {name: value for name, value in self.summary().items() if name in _SHORT and not math.isnan(value)}
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
+        counts = f"{len(self.concepts)} concepts and {len(self.tasks)} tasks on {self.images} images"
+        return f"Evaluation of {counts}: {figures or 'nothing is defined'}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.table())}</pre>"
 
     def _class_lines(self) -> list[str]:
         """Accuracy of a multi-class task, and which class is taken for which."""

@@ -1,5 +1,8 @@
 """Why a model said what it said: named concepts, their places, and what each contributed to each task logit."""
 
+import base64
+import html
+import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -45,6 +48,9 @@ class ConceptPrediction(NamedTuple):
             return "no threshold"
         return "present" if self.probability > self.threshold else "absent"
 
+    def __repr__(self) -> str:
+        return f"ConceptPrediction({self.concept!r}, probability {self.probability:.3f}, {self.verdict})"
+
 
 class Contribution(NamedTuple):
     """How much one concept adds to one task logit, or takes from it."""
@@ -54,6 +60,9 @@ class Contribution(NamedTuple):
     heatmap: Tensor
     """(H, W) in [0, 1]: similarity of each pixel to the prototype of the concept that contributed most; in a
     `"concepts"` bottleneck, the probability of the concept there."""
+
+    def __repr__(self) -> str:
+        return f"Contribution({self.concept!r}, {self.value:+.2f})"
 
 
 class TaskExplanation(NamedTuple):
@@ -168,6 +177,20 @@ class Explanation(NamedTuple):
             captions=[f"p = {prediction.probability:.2f}" for prediction in shown],
             boxes=[drawn.xyxy[drawn.concept == self.concept_names.index(name)] for name in names],
         )
+
+    def __repr__(self) -> str:
+        """Names and numbers, without maps; a notebook shows the picture too."""
+        head = f"Explanation of {len(self.concepts)} concepts and {len(self.tasks)} tasks"
+        return "\n".join([head, *([self.unlike] if self.unlike else []), *self.lines(top=3, tasks=3)])
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.figure().save(file, format="PNG")
+        return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{picture}"><pre>{html.escape(repr(self))}</pre>'
 
 
 def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Explanation:

@@ -155,8 +155,8 @@ def as_batch(batch: ConceptBatch | Mapping[str, Any]) -> ConceptBatch:
 
     Args:
         batch: A `ConceptBatch`, or a dict with `image` or `images` (B, 3, H, W), `concepts` (B, K), optionally
-            `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes` or `boxes`, a list of dicts per image as
-            `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`; and optionally `regions` (B, H, W) in [0, 1], 1
+            `targets` (B, T), as tensors or numpy arrays, and optionally `bboxes` or `boxes`, a list of dicts per image
+            as `ConceptBoxes.from_dicts` reads, or a `ConceptBoxes`; and optionally `regions` (B, H, W) in [0, 1], 1
             where findings can be.
 
     Entries of other names are not read; one that is nearly of one of these names is taken for a slip.

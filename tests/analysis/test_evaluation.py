@@ -1,5 +1,7 @@
+import html
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -204,3 +206,29 @@ def test_intervals_of_exclusive_tasks_hold_their_figures():
     result = evaluate(model, one_of_two)
     assert float(result.intervals["task_auroc"].value) == pytest.approx(result.summary()["task_auroc"])
     assert float(result.intervals["task_ap"].value) == pytest.approx(result.summary()["task_ap"])
+
+
+def test_a_printed_evaluation_is_a_line_and_a_notebook_shows_its_table(model):
+    result = evaluate(model, TEST)
+    expected = (
+        f"Evaluation of 3 concepts and 2 tasks on 40 images: concept_auroc {result.summary()['concept_auroc']:.3f}"
+    )
+    assert repr(result).startswith(expected) and "\n" not in repr(result)
+    assert result._repr_html_() == f"<pre>{html.escape(result.table())}</pre>"
+
+
+def test_a_plot_has_a_bar_as_long_as_each_auroc(model):
+    result = evaluate(model, TEST)
+    (axes,) = result.plot().axes
+    expected = [*result.concept_scores.auroc.tolist(), *result.task_scores.auroc.tolist()]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected, nan_ok=True)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        *result.concepts,
+        *(f"{name} (task)" for name in result.tasks),
+    ]
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'conceptcam\[viz\]'"):
+        evaluate(model, TEST).plot()

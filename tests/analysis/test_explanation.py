@@ -1,9 +1,12 @@
+import base64
 import dataclasses
+import io
 import json
 import math
 
 import pytest
 import torch
+from PIL import Image
 
 from conceptcam.analysis.explanation import explain, explain_images
 from conceptcam.metrics.map_scores import upsample
@@ -234,3 +237,23 @@ def test_a_concepts_verdict_is_never_blank():
     assert written == verdicts
     for line in explanation.lines()[:3]:
         assert verdicts[line.split()[0]] in line
+
+
+def test_a_printed_explanation_has_a_few_lines_without_maps():
+    explanation = explain(taught("concepts", "prototypes", "task"), Squares(1, preprocess=False).load_item(0).image)
+    assert repr(explanation).startswith("Explanation of 3 concepts and 2 tasks\n")
+    assert len(repr(explanation)) < 1000 and len(repr(explanation.tasks)) < 1000
+    assert "tensor" not in repr(explanation) + repr(explanation.concepts) + repr(explanation.tasks)
+
+
+def test_a_notebook_shows_the_figure_and_the_sums():
+    explanation = explain(taught("concepts", "prototypes", "task"), Squares(1, preprocess=False).load_item(0).image)
+    with Image.open(io.BytesIO(explanation._repr_png_())) as shown:
+        assert shown.format == "PNG" and shown.size == explanation.figure().size
+    page = explanation._repr_html_()
+    assert base64.b64encode(explanation._repr_png_()).decode() in page and "bright and dark: p = " in page
+
+
+def test_names_in_a_notebook_are_text_and_no_markup():
+    explanation = explain(taught("concepts", concepts=("<b>", "dark", "c")), torch.rand(3, *SIZE))
+    assert "&lt;b&gt;" in explanation._repr_html_() and "<b>" not in explanation._repr_html_()
