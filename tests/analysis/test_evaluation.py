@@ -208,7 +208,7 @@ def test_intervals_of_exclusive_tasks_hold_their_figures():
     assert float(result.intervals["task_ap"].value) == pytest.approx(result.summary()["task_ap"])
 
 
-def test_a_printed_evaluation_is_a_line_and_a_notebook_shows_its_table(model):
+def test_an_evaluation_prints_a_line_and_shows_its_table(model):
     result = evaluate(model, TEST)
     expected = (
         f"Evaluation of 3 concepts and 2 tasks on 40 images: concept_auroc {result.summary()['concept_auroc']:.3f}"
