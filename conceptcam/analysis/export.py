@@ -140,7 +140,13 @@ def _random_images(model: ConceptModel, count: int) -> Tensor:
 def _as_onnx(program: Any, names: tuple[str, ...], metadata: str) -> tuple[bytes, _Runner]:
     onnxruntime = _import_onnx()
     graph = torch.onnx.export(
-        program, dynamo=True, input_names=["images"], output_names=list(names), verbose=False, optimize=True
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=list(names),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),  # names the axis, which the program calls s34 or the like
+        verbose=False,
+        optimize=True,
     )
     assert graph is not None  # as no file was named
     graph.model.metadata_props[METADATA] = metadata

@@ -62,6 +62,7 @@ def test_onnx_says_what_the_model_says_for_any_batch(architecture, bottleneck, t
     report = export_model(model, tmp_path / "model.onnx")
     assert report.outputs == NAMES and set(report.differences) == {1, 5} and max(report.differences.values()) <= 1e-4
     file = session(tmp_path / "model.onnx")
+    assert {one.shape[0] for one in (*file.get_inputs(), *file.get_outputs())} == {"batch"}
     for count in (1, 5):
         images = torch.randn(count, 3, *model.config.image_size)
         values = file.run(list(NAMES), {"images": images.numpy()})
