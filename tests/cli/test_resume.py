@@ -26,7 +26,7 @@ MOMENTS = {
     "nothing is saved yet": ("conceptcam.training.checkpoints", "Checkpoints.save", 1),
     "the first stage is over": ("conceptcam.runs.run", "fit_thresholds", 1),
     "prototypes are taught": ("conceptcam.training.checkpoints", "Checkpoints.save", 3),
-    "all is taught": ("conceptcam.runs.run", "measure", 1),
+    "all is taught": ("conceptcam.runs.run", "review", 1),
     "all is written": ("conceptcam.runs.folder", "RunFolder.finish", 1),
 }
 DRIVER = """
