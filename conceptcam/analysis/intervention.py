@@ -160,7 +160,7 @@ class InterventionResult(NamedTuple):
 def intervene(
     model: ConceptModel, image: Any, intervention: Intervention, *, task: str | None = None
 ) -> InterventionResult:
-    """What a model concludes from an image once it is told something, beside what it concluded before.
+    """What a model concludes from an image, before and after a person has answered or pointed.
 
     Args:
         model: A model that was taught concepts; it is left as it is.
@@ -225,7 +225,7 @@ def _result(
 def apply_interventions(
     model: ConceptModel, output: ConceptOutput, interventions: Sequence[Intervention]
 ) -> ConceptOutput:
-    """What a model says of a batch once it is told something about each image.
+    """The output of a model for a batch, with the answers and places that are given for each image.
 
     Concept maps, concept logits, similarity maps, evidence and task logits change; what is not named stays as it is, to
     the bit.

@@ -178,7 +178,7 @@ class TableDataset(ConceptDataset):
         self.notes = (*self.notes, *said)
 
     def _read_patients(self, rows: Table, patient_column: str | None, split_column: str | None) -> None:
-        """Read whose each image is, and which part it is in, if columns say so."""
+        """Read the patient and the part of each image, if there are columns of them."""
         self.patients, column = _optional(rows, patient_column, PATIENT_COLUMNS)
         if column != patient_column:
             self.notes = (*self.notes, f"Patients are in the column {column!r}.")

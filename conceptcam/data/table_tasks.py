@@ -16,7 +16,7 @@ _MOST_CLASSES = 0.5
 
 
 class TableTasks(NamedTuple):
-    """What columns say of tasks."""
+    """The tasks that columns hold."""
 
     names: tuple[str, ...]
     """Tasks, which are classes if the kind is `"multiclass"`."""
