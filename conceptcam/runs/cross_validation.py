@@ -82,7 +82,7 @@ def cross_validate(
     final: bool = True,
     echo: Echo = lambda line: None,
 ) -> CrossValidation:
-    """Train a model per fold on the other folds, pool what they say of their own, then train one on all images.
+    """Train a model per fold on the other folds, pool the predictions of held-out images, then train one on all images.
 
     Patients stay in one fold. A stage that learns in steps chooses its epoch on 15 % of its training images, which it
     does not learn from, in the final model too; a fold is never seen before it is predicted. The final model's
