@@ -13,9 +13,24 @@ from torch import Tensor
 
 from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
-from conceptcam._text import text_table
 from conceptcam.analysis.answers import collect_answers
 from conceptcam.analysis.baselines import Baselines, BaselineScores, comparison_lines
+from conceptcam.analysis.evaluation_table import (
+    CALIBRATION,
+    HEADLINES,
+    PLACES,
+    SCORES,
+    SIDED_HEADLINES,
+    SIZES,
+    TASK_HEADLINES,
+    by_name,
+    column_means,
+    columns_of,
+    confusion_lines,
+    interval_lines,
+    left_out_lines,
+    table_lines,
+)
 from conceptcam.data.batch import Batches
 from conceptcam.metrics.calibration import CalibrationScores, calibration_scores
 from conceptcam.metrics.classification import (
@@ -102,11 +117,11 @@ class Evaluation:
         """
         concepts = self._concept_columns()
         sided = {title: values[: len(self.sided_concepts)] for title, values in concepts.items()}
-        by_size = {f"pointing_{size}": values for size, values in zip(_SIZES, self._by_size()["point"], strict=True)}
+        by_size = {f"pointing_{size}": values for size, values in zip(SIZES, self._by_size()["point"], strict=True)}
         parts = [
-            (_means(concepts, self.concept_scores), _HEADLINES),
-            ({title: macro_average(sided[title]) for title in _SIDED_HEADLINES.values()}, _SIDED_HEADLINES),
-            (_means(self._task_columns(), self.task_scores), _TASK_HEADLINES),
+            (column_means(concepts, self.concept_scores), HEADLINES),
+            ({title: macro_average(sided[title]) for title in SIDED_HEADLINES.values()}, SIDED_HEADLINES),
+            (column_means(self._task_columns(), self.task_scores), TASK_HEADLINES),
         ]
         means = {name: of[title] for of, names in parts for name, title in names.items()}
         figures = {name: float(mean) for name, mean in (means | by_size).items()}
@@ -126,12 +141,12 @@ class Evaluation:
         undefined = self.concept_scores.auroc.isnan().tolist()
         content = {
             "summary": self.summary(),
-            "concepts": _by_name(self.concepts, self._concept_columns()),
-            "tasks": _by_name(self.tasks, self._task_columns()),
+            "concepts": by_name(self.concepts, self._concept_columns()),
+            "tasks": by_name(self.tasks, self._task_columns()),
             "intervals": {name: [float(one.low), float(one.high)] for name, one in self.intervals.items()},
             "without_auroc": list(itertools.compress(self.concepts, undefined)),
             "left_out": self.left_out(),
-            "confusion": _by_name(self.tasks, dict(zip(self.tasks, self.confusion.T, strict=True)))
+            "confusion": by_name(self.tasks, dict(zip(self.tasks, self.confusion.T, strict=True)))
             if len(self.confusion)
             else {},
             "baselines": {name: scores._asdict() for name, scores in self.baselines.items()},
@@ -154,20 +169,23 @@ class Evaluation:
         names = [f"{name} *" if name in self.sided_concepts else name for name in self.concepts]
         left_out = self.left_out()
         lines += [
-            *_table("concept", names, self._concept_columns(), self.concept_scores),
-            *_note(left_out["concepts"]),
+            *table_lines("concept", names, self._concept_columns(), self.concept_scores),
+            *left_out_lines(left_out["concepts"]),
             "",
-            *_table("box size", _SIZES, self._by_size()),
+            *table_lines("box size", SIZES, self._by_size()),
         ]
         if self.tasks:
             columns = self._task_columns()
-            lines += ["", *_table("task", self.tasks, columns, self.task_scores), *_note(left_out["tasks"])]
+            lines += [
+                "",
+                *table_lines("task", self.tasks, columns, self.task_scores),
+                *left_out_lines(left_out["tasks"]),
+            ]
         if self.intervals:
-            lines += ["", "95 % intervals of macro means, by drawing images or patients anew:"]
-        for name, one in self.intervals.items():
-            lines.append(f"{name:<16} {_cell(float(one.value))} ({_cell(float(one.low))} to {_cell(float(one.high))})")
+            lines += ["", *interval_lines(self.intervals)]
         if len(self.confusion):
-            lines += ["", *self._class_lines()]
+            accuracies = self.task_accuracy, self.task_balanced_accuracy
+            lines += ["", *confusion_lines(self.tasks, self.confusion, *accuracies)]
         if self.baselines:
             summary = self.summary()
             own = BaselineScores(*(summary[name] for name in ("concept_auroc", "task_auroc", "task_balanced_accuracy")))
@@ -211,58 +229,26 @@ class Evaluation:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table())}</pre>"
 
-    def _class_lines(self) -> list[str]:
-        """Accuracy of a multi-class task, and which class is taken for which."""
-        called = [f"{name}?" for name in self.tasks]
-        rows = [
-            [name, *(_cell(value, count=True) for value in row)]
-            for name, row in zip(self.tasks, self.confusion.tolist(), strict=True)
-        ]
-        accuracy = f"accuracy {_cell(self.task_accuracy)}, balanced accuracy {_cell(self.task_balanced_accuracy)}"
-        return [accuracy, "", *text_table([["true, and called", *called], *rows], numbers=True)]
-
     def _concept_columns(self) -> dict[str, Tensor]:
         """(K,) figures of the concepts by the title of their column."""
         probabilities = {"F1": self.chosen_f1, "mean p": self.mean_probability}
-        calibration = _columns(self.calibration, _CALIBRATION)
+        calibration = columns_of(self.calibration, CALIBRATION)
         return (
-            _columns(self.concept_scores, _SCORES) | probabilities | calibration | _columns(self.localization, _PLACES)
+            columns_of(self.concept_scores, SCORES)
+            | probabilities
+            | calibration
+            | columns_of(self.localization, PLACES)
         )
 
     def _task_columns(self) -> dict[str, Tensor]:
         """(T,) figures of the tasks by the title of their column."""
-        return _columns(self.task_scores, _SCORES) | _columns(self.task_calibration, _CALIBRATION)
+        return columns_of(self.task_scores, SCORES) | columns_of(self.task_calibration, CALIBRATION)
 
     def _by_size(self) -> dict[str, Tensor]:
         """(3,) figures of small, medium and large boxes by the title of their column."""
         place = self.localization
         means = {"point": place.pointing_by_size.nanmean(dim=0), "random": place.random_by_size.nanmean(dim=0)}
         return {"boxes": place.support_by_size.sum(dim=0), **means}
-
-
-_SIZES = ("small", "medium", "large")
-_COUNTS = ("pos", "neg", "boxes")
-_RARE = ("AUROC", "AP", "F1@.5", "F1")  # mean little where few images have, or lack, a label
-# Title of a column -> the field it shows.
-_SCORES = {"pos": "positives", "neg": "negatives", "AUROC": "auroc", "AP": "average_precision", "F1@.5": "f1"}
-_CALIBRATION = {"ECE": "ece", "Brier": "brier"}
-_PLACES = {
-    "boxes": "support", "point": "pointing", "random": "random_pointing", "centre": "center_pointing",
-    "mirror": "mirror_gap", "transp": "transpose_gap", "side": "side", "energy": "energy", "rank": "rank", "IoU": "iou",
-    "area": "chance",
-}  # fmt: skip
-# Headline figure -> the column whose macro mean it is.
-_HEADLINES = {
-    "concept_auroc": "AUROC", "concept_ap": "AP", "concept_f1": "F1@.5", "concept_f1_chosen": "F1",
-    "concept_ece": "ECE", "concept_brier": "Brier",
-    "pointing": "point", "pointing_random_map": "random", "pointing_center_prior": "centre", "pointing_chance": "area",
-    "mirror_gap": "mirror", "side_accuracy": "side", "energy_in_box": "energy", "relevance_rank": "rank",
-    "box_area": "area", "iou": "IoU",
-}  # fmt: skip
-_SIDED_HEADLINES = {"sided_pointing": "point", "sided_mirror_gap": "mirror", "sided_transpose_gap": "transp"}
-_TASK_HEADLINES = {
-    "task_auroc": "AUROC", "task_ap": "AP", "task_f1": "F1@.5", "task_ece": "ECE", "task_brier": "Brier",
-}  # fmt: skip
 
 
 @torch.inference_mode()
@@ -411,48 +397,3 @@ def fit_thresholds(
         **evidence,
         thresholds_source=thresholds_source,
     )
-
-
-def _columns(
-    scores: LabelScores | LocalizationScores | CalibrationScores, titles: Mapping[str, str]
-) -> dict[str, Tensor]:
-    return {title: getattr(scores, name) for title, name in titles.items()}
-
-
-def _by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    return {name: {title: values[i].item() for title, values in columns.items()} for i, name in enumerate(names)}
-
-
-def _means(columns: Mapping[str, Tensor], scores: LabelScores) -> dict[str, Tensor]:
-    """Macro mean of each column; those of AUROC, AP and F1 over labels with enough of both sides."""
-    counted = well_supported(scores)
-    return {
-        title: macro_average(values.double(), counted if title in _RARE else None) for title, values in columns.items()
-    }
-
-
-def _table(
-    title: str, names: Sequence[str], columns: Mapping[str, Tensor], averaged: LabelScores | None = None
-) -> list[str]:
-    """The lines of a table, with a row of macro means if the scores of its labels are given."""
-    rows = [[title, *columns]]
-    for name, figures in _by_name(names, columns).items():
-        rows.append([name, *(_cell(value, count=column in _COUNTS) for column, value in figures.items())])
-    if averaged is not None:
-        means = _means(columns, averaged).items()
-        rows.append(["macro mean", *(_cell(math.nan if column in _COUNTS else float(mean)) for column, mean in means)])
-    return text_table(rows, numbers=True)
-
-
-def _note(left_out: Sequence[str]) -> list[str]:
-    """A line below a table."""
-    if not left_out:
-        return []
-    return [f"The macro means of AUROC, AP and F1 leave out labels with fewer than 5 on a side: {', '.join(left_out)}."]
-
-
-def _cell(value: float, *, count: bool = False) -> str:
-    if math.isnan(value):
-        return "-"
-    # Soft labels are counted in part, and counts of them have a fraction.
-    return f"{value:.1f}".removesuffix(".0") if count else f"{value:.3f}"
