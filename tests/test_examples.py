@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import inspect
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,60 @@ def test_an_exported_file_explains_without_torch(tmp_path):
     height, width = model.config.image_size
     with Image.open(tmp_path / "maps.png") as sheet:
         assert sheet.size == (6 * width, height)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of its own insides, and that there are few workers
+def test_lightning_loads_what_it_saved(capsys):
+    pytest.importorskip("lightning")
+    load("lightning_loop").main(images=16, epochs=1)
+    assert "same weights after loading: True" in capsys.readouterr().out
+
+
+def test_accelerate_runs_the_loop(capsys, monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    try:
+        load("accelerate_loop").main(images=16, epochs=1)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert "concept AUROC" in capsys.readouterr().out
+
+
+def test_ddp_runs_the_loop(capsys, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    load("ddp_loop").main(images=16, epochs=1)
+    assert "processes: 1, with the same weights: True" in capsys.readouterr().out
+
+
+def test_an_optimizer_of_timm_decays_what_ours_decays(capsys):
+    load("timm_optimizers").main(images=16, epochs=1, optimizers=("adamw",))
+    assert "adamw  2 groups, 1 with weight decay" in capsys.readouterr().out
+
+
+def test_torchmetrics_agrees_on_labels_that_occur(capsys):
+    load("torchmetrics_collection").main(images=16)
+    said = capsys.readouterr().out
+    assert float(said.split("largest difference")[1].split()[0]) < 1e-6
+
+
+LOOPS = ("lightning_loop", "accelerate_loop", "ddp_loop", "timm_optimizers", "torchmetrics_collection")
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_lines_of_the_page_are_those_of_the_example(name):
+    page = (FOLDER.parent / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^`examples/{name}.py`.*?^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    code = _lines((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    assert blocks and all(_lines(block) in code for block in blocks)
+
+
+def _lines(text: str) -> str:
+    """The lines without what indents them, and without empty ones."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip()) + "\n"
 
 
 def test_every_example_is_run_here():

@@ -279,6 +279,13 @@ class ConceptModel(nn.Module):
             raise ValueError("a 'concepts' bottleneck has no prototypes to compare with")
         return self.projector, self.prototypes
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay would harm, biases and norms aside; timm's optimizers ask for them."""
+        parts = {"backbone": self.backbone.no_weight_decay()}
+        if self.prototypes is not None:
+            parts["prototypes"] = {name for name, _ in self.prototypes.named_parameters()}
+        return {f"{part}.{name}" for part, names in parts.items() for name in names}
+
     @property
     def device(self) -> torch.device:
         """Where the model is: the device of its parameters."""

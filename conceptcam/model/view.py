@@ -64,6 +64,10 @@ class ModelView(nn.Module):
             return self.model.forward_task(part).task_logits
         return part.concept_maps if self.output == "concept_maps" else part.concept_logits
 
+    def no_weight_decay(self) -> set[str]:
+        """Those of `ConceptModel.no_weight_decay` that the output depends on; timm's optimizers ask for them."""
+        return self.model.no_weight_decay() & dict(self.named_parameters()).keys()
+
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the whole model, whose frozen parts stay in eval mode."""
         self.model.train(mode)

@@ -46,12 +46,12 @@ def parameter_groups(model: ConceptModel, stage: Stage, frozen_names: Collection
             parameter.requires_grad_(False)
     model.train()  # again: a part may be frozen altogether only now
     rates = _layer_rates(model, stage)
-    undecayed = {f"backbone.{name}" for name in model.backbone.no_weight_decay()}
+    undecayed = model.no_weight_decay()
     groups: dict[tuple[str, float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = name.partition(".")[0]
-            decays = parameter.ndim > 1 and not name.endswith("bias") and part != "prototypes" and name not in undecayed
+            decays = parameter.ndim > 1 and not name.endswith("bias") and name not in undecayed
             key = (part, rates.get(name, stage.lr[part]), stage.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     if not groups:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.nn.functional import interpolate
 
 from conceptcam import BBoxGuidedConceptLoss, ConceptPart, ModelView
+from conceptcam.training.optimizer import parameter_groups
+from conceptcam.training.stages import task_stage
 from tests.worlds import SIZE, Squares, batches, tiny_model, weights
 
 OUTPUTS = ("concept_logits", "concept_maps", "concepts", "task_logits")
@@ -72,6 +75,22 @@ def test_moving_or_casting_a_view_moves_the_whole_model():
     assert {value.dtype for value in model.parameters()} == {torch.float64}
     assert view(images().double()).dtype == torch.float64
     assert {value.device.type for value in ModelView(model).to("meta").model.parameters()} == {"meta"}
+
+
+def test_timm_decays_of_a_view_what_our_stages_decay():
+    optim = pytest.importorskip("timm.optim")
+    model = tiny_model(backbone="timm:test_vit", image_size=(64, 64))
+    groups = optim.create_optimizer_v2(ModelView(model, "task_logits"), "adamw", lr=1.0, weight_decay=0.5).param_groups
+    stage = task_stage(
+        model.config, lr=dict.fromkeys(("backbone", "projector", "prototypes", "task_head"), 1.0), weight_decay=0.5
+    )
+    ours = parameter_groups(model, stage)
+    assert decayed(groups) == decayed(ours) and "prototypes.vectors" in model.no_weight_decay()
+    assert ModelView(model).no_weight_decay() == {"backbone.model.cls_token", "backbone.model.pos_embed"}
+
+
+def decayed(groups: list[dict[str, Any]]) -> set[int]:
+    return {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
 
 
 def test_a_copied_view_has_a_model_of_its_own():
