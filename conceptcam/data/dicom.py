@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray[Any, np.dtype[Any]]
 
-MAX_PIXELS = 178_956_970
-"""The most pixels that an image may have; more is taken for a decompression bomb. Pillow's limit is the same."""
+MAX_PIXELS = 89_478_485
+"""The most pixels that an image may have, from which on Pillow warns of a decompression bomb.
+
+Reading an image of so many takes 1 to 2 GB of memory; the largest radiographs have a third of them.
+"""
 
 _HEADER = 132  # bytes: a preamble of 128, then the letters DICM
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -114,10 +117,14 @@ def _check_frame(dataset: "Dataset") -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(f"it holds {frames} frames; save the one you mean as its own file")
-    pixels = int(dataset.Rows) * int(dataset.Columns)
-    if not 0 < pixels <= MAX_PIXELS:
+    check_pixels(int(dataset.Columns), int(dataset.Rows))
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse an image of no pixels, or of too many, before it is decoded."""
+    if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(
-            f"it is said to be {dataset.Columns} x {dataset.Rows} pixels; expected 1 to {MAX_PIXELS} in all"
+            f"it is {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all. Make it smaller, or cut it into tiles"
         )
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import struct
+import warnings
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conceptcam.data.dicom import MAX_PIXELS, dicom_size, is_dicom, read_dicom
+from conceptcam.data.dicom import check_pixels, dicom_size, is_dicom, read_dicom
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +22,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 # Modes of 8 bits or less per channel that Pillow converts to RGB without loss.
 _OPAQUE = ("1", "L", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_ORIENTATION = 0x0112  # the tag of EXIF
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 # What Pillow raises on files that are cut short, damaged, or larger than it dares to decode.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
@@ -96,7 +98,7 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
         if is_dicom(path):
             return dicom_size(path)
         with _open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (image.height, image.width) if turned else (image.width, image.height)
     except FileNotFoundError:
         raise
@@ -136,15 +138,20 @@ def _open(path: str | PathLike[str]) -> "Image.Image":
     if not start:
         raise ValueError("it is empty, of 0 bytes")
     try:
-        image = Image.open(path, formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
         if start in (b"II*\0", b"MM\0*"):
             raise ValueError(
                 "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
             ) from error
         raise ValueError(f"it is none of {', '.join(FORMATS)} and DICOM, or damaged") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it is {image.width} x {image.height} pixels, more than {MAX_PIXELS} in all")
+    try:
+        check_pixels(image.width, image.height)
+    except ValueError:
+        image.close()
+        raise
     return image
 
 
@@ -169,6 +176,7 @@ def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
 
     if image.format not in (None, "MPO", *FORMATS):
         raise ValueError(f"its format is {image.format}; expected one of {', '.join(FORMATS)}")
+    check_pixels(image.width, image.height)
     # An MPO is a photograph with previews of itself; in all other formats pages are different pictures.
     pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if pages > 1:
@@ -176,7 +184,9 @@ def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
     deep = image.mode in _SIXTEEN_BIT or image.mode in ("I", "F")
     # Read now: turning an image forgets its file's tags.
     highest, negative = _highest(image, bit_depth) if deep else 255, deep and _is_white_zero(image)
-    image = ImageOps.exif_transpose(image)
+    image.load()  # tags may stand behind the pixels
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # turning makes a copy, also by nothing
+        image = ImageOps.exif_transpose(image)
     if deep:
         values = _unit_range(np.array(image), highest)
         return _grey(1 - values if negative else values)
@@ -187,9 +197,10 @@ def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
     if image.mode not in _OPAQUE:
         raise ValueError(f"its Pillow mode is {image.mode!r}; save it as 8-bit or 16-bit grey, or as RGB")
     if image.mode in ("1", "L"):
-        return _grey(torch.from_numpy(np.array(image.convert("L"))))
+        return _grey(torch.from_numpy(np.array(image if image.mode == "L" else image.convert("L"))))
     # Left with channels last in memory, as decoded: torch resizes such images twice as fast.
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    colour = image if image.mode == "RGB" else image.convert("RGB")
+    return torch.from_numpy(np.array(colour)).permute(2, 0, 1)
 
 
 def _is_white_zero(image: "Image.Image") -> bool:

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -204,10 +206,10 @@ def test_an_empty_file_is_refused_by_name(tmp_path: Path):
     assert "it is empty, of 0 bytes" in refused(tmp_path / "a.png")
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG file that claims a size, with next to nothing in it."""
-    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-    data = b"IDAT" + zlib.compress(bytes(100))
+def png_of_size(width: int, height: int, *, colour: int = 0, pixels: int = 100) -> bytes:
+    """A black PNG file that claims a size; what is in it is next to nothing, or a number of bytes."""
+    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, colour, 0, 0, 0])
+    data = b"IDAT" + zlib.compress(bytes(pixels), level=1)
     parts = [(13, chunk), (len(data) - 4, data), (0, b"IEND")]
     body = b"".join(n.to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for n, part in parts)
     return b"\x89PNG\r\n\x1a\n" + body
@@ -216,6 +218,38 @@ def png_of_size(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(png_of_size(100_000, 100_000))
     assert "decompression bomb" in refused(tmp_path / "a.png")
+
+
+READING = """
+import resource, sys, warnings
+import numpy as np
+from conceptcam.data.images import load_image
+
+warnings.simplefilter("error")
+load_image(np.zeros((4, 4), np.uint8))
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        print(tuple(load_image(path).shape))
+    except ValueError as error:
+        print(error)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_a_huge_image_is_refused_and_a_large_one_copied_twice(tmp_path: Path):
+    """The first has 144 million pixels, all there; the second takes Pillow's 4 bytes per pixel, and 3 twice."""
+    huge, large = tmp_path / "huge.png", tmp_path / "large.png"
+    huge.write_bytes(png_of_size(12_000, 12_000, pixels=12_000 * 12_001))
+    large.write_bytes(png_of_size(4000, 4000, colour=2, pixels=4000 * 12_001))
+    done = subprocess.run([sys.executable, "-c", READING, huge, large], capture_output=True, text=True, check=True)
+    refusal, least, shape, memory = done.stdout.splitlines()
+    assert "it is 12000 x 12000 pixels; expected 1 to 89478485 in all. Make it smaller, or cut it into tiles" in refusal
+    assert int(least) * 1024 < 30e6
+    assert shape == "(3, 4000, 4000)" and int(memory) * 1024 < 4000 * 4000 * 12
+    with pytest.raises(ValueError, match="it is 12000 x 12000 pixels; expected"):
+        image_size(huge)
 
 
 def test_an_image_without_pixels_is_refused(tmp_path: Path):
