@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,13 @@ def tell(text: str, *, head: str = "") -> bool:
             store.compare_set("complaint", "", line)  # the first one stays
         if _awaited(store, "told"):
             return True
-    elif store is not None:
-        line = line or _awaited(store, "complaint")
+    elif store is not None and not line:
+        line = _awaited(store, "complaint")
+        if line and store.check(["told"]):  # by who complained, and could not wait
+            return True
     sys.stderr.write(line)
     sys.stderr.flush()
-    if line and rank == 0 and store is not None:
+    if line and store is not None:
         store.set("told", "yes")
     return bool(line)
 
@@ -84,10 +87,15 @@ def _shared_store() -> "Store | None":
 
 def _awaited(store: "Store", key: str) -> str:
     """What a process leaves under a key within some seconds; empty if none does."""
+    end = time.monotonic() + WAIT
     try:
-        return store.get(key).decode()
+        while time.monotonic() < end:  # in steps, between which signals come through
+            if store.check([key]):
+                return store.get(key).decode()
+            time.sleep(0.05)
     except RuntimeError:
-        return ""
+        pass
+    return ""
 
 
 def _of_the_system(error: OSError) -> str:

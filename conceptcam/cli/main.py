@@ -26,15 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     options = build_parser([name for name in typed if name in COMMANDS][:1]).parse_args(typed)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    head = f"conceptcam {options.command}: "
     try:
         with _terminable():
-            code: int | None = options.run(options)
-    except (*USER_ERRORS, RuntimeError) as error:
-        if options.verbose or not tell(sentence(error), head=f"conceptcam {options.command}: "):
-            raise
-        return 2
+            try:
+                code: int | None = options.run(options)
+            except (*USER_ERRORS, RuntimeError) as error:
+                if options.verbose or not tell(sentence(error), head=head):
+                    raise
+                return 2
     except KeyboardInterrupt as stop:
-        tell(f"stopped{_how_to_go_on(options, typed)}", head=f"conceptcam {options.command}: ")
+        tell(f"stopped{_how_to_go_on(options, typed)}", head=head)
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return code or 0
 
@@ -45,9 +47,9 @@ class _Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises `_Terminated`, in a command of one process."""
-    # Processes that wait for one another in torch's own code cannot raise, and would be killed only much later.
-    if processes() > 1 or threading.current_thread() is not threading.main_thread():
+    """Within it, SIGTERM raises `_Terminated`."""
+    # A process that waits for another in torch's own code raises when that has gone, or torchrun kills it after 30 s.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -68,6 +70,8 @@ def _how_to_go_on(options: argparse.Namespace, typed: Sequence[str]) -> str:
         return ""
     given = any(text == "--out" or text.startswith("--out=") for text in typed)
     again = [*typed, *([] if given else ["--out", str(folder)]), *([] if options.resume else ["--resume"])]
+    if processes() > 1:
+        return f"; go on with as many processes and: torchrun ... -m {shlex.join(['conceptcam', *again])}"
     return f"; go on with: {shlex.join(['conceptcam', *again])}"
 
 

@@ -59,6 +59,7 @@ class RunFolder:
         self.baselines = self.path / BASELINES_FILE
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.maps = self.checkpoints / "maps" / "learning.safetensors"
         self.figures = self.path / "figures"
         self.explanations = self.figures / "images"
         self.saved = self._read()
@@ -130,7 +131,7 @@ class RunFolder:
 
     def remove_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run, also of one that was killed before it could."""
-        for phase in self._phases():
+        for phase in self._made_to_resume():
             shutil.rmtree(phase, ignore_errors=True)  # what is left of them does no harm any more
         with contextlib.suppress(OSError):  # somebody keeps something else there
             self.checkpoints.rmdir()
@@ -138,7 +139,7 @@ class RunFolder:
     @contextlib.contextmanager
     def removed_unless_trained(self) -> Iterator[None]:
         """Remove what a run has made here if an error comes before anything was learned; all else stays."""
-        made = (self.run, self.split, *self._phases(), self.figures, self.tensorboard)
+        made = (self.run, self.split, *self._made_to_resume(), self.figures, self.tensorboard)
         new, own = not self.path.exists(), [path for path in made if not path.exists()]
         try:
             yield
@@ -152,8 +153,8 @@ class RunFolder:
                         folder.rmdir()
             raise
 
-    def _phases(self) -> tuple[Path, ...]:
-        return self.checkpoints / "concepts", self.checkpoints / "rest"
+    def _made_to_resume(self) -> tuple[Path, ...]:
+        return self.checkpoints / "concepts", self.checkpoints / "rest", self.maps.parent
 
     def _write(self, content: dict[str, Any]) -> None:
         write_json(self.run, content)

@@ -1,5 +1,6 @@
 """Figures and tables of a run, written into its folder."""
 
+import contextlib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
-from conceptcam._files import file_names, write_json, write_text
+from conceptcam._files import atomic_write, file_names, write_json, write_text
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation import Evaluation, evaluate
 from conceptcam.analysis.explanation import explain
@@ -36,23 +39,32 @@ class MapHistory:
         image: As `explain` takes.
         concepts: Names of the concepts to follow.
         known: Names of all the model's concepts, if they are to be checked before any training.
+        file: Where to keep the maps too, so that a run which was killed goes on with those of its earlier epochs.
+
+    Attributes:
+        maps: Epoch -> (len(concepts), h, w) logits.
 
     Raises:
         ValueError: If the image is impossible, or a concept is not among the known.
     """
 
-    def __init__(self, image: Any, concepts: Sequence[str], known: Sequence[str] = ()) -> None:
+    def __init__(
+        self, image: Any, concepts: Sequence[str], known: Sequence[str] = (), *, file: Path | None = None
+    ) -> None:
         check_not_str("concepts", concepts)
         self.image = load_image(image)
         for name in concepts if known else ():
             check_known("concept", name, known)
         self.concepts = tuple(concepts)
-        self.epochs: list[int] = []
-        self.heatmaps: list[Tensor] = []
+        self.maps: dict[int, Tensor] = {}
+        self._file = file
+        if file is not None and file.exists():
+            with contextlib.suppress(SafetensorError):  # it is a picture alone
+                self.maps = {int(epoch): maps for epoch, maps in load_file(file).items()}
 
     @torch.inference_mode()
     def __call__(self, model: ConceptModel, result: EpochResult) -> None:
-        """Keep the (len(concepts), H, W) maps of this epoch."""
+        """Keep the maps of this epoch, in place of those of this and later ones that a killed run has seen."""
         if result.stage != "concepts":
             return
         for name in self.concepts:
@@ -60,18 +72,22 @@ class MapHistory:
         with eval_mode(model) as device:
             part = model.forward_concepts(model.preprocess(self.image)[None].to(device))
         index = [model.config.concepts.index(name) for name in self.concepts]
-        self.epochs.append(result.epoch)
-        self.heatmaps.append(upsample(part.concept_maps[0, index], model.config.image_size).sigmoid().cpu())
+        self.maps = {epoch: maps for epoch, maps in self.maps.items() if epoch < result.epoch}
+        self.maps[result.epoch] = part.concept_maps[0, index].cpu()
+        if self._file is not None:
+            with atomic_write(self._file) as scratch:
+                save_file({str(epoch): maps for epoch, maps in self.maps.items()}, scratch)
 
     def figure(self, model: ConceptModel, boxes: ConceptBoxes | None) -> Image:
         """The image's maps with its boxes, a column per epoch, up to eight of them."""
         drawn = boxes or ConceptBoxes.empty()
-        shown = torch.linspace(0, len(self.epochs) - 1, min(8, len(self.epochs))).round().int().tolist()
+        epochs = sorted(self.maps)
+        shown = [epochs[i] for i in torch.linspace(0, len(epochs) - 1, min(8, len(epochs))).round().int().tolist()]
         return learning_figure(
             model.preprocess.denormalize(model.preprocess(self.image)),
             self.concepts,
-            [self.epochs[i] for i in shown],
-            [self.heatmaps[i] for i in shown],
+            shown,
+            [upsample(self.maps[epoch], model.config.image_size).sigmoid() for epoch in shown],
             boxes=[drawn.xyxy[drawn.concept == model.config.concepts.index(name)] for name in self.concepts],
         )
 
@@ -79,7 +95,7 @@ class MapHistory:
 def draw_learning(run: RunFolder, model: ConceptModel, maps: Iterable[MapHistory], example: ConceptItem | None) -> None:
     """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed."""
     for history in maps:
-        if example is not None and history.epochs:
+        if example is not None and history.maps:
             save_png(history.figure(model, example.boxes), run.figures / "learning.png")
     if importlib.util.find_spec("matplotlib") is not None:
         run.figures.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,9 @@ def train_run(
             echo(f"{decided}.")
         _check_stages(model, stages, options)
         options = _with_precision(options, run, model, stages[0], val, echo)
-        maps = [] if example_image is None else [MapHistory(example_image.image, example_concepts, config.concepts)]
+        maps = []
+        if example_image is not None:
+            maps = [MapHistory(example_image.image, example_concepts, config.concepts, file=run.maps)]
         options = dataclasses.replace(options, callbacks=[EpochPrinter(stages, echo), *maps, *options.callbacks])
         with run.removed_unless_trained() if first else contextlib.nullcontext():
             if first and run.state == "new":

@@ -102,6 +102,15 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]  # each place has been filled
 
 
+def highest(number: int) -> int:
+    """The highest of all processes' whole numbers, in every process."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
 def gather_rows(tensor: Tensor, counts: list[int]) -> list[Tensor]:
     """Every process's tensor, without gradients, by rank; they may differ in their number of rows.
 

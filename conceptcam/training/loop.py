@@ -160,9 +160,12 @@ class TrainingLoop:
             set_random_states(self.saved.pop("random")[distributed.rank()], self.device)
         self.model.train()
         bar.update(state.batches)
-        # Several processes get a signal at different steps, and cannot write where all of them are.
-        with stop_held_back(wanted=self.checkpoints is not None and distributed.world_size() == 1) as asked:
-            while not asked() and (group := self._next(step_inputs, asked)):
+        with stop_held_back(wanted=self.checkpoints is not None) as asked:
+            stops = False
+            while not stops:
+                group, stops = self._next(step_inputs, asked)
+                if not group:
+                    break
                 loss, samples = optimizer.step(group)
                 state.loss_total += loss * samples
                 state.loss_count += samples
@@ -172,19 +175,27 @@ class TrainingLoop:
                 bar.update(len(group))
                 if every is not None and state.steps % every == 0:
                     self._save(optimizer, since=started)
-            if asked() and state.batches:
+            if stops and state.batches:
                 self._save(optimizer, since=started)
         if not state.loss_count:
             raise no_batches("train_batches")
 
-    def _next(self, step_inputs: Iterator[StepInput], asked: Callable[[], bool]) -> list[StepInput]:
-        """The batches of the next step; none if the processes that load data died of the signal that asks to stop."""
+    def _next(self, step_inputs: Iterator[StepInput], asked: Callable[[], bool]) -> tuple[list[StepInput], bool]:
+        """The batches of the next step, and whether to stop behind it because a signal asks to.
+
+        Processes get a signal at different steps, and agree on one to stop at. There are no batches if the processes
+        that load data died of the signal.
+        """
+        wanted = 0
         try:
-            return list(islice(step_inputs, self.options.gradient_accumulation_steps))
+            group = list(islice(step_inputs, self.options.gradient_accumulation_steps))
         except RuntimeError:
             if not asked():
                 raise
-            return []
+            group, wanted = [], 2
+        if self.checkpoints is not None:
+            wanted = distributed.highest(max(wanted, int(asked())))
+        return [] if wanted == 2 else group, wanted > 0
 
     def _validate(self, stage: Stage, val: Source) -> tuple[float, float]:
         """Validation loss and score, the same in every process."""

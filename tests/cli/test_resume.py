@@ -121,7 +121,6 @@ import torch
 torch.set_num_threads(1)
 from conceptcam.cli.main import main
 from conceptcam.data.coco import CocoDataset
-from conceptcam.data.coco import CocoDataset
 read = CocoDataset.__getitem__
 def broken(self, index):
     if os.environ["RANK"] == sys.argv[1]:
@@ -132,9 +131,9 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def said_by_two(folder, breaks, command):
+def said_by_two(folder, breaks, command, driver=ONE_BREAKS):
     """What each of two processes writes to standard error, where images break in the process of a rank."""
-    (folder / "driver.py").write_text(ONE_BREAKS)
+    (folder / "driver.py").write_text(driver)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     run += ["--rdzv-endpoint=localhost:0", "--redirects=3", f"--log-dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -161,6 +160,37 @@ def test_an_error_of_several_processes_is_told_once(breaks, wrong, sentence, dat
     assert sentence in said[0]
     assert said[1] == "" and "Traceback" not in said[0]
     assert not (tmp_path / "out").exists()
+
+
+TORCHRUN_IS_STOPPED = """
+import os, signal, sys, time, warnings
+import torch
+warnings.simplefilter("ignore")  # torch's own
+torch.set_num_threads(1)
+from conceptcam.cli.main import main
+from conceptcam.training.optimizer import StageOptimizer
+step, steps = StageOptimizer.step, []
+def stop(self, given):
+    steps.append(given)
+    if len(steps) == 4 and os.environ["RANK"] == sys.argv[1]:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(0.5)
+    return step(self, given)
+StageOptimizer.step = stop
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_torchrun_that_is_stopped_leaves_a_checkpoint_of_one_step(data, tmp_path):
+    """Its processes are asked at different steps, agree on one, and say once how to go on."""
+    many = ["train", str(data), *VIT, "--batch-size", "3", "--out", str(tmp_path / "out")]  # 6 steps per epoch
+    said = said_by_two(tmp_path, "1", many, TORCHRUN_IS_STOPPED)
+    assert said[0].startswith(
+        "conceptcam train: stopped; go on with as many processes and: torchrun ... -m conceptcam "
+    )
+    assert said[0].endswith(" --resume\n") and said[0].count("\n") == 1 and said[1] == ""
+    (newest,) = (tmp_path / "out" / "checkpoints" / "concepts").glob("*.pt")
+    assert newest.name in ("checkpoint-000000004.pt", "checkpoint-000000005.pt")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
