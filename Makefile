@@ -77,7 +77,7 @@ examples: $(READY)
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
 
 bench: $(READY)
-	for benchmark in heads losses loading stages training zoo; do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+	for benchmark in heads losses loading loading_images stages training zoo; do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

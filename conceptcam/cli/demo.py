@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "size", 112, "side of the images, a multiple of 8", at_least=1, metavar="PX")
     add_bottleneck(parser)
     add_out(parser)
-    add_run_options(parser, QUICK.options, leave_out=("pretrained", "weights", "freeze_backbone"))
+    add_run_options(parser, QUICK.options, leave_out=("pretrained", "weights", "freeze_backbone", "image_cache"))
 
 
 def run(options: argparse.Namespace) -> None:

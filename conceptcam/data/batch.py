@@ -5,7 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from conceptcam._checks import did_you_mean
 from conceptcam.config import TaskKind
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.digests import digest, digest_files, digest_names
+
+if TYPE_CHECKING:
+    from conceptcam.data.image_cache import ImageCache
 
 
 class ConceptItem(NamedTuple):
@@ -265,6 +268,17 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
     def all_boxes(self) -> ConceptBoxes | None:
         """The boxes of all images, numbered as the images; None if they are known image by image alone."""
         return None
+
+    def cache_images(self, cache: "ImageCache | None") -> None:
+        """Read images through a cache from now on; None ends that.
+
+        Raises:
+            ValueError: If the images are not read from files by the readers of this package.
+        """
+        raise ValueError(
+            f"the images of a {type(self).__name__} are not read by a reader that can keep them; where a reader of "
+            "your own calls `load_image`, call `ImageCache.load`"
+        )
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each thing that is learned from: labels, names, boxes and, by samples of them, image files.

@@ -24,7 +24,7 @@ from conceptcam.data.coco_file import (
     is_annotated,
     read_coco,
 )
-from conceptcam.data.images import load_image
+from conceptcam.data.image_cache import ImageCache, ImageReader
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 
 _UNCERTAIN = -1.0
@@ -91,7 +91,7 @@ class CocoDataset(ConceptDataset):
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
         check_choice("task_kind", task_kind, TaskKind)
         self.augmentation, self.preprocess, self.task_kind = augmentation, preprocess, task_kind
-        self.bit_depth = bit_depth
+        self._reader = ImageReader(bit_depth)
         self.folder = Path(images)
         content = read_coco(Path(annotations))
         self._images: list[dict[str, Any]] = content["images"]
@@ -130,6 +130,10 @@ class CocoDataset(ConceptDataset):
         """The boxes of all images, numbered as the images."""
         return ConceptBoxes(self._drawn.xyxy, self._drawn.concept, self._drawn.image)
 
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read images through a cache from now on; None ends that."""
+        self._reader.cache = cache
+
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
 
@@ -140,8 +144,7 @@ class CocoDataset(ConceptDataset):
         """
         index = range(len(self))[index]  # -1 is the last, whose boxes are not those before the first
         entry = self._images[index]
-        image = load_image(self.folder / entry["file_name"], bit_depth=self.bit_depth)
-        height, width = image.shape[1:]
+        image, (height, width) = self._reader.read(self.folder / entry["file_name"])
         if has_size(entry) and (width, height) != (entry["width"], entry["height"]):
             raise ValueError(
                 f"image {entry['file_name']!r} is {width} x {height} pixels (upright, if EXIF says how), but the "

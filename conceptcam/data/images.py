@@ -4,12 +4,14 @@ import logging
 import math
 import struct
 import warnings
+from collections.abc import Container
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from conceptcam.data.dicom import check_pixels, dicom_size, is_dicom, read_dicom
 
@@ -31,7 +33,6 @@ _SLIVER = 1 / 8
 # Resizing may overshoot [0, 1] by rounding; more than this is another scale.
 _SLACK = 1e-3
 _log = logging.getLogger(__name__)
-_noticed: set[int] = set()  # bit depths that were said, so that each is said once
 
 
 def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
@@ -48,8 +49,8 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
         image: The path of a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, PNM or, with the extra `dicom`, DICOM file; a
             Pillow image; or a numpy array or tensor of shape (H, W), (3, H, W), (H, W, 3), (1, H, W) or (H, W, 1), of
             type uint8, uint16, or float in [0, 1].
-        bit_depth: Bits that the values of a 16-bit image really use, such as 12; None takes all of them. If they use a
-            sliver of their range, and so come out black, that is logged once.
+        bit_depth: Bits that the values of a 16-bit image really use, such as 12; None takes all of them. If those of a
+            file use a sliver of their range, and so come out black, that is logged.
 
     Returns:
         (3, H, W) uint8, or, for more than 8 bits, float32 in [0, 1], where 1 is the highest value that the bit depth
@@ -63,10 +64,11 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
             holds numbers without a known range (32-bit integers, floats outside [0, 1]); or if shape, type or range
             cannot be those of a raw image.
     """
-    if bit_depth is not None and not 8 < bit_depth <= 16:
-        raise ValueError(f"`bit_depth` must be 9 to 16, got {bit_depth}")
     if isinstance(image, str | PathLike):
-        return _from_file(image, bit_depth)
+        tensor = decode_file(image, bit_depth=bit_depth)
+        notice_sliver(tensor, fspath(image))
+        return tensor
+    _check_bit_depth(bit_depth)
     if isinstance(image, Tensor):
         return _from_numbers(image.detach(), bit_depth, prefer_last=False)
     if isinstance(image, np.ndarray):
@@ -106,17 +108,18 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
         raise ValueError(f"cannot read the image {fspath(path)!r}: {error}") from error
 
 
-def _from_file(path: str | PathLike[str], bit_depth: int | None) -> Tensor:
+def decode_file(path: str | PathLike[str], *, bit_depth: int | None = None) -> Tensor:
+    """As `load_image` reads a file, without a word about an image that uses a sliver of its range."""
     from PIL import Image
 
+    _check_bit_depth(bit_depth)
     try:
         if is_dicom(path):
             picture = read_dicom(path, bit_depth=bit_depth)
             tensor = torch.from_numpy(picture)
-            tensor = _grey(tensor) if picture.ndim == 2 else tensor.permute(2, 0, 1)
-        else:
-            with _open(path) as image:
-                tensor = _from_pillow(image, bit_depth)
+            return _grey(tensor) if picture.ndim == 2 else tensor.permute(2, 0, 1)
+        with _open(path) as image:
+            return _from_pillow(image, bit_depth)
     except FileNotFoundError:
         raise
     except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -124,9 +127,11 @@ def _from_file(path: str | PathLike[str], bit_depth: int | None) -> Tensor:
         if not text.startswith("cannot read"):  # as of DICOM
             text = f"cannot read the image {fspath(path)!r}: {text}"
         raise ValueError(text) from error
-    if tensor.is_floating_point():
-        _notice_sliver(tensor, fspath(path))
-    return tensor
+
+
+def _check_bit_depth(bit_depth: int | None) -> None:
+    if bit_depth is not None and not 8 < bit_depth <= 16:
+        raise ValueError(f"`bit_depth` must be 9 to 16, got {bit_depth}")
 
 
 def _open(path: str | PathLike[str]) -> "Image.Image":
@@ -155,19 +160,41 @@ def _open(path: str | PathLike[str]) -> "Image.Image":
     return image
 
 
-def _notice_sliver(image: Tensor, name: str) -> None:
-    """Log, once for each bit depth, that an image of more than 8 bits uses a sliver of its range."""
+def notice_sliver(image: Tensor, name: str, said: Container[int] = ()) -> int | None:
+    """Log that an image of more than 8 bits uses a sliver of its range.
+
+    Args:
+        image: As `decode_file` gives it.
+        name: What to call it.
+        said: Numbers of bits of which nothing is logged, because that was said.
+
+    Returns:
+        Of how many bits its numbers may be; None of an image that uses more of its range.
+    """
+    if not image.is_floating_point():
+        return None
     low, high = (float(value) for value in image.aminmax())
     if high >= _SLIVER or high == low:
-        return
+        return None
     needed = round(high * 65535).bit_length()
     bits = next(known for known in (10, 12, 14) if known >= needed)
-    if bits not in _noticed:
-        _noticed.add(bits)
+    if bits not in said:
         _log.warning(
             "image %r uses %.2g of its range of values at most, so it comes out black; if it holds numbers of %d bits, "
             "say so with `bit_depth` (--bit-depth)", name, high, bits,
         )  # fmt: skip
+    return bits
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (3, H, W) at another size (h, w), of its type, by antialiased bilinear interpolation."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    batch = image[None]
+    if image.dtype == torch.uint8:
+        # torch has a fast path for bytes with the channels last in memory.
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    return interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:

@@ -10,7 +10,8 @@ from conceptcam._checks import shorten
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.digests import digest_files
-from conceptcam.data.images import load_image
+from conceptcam.data.image_cache import ImageCache
+from conceptcam.data.images import decode_file, image_size
 
 
 class WithRegions(ConceptDataset):
@@ -30,6 +31,7 @@ class WithRegions(ConceptDataset):
 
     def __init__(self, dataset: ConceptDataset, folder: str | PathLike[str]) -> None:
         self.dataset, place = dataset, Path(folder)
+        self._cache: ImageCache | None = None
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder of masks")
         for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients", "folder"):
@@ -64,6 +66,14 @@ class WithRegions(ConceptDataset):
         """As of the data set, and of samples of the masks."""
         return {**self.dataset.digests(), "regions": digest_files(filter(None, self.masks))}
 
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read images and masks through a cache from now on; None ends that.
+
+        A mask is kept at the cache's size. Its edges may then lie up to a pixel of that size elsewhere.
+        """
+        self.dataset.cache_images(cache)
+        self._cache = cache
+
     def load_item(self, index: int) -> ConceptItem:
         """The item as the data set gives it, with its region.
 
@@ -71,19 +81,39 @@ class WithRegions(ConceptDataset):
             ValueError: If a mask cannot be read, or has other proportions than its image.
         """
         item, mask = self.dataset.load_item(index), self.masks[index]
-        return item if mask is None else item._replace(region=_read(mask, item))
+        if mask is None:
+            return item
+        if self._cache is None or self.folder is None:
+            return item._replace(region=_read(mask, item.name, _size(item.image), _size(item.image)))
+        place, size = self.folder / self.dataset.names[index], self._cache.image_size
+        kept = self._cache.keep(
+            mask, f"mask of {place}", lambda: _read(mask, item.name, image_size(place)[::-1], size).expand(3, -1, -1)
+        )
+        return item._replace(region=kept.image[0])
 
 
-def _read(path: Path, item: ConceptItem) -> Tensor:
-    """(H, W) uint8 in {0, 1}: whether the mask is brighter than half of its range, at the image's size."""
-    mask = load_image(path)[0]
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
+
+
+def _read(path: Path, name: str, drawn_on: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(h, w) uint8 in {0, 1}: whether the mask is brighter than half of its range.
+
+    Args:
+        path: The mask.
+        name: What to call its image.
+        drawn_on: (H, W) of the image in its file.
+        size: (h, w) wanted.
+    """
+    mask = decode_file(path)[0]
     half = 0.5 if mask.is_floating_point() else (127 if mask.dtype.itemsize == 1 else 32767)
-    height, width = item.image.shape[1:]
+    height, width = drawn_on
     if abs(mask.shape[0] * width - mask.shape[1] * height) > max(mask.shape[0], mask.shape[1], height, width):
         raise ValueError(
-            f"the mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and the image {item.name!r} {width} x "
+            f"the mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and the image {name!r} {width} x "
             f"{height}: their proportions differ"
         )
-    rows = ((torch.arange(height) + 0.5) * mask.shape[0] / height).long()
-    columns = ((torch.arange(width) + 0.5) * mask.shape[1] / width).long()
+    rows, columns = (
+        ((torch.arange(count) + 0.5) * own / count).long() for count, own in zip(size, mask.shape, strict=True)
+    )
     return (mask > half)[rows][:, columns].to(torch.uint8)

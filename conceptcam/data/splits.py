@@ -13,6 +13,7 @@ from conceptcam._checks import shorten
 from conceptcam._files import atomic_write
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.image_cache import ImageCache
 
 TRAIN_AND_VAL: Mapping[str, float] = {"train": 0.8, "val": 0.2}
 """Four fifths to learn from, one fifth to choose epochs and thresholds by."""
@@ -194,6 +195,10 @@ class ConceptSubset(ConceptDataset):
         place[self.rows] = torch.arange(len(self.rows))
         own = place[boxes.image] >= 0
         return ConceptBoxes(boxes.xyxy[own], boxes.concept[own], place[boxes.image[own]])
+
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read images through a cache from now on, also those of the other parts; None ends that."""
+        self.dataset.cache_images(cache)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored in the data set that this is a part of."""

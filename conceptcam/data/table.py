@@ -15,8 +15,9 @@ from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.coco_file import InvalidBoxes
+from conceptcam.data.image_cache import ImageCache, ImageReader
 from conceptcam.data.image_files import IMAGE_SUFFIXES, find_images
-from conceptcam.data.images import image_size, load_image
+from conceptcam.data.images import image_size
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 from conceptcam.data.merging import ReaderRule, merge_rows
 from conceptcam.data.public_tables import translate_boxes, translate_labels
@@ -115,7 +116,7 @@ class TableDataset(ConceptDataset):
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
         if box_unit is not None:
             check_choice("box_unit", box_unit, BoxUnit)
-        self.augmentation, self.preprocess, self.bit_depth = augmentation, preprocess, bit_depth
+        self.augmentation, self.preprocess, self._reader = augmentation, preprocess, ImageReader(bit_depth)
         self.folder, self.concepts = Path(images), tuple(concepts)
         rows, self.notes = translate_labels(read_table(table))
         column = _image_column(rows, image_column)
@@ -147,6 +148,10 @@ class TableDataset(ConceptDataset):
         """The boxes of all images, numbered as the images."""
         return ConceptBoxes(self._boxes.drawn.xyxy, self._boxes.drawn.concept, self._boxes.drawn.image)
 
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read images through a cache from now on; None ends that."""
+        self._reader.cache = cache
+
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored, neither augmented nor preprocessed.
 
@@ -157,10 +162,10 @@ class TableDataset(ConceptDataset):
         """
         index = range(len(self))[index]
         name = str(self._names[index])
-        image = load_image(self.folder / name, bit_depth=self.bit_depth)
+        image, size = self._reader.read(self.folder / name)
         boxes = None
         if self._boxes.looked[index]:
-            self._check_shape(index, image)
+            self._check_shape(index, size)
             rows = slice(int(self._first[index]), int(self._first[index + 1]))
             concept = self._boxes.drawn.concept[rows]
             boxes = ConceptBoxes(self._boxes.drawn.xyxy[rows], concept, torch.zeros_like(concept))
@@ -220,11 +225,11 @@ class TableDataset(ConceptDataset):
         read = {image: image_size(self.folder / str(self._names[image])) for image in set(images)}
         return torch.tensor([read[image] for image in images], dtype=torch.float64).view(-1, 2)
 
-    def _check_shape(self, index: int, image: Tensor) -> None:
+    def _check_shape(self, index: int, size: tuple[int, int]) -> None:
         """Refuse an image that has other proportions than what its boxes were drawn on."""
         if self._drawn_on is None or not (self._drawn_on[index] > 0).all():
             return
-        (height, width), (given_width, given_height) = image.shape[1:], self._drawn_on[index].tolist()
+        (height, width), (given_width, given_height) = size, self._drawn_on[index].tolist()
         if abs(width * given_height / (height * given_width) - 1) > _SLACK:
             raise ValueError(
                 f"image {str(self._names[index])!r} is {width} x {height} pixels (upright, if EXIF says how), but the "

@@ -1,16 +1,17 @@
 """What happens to an image between file and model: one preprocessing, and augmentation that moves boxes."""
 
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from conceptcam._checks import check_choice
 from conceptcam.data.batch import ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.images import load_image
+from conceptcam.data.image_cache import ImageReader
+from conceptcam.data.images import load_image, resize_image
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -39,6 +40,7 @@ class Preprocess:
     bit_depth: int | None = None
     _scale: Tensor = field(init=False, repr=False, compare=False)
     _shift: Tensor = field(init=False, repr=False, compare=False)
+    _reader: ImageReader = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
@@ -49,6 +51,7 @@ class Preprocess:
             raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
         std = torch.tensor(self.std, device="cpu").view(3, 1, 1)
         object.__setattr__(self, "_scale", 1 / std)
+        object.__setattr__(self, "_reader", ImageReader(self.bit_depth))
         object.__setattr__(self, "_shift", torch.tensor(self.mean, device="cpu").view(3, 1, 1) / std)
 
     def __call__(self, image: Any) -> Tensor:
@@ -64,12 +67,13 @@ class Preprocess:
             TypeError: If `image` is none of these.
             ValueError: If its shape, type or range cannot be those of an image as read.
         """
+        if isinstance(image, str | PathLike):
+            image = self._reader.read(image).image
         # Bytes of the right shape need no check, and keep their order in memory, on which the speed of resizing hangs.
         if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3):
             image = load_image(image, bit_depth=self.bit_depth)
         bytes_ = image.dtype == torch.uint8
-        if tuple(image.shape[1:]) != self.image_size:
-            image = _resize(image, self.image_size)
+        image = resize_image(image, self.image_size)
         scale = self._scale.to(image.device)
         return (image * (scale / 255 if bytes_ else scale)).sub_(self._shift.to(image.device)).float()
 
@@ -178,14 +182,6 @@ def default_augmentation(image_size: tuple[int, int] | None = None) -> BoxAwareT
         degrees=5, translate=(0.04, 0.04), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
     )
     return BoxAwareTransform(v2.Compose([*resize, shift, v2.ColorJitter(brightness=0.15, contrast=0.15)]))
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    batch = image[None]
-    if image.dtype == torch.uint8:
-        # torch has a fast path for bytes with the channels last in memory.
-        batch = batch.contiguous(memory_format=torch.channels_last)
-    return interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _in_view(boxes: Tensor, whole: Tensor, size: tuple[int, int], min_visible: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from conceptcam.config import ConceptConfig, ProjectorKind
 from conceptcam.data.batch import ConceptBatch, ConceptDataset
+from conceptcam.data.image_cache import LIMIT as IMAGE_CACHE_LIMIT
 from conceptcam.losses.classification import Strategy, class_balanced_loss
 from conceptcam.training.decisions import decide
 from conceptcam.training.options import TrainerOptions, option
@@ -21,6 +22,7 @@ from conceptcam.training.stages import Stage
 MAY_CHANGE = {
     "": (
         *("device", "gradient_checkpointing", "feature_cache", "feature_cache_limit", "tensorboard", "num_workers"),
+        "image_cache_limit",
         *("keep_checkpoints", "checkpoint_every", "finished", "conceptcam", "torch", "format_version"),
     ),
     # The labels count: a cluster may copy data to a new place for each start.
@@ -79,6 +81,10 @@ class RunOptions(TrainerOptions):
         None, "whether to solve for the weights of the task head at once; without it, the preset decides", yes_no=True
     )
     num_workers: int = option(0, "processes that load images", at_least=0, metavar="N")
+    image_cache: str | Path | None = option(
+        None, "folder to keep decoded images in, at the model's size, so that each file is decoded once", metavar="DIR"
+    )
+    image_cache_limit: float = option(IMAGE_CACHE_LIMIT / 1e9, "GB that the image cache may take", flag=False)
     seed: int = option(0, "seed of everything random", metavar="N")
     precision: Precision | Literal["auto"] = option(  # type: ignore[assignment]  # wider than Trainer's on purpose
         "auto", "number format; auto takes bf16 where a trial is faster in it", choices=("auto", *get_args(Precision))
@@ -150,7 +156,8 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
 def options_to_dict(options: RunOptions) -> dict[str, Any]:
     """The options as `run.json` holds them; the choice about rare labels is written in full."""
     saved = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _UNSAVED}
-    return {**saved, "epochs": dict(options.epochs), "imbalance": loss_strategies(options)}
+    cached = True if options.image_cache is not None else None  # images of more than 8 bits are rounded; where is free
+    return {**saved, "epochs": dict(options.epochs), "imbalance": loss_strategies(options), "image_cache": cached}
 
 
 def loss_strategies(options: RunOptions) -> dict[str, Strategy]:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
 from conceptcam.analysis.fitting import fit_calibration, fit_novelty
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
@@ -24,12 +27,16 @@ from conceptcam.runs.review import review
 from conceptcam.training import distributed
 from conceptcam.training.history import CSVLogger, EpochResult, TensorBoardLogger, write_history
 from conceptcam.training.optimizer import checkpointing, frozen_as_before, parameter_groups
-from conceptcam.training.precision import faster_precision
+from conceptcam.training.precision import faster_precision, step_seconds
 from conceptcam.training.seeding import seeded
 from conceptcam.training.stages import Stage
 from conceptcam.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_TRIAL_IMAGES = 8
+_LONG_WAIT = 0.2
+"""Part of the time of training from which on waiting for images is worth a remedy."""
 
 Echo = Callable[[str], None]
 
@@ -138,12 +145,17 @@ def train_run(
                 run.begin({**content, "precision": options.precision})
                 if split is not None:
                     save_split(run.split, *split)
-            _train(model, stages, train, val, run, options, augmentation or train.augmentation, training_data)
+            augmentation = augmentation or train.augmentation
+            with _image_cache(options, config, (train, val)):
+                if first and _learns_from_images(stages[0]):
+                    echo(_loading_speed(model, stages[0], train, augmentation, options))
+                _train(model, stages, train, val, run, options, augmentation, training_data)
     if not first:
         return RunResult(model, None)
     draw_learning(run, model, maps, example_image)
     test = val if test is None else test
-    evaluation, warnings = review(model, train, val, test, run, options, sided_concepts=sided_concepts)
+    with _image_cache(options, config, (train, val, test)):
+        evaluation, warnings = review(model, train, val, test, run, options, sided_concepts=sided_concepts)
     metrics = evaluation.summary() if summarize is None else summarize(model, evaluation)
     model.record = dataclasses.replace(model.record, metrics=metrics, measured_on=measured_on)
     model.save_pretrained(run.path)
@@ -222,6 +234,57 @@ def _train(
                 model.save_pretrained(run.path)
     finally:
         train.augmentation = own
+
+
+@contextlib.contextmanager
+def _image_cache(options: RunOptions, config: ConceptConfig, parts: Sequence[ConceptDataset]) -> Iterator[None]:
+    """Within it, data sets read their images through the cache that the options name, if they name one.
+
+    Raises:
+        ValueError: If a data set does not read its images from files.
+    """
+    if options.image_cache is None:
+        yield
+        return
+    limit = options.image_cache_limit * 1e9
+    with ImageCache(Path(options.image_cache).expanduser(), config.image_size, limit=limit) as cache:
+        try:
+            for part in parts:
+                part.cache_images(cache)
+            yield
+        finally:
+            for part in parts:
+                part.cache_images(None)
+
+
+def _loading_speed(
+    model: ConceptModel,
+    stage: Stage,
+    train: ConceptDataset,
+    augmentation: Callable[[ConceptItem], ConceptItem] | None,
+    options: RunOptions,
+) -> str:
+    """How fast images are read and learned from, by a trial of a few, and what to do if reading is the slower one."""
+    rows = torch.linspace(0, len(train) - 1, min(len(train), _TRIAL_IMAGES)).long().tolist()
+    own, train.augmentation = train.augmentation, augmentation
+    try:
+        with seeded(options.seed or 0):
+            for _ in range(1 if options.image_cache is None else 2):  # the first time fills the cache
+                start = time.perf_counter()
+                images = torch.stack([train[row].image for row in rows])
+                reading = (time.perf_counter() - start) / len(rows)
+            precision: Any = options.precision  # "auto" has become one of the others
+            learning = step_seconds(model, stage, images, options.device, precision) / len(images)
+    finally:
+        train.augmentation = own
+    processes = min(options.num_workers, os.cpu_count() or 1)
+    # Processes read while the model learns; without them, one waits for the other.
+    waiting = max(0, 1 - learning * processes / reading) if processes else reading / (reading + learning)
+    speeds = f"{max(1, processes) / reading:.0f} images a second are read and {1 / learning:.0f} learned from"
+    advice = (
+        "; `num_workers` (--num-workers) or `image_cache` (--image-cache) shorten that" if waiting > _LONG_WAIT else ""
+    )
+    return f"About {speeds}, so {waiting:.0%} of the time is waiting for images{advice}."
 
 
 def _learns_from_images(stage: Stage) -> bool:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,18 @@ def test_one_command_trains_on_a_table(run: Path):
     assert model.config.concepts == CONCEPTS and model.config.tasks == ("busy", "calm")
     assert model.config.task_kind == "multiclass"
     assert "images of labels.csv" in model.record.training_data
+
+
+def test_an_image_cache_changes_no_weight(run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = [str(table / "labels.csv"), "--images", str(table / "films"), "--concepts", *CONCEPTS]
+    more = ["--task", "kind", "--boxes", str(table / "boxes.csv"), "--out", str(tmp_path / "out")]
+    assert main(["train", *arguments, *more, *TINY, "--image-cache", str(tmp_path / "cache")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert re.search(r"About \d+ images a second are read and \d+ learned from, so \d+% of", capsys.readouterr().out)
+    with sqlite3.connect(tmp_path / "cache" / "images.sqlite") as file:
+        assert file.execute("SELECT count(*) FROM images").fetchone() == (24,)
+    file.close()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["image_cache"] is True
 
 
 def test_the_split_is_by_patient_and_kept(run: Path, table: Path):

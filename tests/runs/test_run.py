@@ -76,7 +76,7 @@ def test_stage_1_alone_augments_and_validation_never_does(tmp_path):
     own = train.augmentation = ConceptPart()
     val.augmentation = None
     run(tmp_path, train=train, val=val, augmentation=counter, epochs={"concepts": 2, "prototypes": 1, "task": 1})
-    assert counter.items == 2 * len(train)
+    assert counter.items == 8 + 2 * len(train)  # 8 are read to see how fast that is
     assert train.augmentation is own
     assert own.items == 0
 
@@ -290,8 +290,8 @@ def test_a_run_prints_a_line_per_epoch_and_how_long_it_takes(tmp_path):
     run(tmp_path, epochs={**QUICK, "concepts": 2}, echo=told.append)
     epochs = [line.split(":")[0].split() for line in told if " epoch " in line]
     assert [words[0] for words in epochs] == ["concepts", "concepts", "embedding", "prototypes", "task"]
-    assert re.fullmatch(r"concepts +epoch +1 of 2: loss \S+, validation loss \S+, score \S+, \S+ s", told[1])
-    assert [told.index(line) for line in told if line.startswith("The rest takes about ")] == [2]
+    assert re.fullmatch(r"concepts +epoch +1 of 2: loss \S+, validation loss \S+, score \S+, \S+ s", told[2])
+    assert [told.index(line) for line in told if line.startswith("The rest takes about ")] == [3]
 
 
 def test_the_estimate_counts_the_epochs_that_remain():
@@ -505,6 +505,12 @@ def test_maps_learn_to_stay_in_the_region_of_their_image(tmp_path):
     train = WithRegions(Squares(16, 0), tmp_path / "masks")
     kept = run(tmp_path / "kept", train=train, freeze_backbone=True, epochs={})
     assert outside(kept) < 0.9 * outside(free)
+
+
+def test_images_that_are_no_files_are_not_cached(tmp_path):
+    with pytest.raises(ValueError, match="the images of a Squares are not read by a reader that can keep them"):
+        run(tmp_path / "run", image_cache=tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_history_comes_back_from_the_checkpoints(tmp_path, unfinished):
