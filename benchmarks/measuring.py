@@ -38,19 +38,26 @@ class Timings:
         return pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
 
 
-def interleave(functions: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> Timings:
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
     """Time functions in turns, so that whatever slows the machine down slows all of them.
 
-    Every round starts with another function, because the first of a round finds a colder cache.
+    Every round starts with another function, because the first of a round finds a colder cache. With the clock
+    `time.process_time`, the time that other programs take does not count.
     """
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(-warmup, repeats):
         first = round_number % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            start = clock()
             functions[name]()
-            taken = time.perf_counter() - start
+            taken = clock() - start
             if round_number >= 0:
                 seconds[name].append(taken)
     return Timings(seconds)

@@ -31,6 +31,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "boxes", None, "table with a row per box, for a table of labels", type=Path, metavar="FILE")
     masks = "folder of masks, one per image and named like it, white where findings can be: maps learn to stay inside"
     add_flag(parser, "regions", None, masks, type=Path, metavar="DIR")
+    outlines = "categories of a COCO file whose outlines, polygons or RLE, are such masks; they are no concepts then"
+    add_flag(parser, "region_categories", None, outlines, nargs="+")
     unit = "unit of the boxes of a table (default: recognized and said)"
     add_flag(parser, "box_unit", None, unit, choices=("pixels", "fractions"))
     readers = "how to merge the rows of several readers of one image (default: such rows are refused)"
@@ -247,7 +249,8 @@ def data_name(options: argparse.Namespace, flag: str) -> str:
 
 def data_record(options: argparse.Namespace) -> dict[str, Any]:
     """Where training and validation data are and how they are read, for `run.json`."""
-    names = ("concepts", "task", "box_unit", "readers", "image_column", "patient_column", "invalid_boxes")
+    names = ["concepts", "task", "box_unit", "readers", "image_column", "patient_column", "invalid_boxes"]
+    names += ["region_categories"] if options.region_categories else []
     places = {name: None if (place := getattr(options, name)) is None else place.name for name in ("boxes", "regions")}
     return {
         "folder": str(options.data.resolve()),
@@ -314,7 +317,7 @@ def _read_coco(
             raise ValueError(f"--{flag.replace('_', '-')} is for a table of labels; {path} is a COCO file")
     concepts, tasks = (like.concepts, like.tasks) if like is not None else (options.concepts, options.task)
     how = {"invalid_boxes": options.invalid_boxes, "bit_depth": options.bit_depth, "uncertain": uncertain}
-    how["concepts"] = concepts
+    how |= {"concepts": concepts, "regions": options.region_categories or ()}
     folder = images_folder(options, path)
     data = CocoDataset(path, folder, task_kind=task_kind or "multilabel", **how)
     # A model measured on data without tasks is measured by its concepts.

@@ -1,5 +1,6 @@
 """Images with boxes from a COCO detection file and a folder of images."""
 
+import math
 import posixpath
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -24,8 +25,11 @@ from conceptcam.data.coco_file import (
     is_annotated,
     read_coco,
 )
+from conceptcam.data.coco_masks import check_outline, draw_outlines
 from conceptcam.data.image_cache import ImageCache, ImageReader
+from conceptcam.data.images import sample_mask
 from conceptcam.data.labels import Uncertain, resolve_uncertain
+from conceptcam.data.text_column import TextColumn
 
 _UNCERTAIN = -1.0
 
@@ -60,6 +64,9 @@ class CocoDataset(ConceptDataset):
         uncertain: What a label of -1 counts as; see `resolve_uncertain`. By default it is unknown, which is best for
             data that figures are reported on. The box of an uncertain concept is drawn whatever it counts as, and
             the loss weighs it by its label.
+        regions: Categories whose outlines are where findings can be, such as `["lung"]`; they are no concepts unless
+            `concepts` names them. An outline is an annotation's `segmentation`, as polygons or run lengths (RLE), or
+            its box. An image without any has no region. See `WithRegions`.
         task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, and nobody can say which part of
             it an uncertain one has: it can only be ignored.
         bit_depth: Bits that 16-bit images really use; see `load_image`.
@@ -74,6 +81,8 @@ class CocoDataset(ConceptDataset):
             if an option is unknown, or does not fit uncertain labels of a multi-class task.
     """
 
+    folder: Path
+
     def __init__(
         self,
         annotations: str | PathLike[str],
@@ -81,6 +90,7 @@ class CocoDataset(ConceptDataset):
         *,
         concepts: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
+        regions: Sequence[str] = (),
         invalid_boxes: InvalidBoxes = "error",
         uncertain: Uncertain = "ignore",
         task_kind: TaskKind = "multilabel",
@@ -94,36 +104,53 @@ class CocoDataset(ConceptDataset):
         self._reader = ImageReader(bit_depth)
         self.folder = Path(images)
         content = read_coco(Path(annotations))
-        self._images: list[dict[str, Any]] = content["images"]
-        check_images(self._images, self.folder)
+        self._read_images(content["images"])
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
         by_id = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
-        self.concepts = _chosen("concepts", by_id if concepts is None else concepts, by_id, at_least=1)
-        known_tasks = {name: None for image in self._images for name in image.get("tasks") or ()}
-        self.tasks = _chosen("tasks", list(known_tasks) if tasks is None else tasks, list(known_tasks), at_least=0)
+        self._outlines = _outlines(content, categories, _chosen("regions", regions, by_id, at_least=0))
+        usual = [name for name in by_id if name not in regions]
+        self.concepts = _chosen("concepts", usual if concepts is None else concepts, by_id, at_least=1)
+        self._drawn = draw_boxes(content, categories, self.concepts, invalid_boxes)
+        self._first = torch.searchsorted(self._drawn.image, torch.arange(len(self._names) + 1))
+        self._read_labels(content["images"], by_id, tasks, uncertain)
 
-        patients = [str(image.get("patient", image.get("patient_id", ""))) for image in self._images]
-        self.patients = patients if any(patients) else None
-        drawn = draw_boxes(content, categories, self.concepts, invalid_boxes)
-        self._drawn, self._first = drawn, torch.searchsorted(drawn.image, torch.arange(len(self._images) + 1))
-        labels = torch.zeros(len(self._images), len(self.concepts))
-        labels[[not is_annotated(image) for image in self._images]] = torch.nan
-        labels[drawn.skipped[:, 0], drawn.skipped[:, 1]] = torch.nan
-        labels[drawn.image, drawn.concept] = 1
+    def _read_images(self, images: list[dict[str, Any]]) -> None:
+        """Names, sizes and patients, as tensors and bytes, which loader processes share; lists they would copy."""
+        check_images(images, self.folder)
+        self._names = TextColumn([posixpath.normpath(image["file_name"]) for image in images])
+        self._annotated = torch.tensor([is_annotated(image) for image in images])
+        sizes = [(image["width"], image["height"]) if has_size(image) else (torch.nan,) * 2 for image in images]
+        self._sizes = torch.tensor(sizes, dtype=torch.float64)
+        patients = [str(image.get("patient", image.get("patient_id", ""))) for image in images]
+        self.patients = TextColumn(patients) if any(patients) else None
+
+    def _read_labels(
+        self,
+        images: list[dict[str, Any]],
+        categories: Sequence[str],
+        tasks: Sequence[str] | None,
+        uncertain: Uncertain,
+    ) -> None:
+        known_tasks = list({name: None for image in images for name in image.get("tasks") or ()})
+        self.tasks = _chosen("tasks", known_tasks if tasks is None else tasks, known_tasks, at_least=0)
+        labels = torch.zeros(len(images), len(self.concepts))
+        labels[~self._annotated] = torch.nan
+        labels[self._drawn.skipped[:, 0], self._drawn.skipped[:, 1]] = torch.nan
+        labels[self._drawn.image, self._drawn.concept] = 1
         # Labels with the code first: a box denies a 0 that somebody wrote, not one that stands for "uncertain".
-        labels = _given(self._images, "concepts", self.concepts, labels, known=by_id)
+        labels = _given(images, "concepts", self.concepts, labels, known=categories)
         self._check_denied(labels)
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
-        unknown = torch.full((len(self._images), len(self.tasks)), torch.nan)
-        targets = _given(self._images, "tasks", self.tasks, unknown, known=list(known_tasks))
-        if task_kind == "multiclass" and uncertain != "ignore":
+        unknown = torch.full((len(images), len(self.tasks)), torch.nan)
+        targets = _given(images, "tasks", self.tasks, unknown, known=known_tasks)
+        if self.task_kind == "multiclass" and uncertain != "ignore":
             self._refuse_uncertain(targets)
         self.task_labels = resolve_uncertain(targets, uncertain, uncertain=_UNCERTAIN)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """File names of the images, in order, each in its shortest spelling."""
-        return tuple(posixpath.normpath(entry["file_name"]) for entry in self._images)
+        return self._names
 
     @property
     def all_boxes(self) -> ConceptBoxes:
@@ -143,31 +170,47 @@ class CocoDataset(ConceptDataset):
                 boxes would lie elsewhere.
         """
         index = range(len(self))[index]  # -1 is the last, whose boxes are not those before the first
-        entry = self._images[index]
-        image, (height, width) = self._reader.read(self.folder / entry["file_name"])
-        if has_size(entry) and (width, height) != (entry["width"], entry["height"]):
-            raise ValueError(
-                f"image {entry['file_name']!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
-                f"JSON file says {entry['width']} x {entry['height']}: its boxes would be misplaced"
-            )
+        name = self._names[index]
+        image, size = self._reader.read(self.folder / name)
+        self._check_size(index, size)
         boxes = None
-        if is_annotated(entry):
+        if self._annotated[index]:
             rows = slice(int(self._first[index]), int(self._first[index + 1]))
             concept = self._drawn.concept[rows]
             boxes = ConceptBoxes(self._drawn.xyxy[rows], concept, torch.zeros_like(concept))
-        return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, entry["file_name"])
+        item = ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
+        return item._replace(region=self._region(index, size, (image.shape[1], image.shape[2])))
+
+    def _check_size(self, index: int, size: tuple[int, int]) -> None:
+        """Refuse an image that has another size (H, W) than the file says."""
+        given_width, given_height = self._sizes[index].tolist()
+        if not math.isnan(given_width) and size != (given_height, given_width):
+            raise ValueError(
+                f"image {self._names[index]!r} is {size[1]} x {size[0]} pixels (upright, if EXIF says how), but the "
+                f"JSON file says {given_width:g} x {given_height:g}: its boxes would be misplaced"
+            )
+
+    def _region(self, index: int, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor | None:
+        """(h, w) where findings can be in an image of another size (H, W); None if nobody drew it."""
+        if self._outlines is None or not self._outlines[index]:
+            return None
+        try:
+            region = draw_outlines(self._outlines[index].splitlines(), size)
+        except ValueError as error:
+            raise ValueError(f"an outline in {self._names[index]!r} cannot be used: {error}") from error
+        return sample_mask(region, wanted)
 
     def _check_denied(self, labels: Tensor) -> None:
         """Refuse boxes of a concept whose label says that it is absent."""
         denied = labels[self._drawn.image, self._drawn.concept] == 0
         pairs = zip(self._drawn.image[denied].tolist(), self._drawn.concept[denied].tolist(), strict=True)
-        if found := [f"{self._images[i]['file_name']!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
+        if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
             raise ValueError(f"'concepts' says 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
 
     def _refuse_uncertain(self, targets: Tensor) -> None:
         """Refuse uncertain labels of tasks that exclude each other."""
         rows = (targets == _UNCERTAIN).any(dim=1).nonzero()[:, 0].tolist()
-        if found := [repr(self._images[i]["file_name"]) for i in rows]:
+        if found := [repr(self._names[i]) for i in rows]:
             raise ValueError(
                 f"'tasks' says -1 (uncertain) in {shorten(found)}; in a multi-class task that can only be ignored: "
                 "write null there, or set `uncertain` to 'ignore'"
@@ -179,6 +222,21 @@ def _chosen(what: str, names: Sequence[str], known: Sequence[str], *, at_least: 
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown {what} {_with_near(unknown, known)}; the file has {list(known)}")
     return tuple(names)
+
+
+def _outlines(content: dict[str, Any], categories: dict[Any, str], regions: Sequence[str]) -> TextColumn | None:
+    """The outlines of the chosen categories in each image, a line each; None if no category is chosen."""
+    if not regions:
+        return None
+    images = {image["id"]: image for image in content["images"]}
+    found: dict[Any, list[str]] = {key: [] for key in images}
+    for annotation in content["annotations"]:
+        image = images.get(annotation["image_id"])
+        if image is not None and categories.get(annotation["category_id"]) in regions:
+            where = f"annotation {annotation.get('id')} in {image['file_name']!r}"
+            size = (image.get("height"), image.get("width"))
+            found[image["id"]].append(check_outline(annotation, size, where))
+    return TextColumn(["\n".join(lines) for lines in found.values()])
 
 
 def _with_near(unknown: Sequence[str], known: Sequence[str]) -> str:

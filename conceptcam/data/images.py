@@ -197,6 +197,14 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
+def sample_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (H, W) at another size (h, w): the value at the centre of each pixel."""
+    rows, columns = (
+        ((torch.arange(count) + 0.5) * own / count).long() for count, own in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows][:, columns]
+
+
 def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
     """(3, H, W) uint8 or float32 in [0, 1]; ValueError if the mode has no known range."""
     from PIL import ImageOps

@@ -1,5 +1,6 @@
 """Regions in which findings can be, such as lungs or a lesion: one mask per image, from a folder, for any data set."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.digests import digest_files
 from conceptcam.data.image_cache import ImageCache
-from conceptcam.data.images import decode_file, image_size
+from conceptcam.data.images import decode_file, image_size, sample_mask
+from conceptcam.data.text_column import TextColumn
 
 
 class WithRegions(ConceptDataset):
@@ -43,19 +45,21 @@ class WithRegions(ConceptDataset):
             if key in found:
                 raise ValueError(f"{place} has two masks for one image: {found[key].name} and {path.name}")
             found[key] = path
-        self.masks = [found.get(str(Path(name).with_suffix(""))) or found.get(Path(name).stem) for name in self.names]
-        if not any(self.masks):
+        masks = [found.get(str(Path(name).with_suffix(""))) or found.get(Path(name).stem) for name in self.names]
+        if not any(masks):
             raise ValueError(
                 f"{place} has no mask for any of the {len(self)} images, whose names are {shorten(self.names)}; "
                 "a mask has the name of its image"
             )
-        count = sum(mask is not None for mask in self.masks)
+        # As bytes, which loader processes share.
+        self._masks = TextColumn(["" if mask is None else str(mask) for mask in masks])
+        count = sum(mask is not None for mask in masks)
         self.notes = [*dataset.notes, f"{count} of {len(self)} images have a region in {place}."]
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """What to call the images."""
-        return tuple(map(str, self.dataset.names))
+        return self.dataset.names
 
     @property
     def all_boxes(self) -> ConceptBoxes | None:
@@ -64,7 +68,7 @@ class WithRegions(ConceptDataset):
 
     def digests(self) -> dict[str, str]:
         """As of the data set, and of samples of the masks."""
-        return {**self.dataset.digests(), "regions": digest_files(filter(None, self.masks))}
+        return {**self.dataset.digests(), "regions": digest_files(Path(mask) for mask in self._masks if mask)}
 
     def cache_images(self, cache: ImageCache | None) -> None:
         """Read images and masks through a cache from now on; None ends that.
@@ -80,9 +84,10 @@ class WithRegions(ConceptDataset):
         Raises:
             ValueError: If a mask cannot be read, or has other proportions than its image.
         """
-        item, mask = self.dataset.load_item(index), self.masks[index]
-        if mask is None:
+        item, file = self.dataset.load_item(index), self._masks[index]
+        if not file:
             return item
+        mask = Path(file)
         if self._cache is None or self.folder is None:
             return item._replace(region=_read(mask, item.name, _size(item.image), _size(item.image)))
         place, size = self.folder / self.dataset.names[index], self._cache.image_size
@@ -113,7 +118,4 @@ def _read(path: Path, name: str, drawn_on: tuple[int, int], size: tuple[int, int
             f"the mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and the image {name!r} {width} x "
             f"{height}: their proportions differ"
         )
-    rows, columns = (
-        ((torch.arange(count) + 0.5) * own / count).long() for count, own in zip(size, mask.shape, strict=True)
-    )
-    return (mask > half)[rows][:, columns].to(torch.uint8)
+    return sample_mask(mask > half, size).to(torch.uint8)

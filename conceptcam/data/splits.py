@@ -14,6 +14,7 @@ from conceptcam._files import atomic_write
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.image_cache import ImageCache
+from conceptcam.data.text_column import TextColumn
 
 TRAIN_AND_VAL: Mapping[str, float] = {"train": 0.8, "val": 0.2}
 """Four fifths to learn from, one fifth to choose epochs and thresholds by."""
@@ -172,13 +173,21 @@ class ConceptSubset(ConceptDataset):
         if index.dtype == torch.bool:
             raise ValueError("`rows` must be indices, got a mask; pass mask.nonzero()[:, 0]")
         self.dataset = dataset
-        self.rows: list[int] = index.long().tolist()
+        self._rows = index.long()
         self.concepts, self.tasks, self.task_kind = dataset.concepts, dataset.tasks, dataset.task_kind
-        self.concept_labels, self.task_labels = dataset.concept_labels[self.rows], dataset.task_labels[self.rows]
+        self.concept_labels, self.task_labels = dataset.concept_labels[self._rows], dataset.task_labels[self._rows]
         self.augmentation, self.preprocess, self.folder = dataset.augmentation, dataset.preprocess, dataset.folder
-        self.patients = None if dataset.patients is None else [dataset.patients[row] for row in self.rows]
-        names = dataset.names
-        self._names = [names[row] for row in self.rows]
+        rows, names = self.rows, list(dataset.names)
+        if dataset.patients is not None:
+            patients = list(dataset.patients)
+            own = [patients[row] for row in rows]
+            self.patients = TextColumn(own) if isinstance(dataset.patients, TextColumn) else own
+        self._names = TextColumn([names[row] for row in rows])
+
+    @property
+    def rows(self) -> list[int]:
+        """Indices into the data set."""
+        return self._rows.tolist()
 
     @property
     def names(self) -> Sequence[str]:
@@ -192,7 +201,7 @@ class ConceptSubset(ConceptDataset):
         if boxes is None:
             return None
         place = torch.full((len(self.dataset),), -1)
-        place[self.rows] = torch.arange(len(self.rows))
+        place[self._rows] = torch.arange(len(self._rows))
         own = place[boxes.image] >= 0
         return ConceptBoxes(boxes.xyxy[own], boxes.concept[own], place[boxes.image[own]])
 
@@ -202,7 +211,7 @@ class ConceptSubset(ConceptDataset):
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored in the data set that this is a part of."""
-        return self.dataset.load_item(self.rows[index])
+        return self.dataset.load_item(int(self._rows[index]))
 
 
 def _stratify(

@@ -6,7 +6,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from conceptcam.data.public_tables import translate_boxes, translate_labels
 from conceptcam.data.table_boxes import BoxUnit, TableBoxes, no_boxes, read_boxes
 from conceptcam.data.table_file import Table, is_unknown, read_table
 from conceptcam.data.table_tasks import TableTasks, holds_classes, read_tasks
+from conceptcam.data.text_column import TextColumn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,9 +139,9 @@ class TableDataset(ConceptDataset):
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """Files of the images, relative to the folder, in the order of the rows."""
-        return tuple(self._names.tolist())
+        return self._names
 
     @property
     def all_boxes(self) -> ConceptBoxes:
@@ -161,7 +161,7 @@ class TableDataset(ConceptDataset):
                 `image_height` say, so that boxes would lie elsewhere.
         """
         index = range(len(self))[index]
-        name = str(self._names[index])
+        name = self._names[index]
         image, size = self._reader.read(self.folder / name)
         boxes = None
         if self._boxes.looked[index]:
@@ -174,8 +174,7 @@ class TableDataset(ConceptDataset):
     def _read_images(self, rows: Table, column: str, *, guessed: bool) -> None:
         """Find the images that a column names."""
         found = find_images(rows.column(column), self.folder, rows.where)
-        # An array of fixed width: loader processes read it without copying a Python object per image.
-        self._names = np.array(found.names)
+        self._names = TextColumn(found.names)
         said = [f"Images are named in the column {column!r}."] if guessed else []
         if found.unlisted:
             unlisted = shorten(found.unlisted)
@@ -184,11 +183,12 @@ class TableDataset(ConceptDataset):
 
     def _read_patients(self, rows: Table, patient_column: str | None, split_column: str | None) -> None:
         """Read the patient and the part of each image, if there are columns of them."""
-        self.patients, column = _optional(rows, patient_column, PATIENT_COLUMNS)
+        patients, column = _optional(rows, patient_column, PATIENT_COLUMNS)
+        self.patients = None if patients is None else TextColumn(patients)
         if column != patient_column:
             self.notes = (*self.notes, f"Patients are in the column {column!r}.")
         parts, _ = _optional(rows, split_column, ("split",))
-        self.parts = parts and [PARTS.get(part.lower(), part) for part in parts]
+        self.parts = parts and TextColumn([PARTS.get(part.lower(), part) for part in parts])
 
     def _read_tasks(self, tasks: TableTasks, uncertain: Uncertain) -> None:
         self.tasks, self.task_kind = tasks.names, tasks.kind
@@ -199,7 +199,7 @@ class TableDataset(ConceptDataset):
 
     def _draw(self, table: Table, column: str, unit: BoxUnit | None, invalid_boxes: InvalidBoxes) -> TableBoxes:
         """The boxes of their table that are of images of this data set."""
-        index = {name: number for number, name in enumerate(self._names.tolist())}
+        index = {name: number for number, name in enumerate(self._names)}
         by_stem = {posixpath.splitext(name)[0]: number for name, number in index.items()}
         cells = table.column(column if column in table.columns else _image_column(table, None))
         paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in cells]
@@ -220,9 +220,9 @@ class TableDataset(ConceptDataset):
             sizes = self._drawn_on[list(images)]
             if not (sizes > 0).all():
                 name = self._names[images[int((~(sizes > 0).all(dim=1)).nonzero()[0])]]
-                raise ValueError(f"image_width and image_height must be above 0, which they are not for {str(name)!r}")
+                raise ValueError(f"image_width and image_height must be above 0, which they are not for {name!r}")
             return sizes
-        read = {image: image_size(self.folder / str(self._names[image])) for image in set(images)}
+        read = {image: image_size(self.folder / self._names[image]) for image in set(images)}
         return torch.tensor([read[image] for image in images], dtype=torch.float64).view(-1, 2)
 
     def _check_shape(self, index: int, size: tuple[int, int]) -> None:
@@ -232,7 +232,7 @@ class TableDataset(ConceptDataset):
         (height, width), (given_width, given_height) = size, self._drawn_on[index].tolist()
         if abs(width * given_height / (height * given_width) - 1) > _SLACK:
             raise ValueError(
-                f"image {str(self._names[index])!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
+                f"image {self._names[index]!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
                 f"table says {given_width:g} x {given_height:g}, of other proportions: its boxes would be misplaced"
             )
 
@@ -241,7 +241,7 @@ class TableDataset(ConceptDataset):
         drawn = self._boxes.drawn
         denied = labels[drawn.image, drawn.concept] == 0
         pairs = zip(drawn.image[denied].tolist(), drawn.concept[denied].tolist(), strict=True)
-        if found := [f"{str(self._names[i])!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
+        if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
             raise ValueError(f"labels say 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
 
 

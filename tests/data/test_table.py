@@ -2,7 +2,11 @@
 
 import codecs
 import csv
+import io
+import pickle
 import time
+import tracemalloc
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +377,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["image", "patient_id", *(f"c{k}" for k in range(14)), "kind"])
         for number, row in enumerate(labels.tolist()):
             name = f"{number:08d}.png"
-            (folder / "images" / name).touch()
+            path = folder / "images" / name
+            path.touch() if number % 1000 else path.write_bytes(b"P5 4 4 255\n" + bytes(range(16)))
             writer.writerow([name, number // 3, *row, "abc"[number % 3]])
     return folder
 
@@ -385,3 +390,27 @@ def test_a_hundred_thousand_rows_open_within_three_seconds(large: Path):
     )  # fmt: skip
     assert time.process_time() - start < 3
     assert len(data) == 100_000 and data.concept_labels.shape == (100_000, 14) and data.tasks == ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def many(large: Path) -> TableDataset:
+    return TableDataset(large / "labels.csv", large / "images", concepts=["c0", "c1"])
+
+
+def test_an_item_of_many_copies_no_rows(many: TableDataset):
+    many.load_item(0)
+    tracemalloc.start()
+    for number in range(1000, 100_000, 1000):
+        assert many.load_item(number).name == f"{number:08d}.png"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000  # pointers to the texts of one column would be 800 kB
+
+
+def test_a_worker_for_many_rows_gets_handles_and_no_copy(many: TableDataset):
+    file = io.BytesIO()
+    ForkingPickler(file).dump(many)
+    received = pickle.loads(file.getvalue())
+    assert len(file.getvalue()) < 10_000
+    assert received.names[99_999] == "00099999.png" and received.patients[99_999] == "33333"
+    assert torch.equal(received.concept_labels, many.concept_labels) and many.concept_labels.is_shared()
