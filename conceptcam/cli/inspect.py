@@ -2,8 +2,8 @@
 
 Opens DATA as train does, counts its labels, and looks at every image once: labels that are never present or never
 absent, patients on both sides of a split, files that cannot be read, constant, dark, too small, negatives or of another
-bit depth than the others, images that are there twice or nearly so, boxes too small to see. The exit code is 1 if there
-are such faults.
+bit depth than the others, images that are there twice or nearly so, boxes too small to see. It also counts which labels
+come together, and how large boxes are on the model's grid. The exit code is 1 if there are faults.
 
 Examples:
     conceptcam inspect labels.csv --images films --concepts nodule edema --task diagnosis
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split(parser, "says which part each image is in")
     size = "size in pixels to which the model will resize images"
     add_flag(parser, "image_size", (224, 224), size, at_least=1, nargs=2, metavar=("H", "W"))
+    grid = "cells of the model's maps, in which boxes are measured"
+    add_flag(parser, "grid", (14, 14), grid, at_least=1, nargs=2, metavar=("H", "W"))
     add_flag(parser, "labels_only", False, "do not read images")
     add_flag(parser, "json", None, "also write the report as JSON", type=Path, metavar="FILE")
     page = "also write the report as one HTML page, with some images and their boxes"
@@ -42,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         data,
         parts=read_parts(options, data),
         image_size=tuple(options.image_size),
+        grid=tuple(options.grid),
         read_images=not options.labels_only,
     )
     show("\n".join(found.lines()))

@@ -12,6 +12,16 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from conceptcam._checks import shorten
 from conceptcam._text import text_table
 from conceptcam.data.batch import ConceptDataset, ConceptItem
+from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.label_counts import (
+    FEW_PIXELS,
+    BoxSizes,
+    LabelCount,
+    LabelPair,
+    count_labels,
+    count_pairs,
+    measure_boxes,
+)
 from conceptcam.data.splits import shared_patients
 
 # Sides of the thumbnails that are compared. A copy that was resized or compressed anew correlates above the limit.
@@ -22,7 +32,7 @@ _LIKE = 0.4
 # Where at most this part of the images is of another kind, they are odd ones.
 _ODD = 0.1
 _SLIVER = 1 / 8
-_SMALL_BOX = 3.0  # pixels at the model's size
+_SHOWN_PAIRS = 10
 _BLOCK = 2000  # rows of the matrix of all pairs that are held at once
 
 
@@ -35,26 +45,6 @@ class Fault(NamedTuple):
     """What was found where, as a sentence."""
 
 
-class LabelCount(NamedTuple):
-    """How often a label is present, absent and unknown."""
-
-    name: str
-    kind: str
-    """`"concept"` or `"task"`."""
-    present: int
-    """Labels of 0.5 or more."""
-    absent: int
-    unknown: int
-    boxes: int
-    """Boxes drawn of it."""
-
-    @property
-    def prevalence(self) -> str:
-        """How often it is present where it is known, in percent; a dash if it never is."""
-        known = self.present + self.absent
-        return f"{100 * self.present / known:.1f} %" if known else "-"
-
-
 @dataclass(frozen=True)
 class Inspection:
     """What a data set holds, and what is wrong with it.
@@ -65,6 +55,10 @@ class Inspection:
         labels: Counts of each label.
         notes: What the reader recognized.
         faults: What a person should look at.
+        pairs: Labels that come together, those first that seldom come without each other.
+        box_sizes: How large the boxes of each concept are.
+        image_size: (H, W) in pixels that boxes are measured at.
+        grid: (h, w) cells that boxes are measured in.
     """
 
     images: int
@@ -72,6 +66,10 @@ class Inspection:
     labels: tuple[LabelCount, ...]
     notes: tuple[str, ...]
     faults: tuple[Fault, ...]
+    pairs: tuple[LabelPair, ...] = ()
+    box_sizes: tuple[BoxSizes, ...] = ()
+    image_size: tuple[int, int] = (224, 224)
+    grid: tuple[int, int] = (14, 14)
 
     def lines(self) -> list[str]:
         """A report for a terminal."""
@@ -79,7 +77,35 @@ class Inspection:
         rows = [[one.name, one.kind, *map(str, one[2:5]), one.prevalence, str(one.boxes)] for one in self.labels]
         count = f"{self.images} images" + (f" of {self.patients} patients" if self.patients else "")
         faults = [f"{fault.kind}: {fault.text}" for fault in self.faults] or ["No faults were found."]
-        return [count, *self.notes, "", *text_table([titles, *rows], numbers=True), "", *faults]
+        labels = text_table([titles, *rows], numbers=True)
+        return [count, *self.notes, "", *labels, *self._pair_lines(), *self._box_lines(), "", *faults]
+
+    def _pair_lines(self) -> list[str]:
+        if not self.pairs:
+            return []
+        shown = self.pairs[:_SHOWN_PAIRS]
+        titles = ["together", "images", "with either", "overlap"]
+        rows = [
+            [f"{one.first} + {one.second}", str(one.both), str(one.both + one.first_alone + one.second_alone),
+             f"{one.overlap:.1%}"]
+            for one in shown
+        ]  # fmt: skip
+        more = len(self.pairs) - len(shown)
+        rest = [f"{more} other pairs overlap less; as JSON all are written."] if more else []
+        return ["", *text_table([titles, *rows], numbers=True), *rest]
+
+    def _box_lines(self) -> list[str]:
+        if not self.box_sizes:
+            return []
+        size, grid = (" x ".join(map(str, one)) for one in (self.image_size, self.grid))
+        titles = [f"boxes at {size} pixels, {grid} cells", "boxes", "width", "height", "cells", "under a cell",
+                  f"under {FEW_PIXELS:g} pixels"]  # fmt: skip
+        rows = [
+            [one.name, str(one.boxes), f"{one.width:.1f}", f"{one.height:.1f}", f"{one.cells:.1f}",
+             str(one.under_cell), str(one.few_pixels)]
+            for one in self.box_sizes
+        ]  # fmt: skip
+        return ["", *text_table([titles, *rows], numbers=True), "Width, height and cells are medians."]
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -89,6 +115,10 @@ class Inspection:
             "labels": [one._asdict() for one in self.labels],
             "notes": list(self.notes),
             "faults": [fault._asdict() for fault in self.faults],
+            "pairs": [{**pair._asdict(), "overlap": pair.overlap} for pair in self.pairs],
+            "box_sizes": [one._asdict() for one in self.box_sizes],
+            "image_size": list(self.image_size),
+            "grid": list(self.grid),
         }
 
 
@@ -97,6 +127,7 @@ def inspect_dataset(
     *,
     parts: Sequence[Hashable] | None = None,
     image_size: tuple[int, int] = (224, 224),
+    grid: tuple[int, int] = (14, 14),
     read_images: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Inspection:
@@ -106,33 +137,36 @@ def inspect_dataset(
     cannot be read, are constant, smaller than the model's input, black because they use a sliver of their range, of
     another bit depth than nearly all others, or negatives of what the others show. Images that are there twice, exactly
     or nearly, and whether their labels differ or they are on both sides of a split. Boxes that are too small to see.
+    Besides, it counts which labels come together and how large boxes are at the size and on the grid of a model.
 
     Args:
         dataset: What to look at; images are read as they are stored.
         parts: (N,) part of each image, such as of `split_by_patient`.
         image_size: (H, W) in pixels that the model will take.
+        grid: (h, w) cells of the model's maps.
         read_images: Whether to read images; without, only labels and patients are looked at.
         progress: Called with how many images are done.
     """
     labels = torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
     faults = [*_label_faults(dataset, labels), *_patient_faults(dataset, parts)]
-    boxes = [0] * len(dataset.concepts)
+    boxes = dataset.all_boxes
     if read_images:
         found = _look(dataset, image_size, progress)
         faults += [*found.faults, *_duplicate_faults(dataset, labels, found, parts)]
-        boxes = found.boxes
-    ids = {patient for patient in dataset.patients or () if patient}
+        boxes = ConceptBoxes.cat(found.boxes) if boxes is None else boxes
+    boxes = boxes or ConceptBoxes.empty()
     names = [(name, "concept") for name in dataset.concepts] + [(name, "task") for name in dataset.tasks]
-    counts = zip(names, labels.T, [*boxes, *[0] * len(dataset.tasks)], strict=True)
+    drawn = torch.bincount(boxes.concept, minlength=len(names)).tolist()
     return Inspection(
         len(dataset),
-        len(ids),
-        tuple(
-            LabelCount(name, kind, int((one >= 0.5).sum()), int((one < 0.5).sum()), int(one.isnan().sum()), drawn)
-            for (name, kind), one, drawn in counts
-        ),
+        len({patient for patient in dataset.patients or () if patient}),
+        count_labels(names, labels, drawn),
         tuple(dataset.notes),
         tuple(faults),
+        count_pairs([name for name, _ in names], labels),
+        measure_boxes(dataset.concepts, boxes.xyxy, boxes.concept, image_size, grid),
+        image_size,
+        grid,
     )
 
 
@@ -167,8 +201,8 @@ class _Seen(NamedTuple):
     """What is kept of the images that could be read."""
 
     faults: list[Fault]
-    boxes: list[int]
-    """Boxes of each concept."""
+    boxes: list[ConceptBoxes | None]
+    """Of each image."""
     rows: list[int]
     """Which images they are."""
     digests: list[bytes]
@@ -196,7 +230,7 @@ _KINDS = {
     "constant image": "images have one value everywhere",
     "small image": "images are smaller than the model's input, to which they are enlarged",
     "dark image": "images use less than an eighth of their range and come out black; see `bit_depth`",
-    "small box": "boxes are under 3 pixels at the model's size",
+    "small box": f"boxes are under {FEW_PIXELS:g} pixels at the model's size",
     "odd bit depth": "images have another bit depth than the others",
     "negative image": "images look like negatives of the others",
 }
@@ -204,7 +238,7 @@ _KINDS = {
 
 def _look(dataset: ConceptDataset, image_size: tuple[int, int], progress: Callable[[int], None]) -> _Seen:
     """Read all images once."""
-    kinds, boxes, deep = _Kinds(), [0] * len(dataset.concepts), []
+    kinds, boxes, deep = _Kinds(), list[ConceptBoxes | None](), []
     index, digests, thumbnails = [], [], []
     names = dataset.names
     for number in range(len(dataset)):
@@ -215,8 +249,7 @@ def _look(dataset: ConceptDataset, image_size: tuple[int, int], progress: Callab
             kinds.add("unreadable image", f"{names[number]!r} ({error})")
             continue
         _check_item(item, image_size, kinds)
-        for concept in item.boxes.concept.tolist() if item.boxes is not None else ():
-            boxes[concept] += 1
+        boxes.append(item.boxes)
         index.append(number)
         deep.append(item.image.is_floating_point())
         digests.append(_digest(item.image))
@@ -238,7 +271,7 @@ def _check_item(item: ConceptItem, image_size: tuple[int, int], kinds: _Kinds) -
     if item.boxes is not None and len(item.boxes):
         sides = item.boxes.xyxy[:, 2:] - item.boxes.xyxy[:, :2]
         pixels = sides * torch.tensor([image_size[1], image_size[0]])
-        for row in (pixels.amin(dim=1) < _SMALL_BOX).nonzero()[:, 0].tolist():
+        for row in (pixels.amin(dim=1) < FEW_PIXELS).nonzero()[:, 0].tolist():
             size = " x ".join(f"{side:.1f}" for side in pixels[row].tolist())
             kinds.add("small box", f"{size} in {item.name!r}")
 

@@ -265,9 +265,12 @@ def test_inspect_reports_and_its_exit_code_tells_of_faults(
     assert "24 images of 12 patients" in said and "No faults were found." in said and "bright   concept" in said
     assert json.loads((tmp_path / "faults.json").read_text())["faults"] == []
     boxes = ["--boxes", str(table / "boxes.csv"), "--html", str(tmp_path / "faults.html")]
-    assert main([*data, "--image-size", "48", "64", *boxes]) == 0
+    assert main([*data, "--image-size", "48", "64", "--grid", "6", "8", *boxes]) == 0
+    assert "boxes at 48 x 64 pixels, 6 x 8 cells" in capsys.readouterr().out
     page = (tmp_path / "faults.html").read_text()
     assert page.count("<img src=") == 24 and "No faults were found." in page and "http" not in page
+    assert "<h2>Labels that come together</h2>" in page and re.search(r'title="\d+ of \d+ with bright have dark"', page)
+    assert "cells of its grid of 6 x 8" in page
     capsys.readouterr()
     assert main([*data]) == 1
     assert "small image: 24 images are smaller than the model's input" in capsys.readouterr().out

@@ -1,13 +1,18 @@
 """Every planted fault of a data set is found and named, and nothing is said of a sound one."""
 
+import itertools
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conceptcam.data.inspection import Inspection, inspect_dataset
+from conceptcam.data.label_counts import count_pairs
 from conceptcam.data.table import TableDataset
 
 SIDE = 64
@@ -98,6 +103,41 @@ def test_labels_alone_are_inspected_without_reading_images(tmp_path: Path):
         path.write_bytes(b"")
     found = inspect_dataset(data, parts=data.parts, read_images=False)
     assert [fault.kind for fault in found.faults] == ["patient on both sides"]
+
+
+def test_pairs_of_labels_are_counted_as_a_loop_counts_them():
+    labels = torch.randint(0, 2, (60, 5), generator=torch.Generator().manual_seed(0)).float()
+    labels[torch.rand(60, 5, generator=torch.Generator().manual_seed(1)) < 0.2] = torch.nan
+    labels[:, 4] = 0  # comes with no other
+    pairs = {(pair.first, pair.second): pair for pair in count_pairs("abcde", labels)}
+    for i, j in itertools.combinations(range(5), 2):
+        counts = Counter((a, b) for a, b in labels[:, [i, j]].tolist())
+        expected = (counts[1, 1], counts[1, 0], counts[0, 1], counts[0, 0])
+        if counts[1, 1]:
+            assert pairs["abcde"[i], "abcde"[j]][2:] == expected
+        else:
+            assert ("abcde"[i], "abcde"[j]) not in pairs
+    overlaps = [pair.overlap for pair in count_pairs("abcde", labels)]
+    assert overlaps == sorted(overlaps, reverse=True) and 0 < overlaps[-1] < overlaps[0] <= 1
+
+
+def test_boxes_are_measured_at_the_models_size_and_on_its_grid(tmp_path: Path):
+    rows, boxes = sound(tmp_path)
+    boxes += ["11.png,veil,0,0,2,30", "13.png,veil,0,0,5,5", "06.png,dots,0,0,32,64"]  # of 64 x 64 pixels
+    found = inspected(tmp_path, rows, boxes)
+    assert found.grid == (14, 14) and found.image_size == (SIDE, SIDE)
+    veil, dots = found.box_sizes
+    assert veil == ("veil", 3, 5, 20, pytest.approx(60 * (14 / SIDE) ** 2), 0, 1)
+    assert dots == ("dots", 1, 32, 64, 98, 0, 0)
+    data = TableDataset(
+        tmp_path / "labels.csv", tmp_path / "images", concepts=["veil", "dots"], boxes=tmp_path / "boxes.csv"
+    )
+    coarse = inspect_dataset(data, image_size=(SIDE, SIDE), grid=(2, 4), read_images=False)
+    assert [one.under_cell for one in coarse.box_sizes] == [3, 0]  # of 32 x 16 pixels
+    lines = "\n".join(coarse.lines())
+    assert "boxes at 64 x 64 pixels, 2 x 4 cells" in lines and "veil + dots" in lines
+    written = json.loads(json.dumps(coarse.as_dict()))
+    assert written["grid"] == [2, 4] and written["box_sizes"][1]["cells"] == 4 and written["pairs"][0]["both"] == 10
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -85,7 +85,7 @@ def test_a_data_sets_own_augmentation_outlives_an_error(tmp_path):
     train = Squares(16, 0)
     own = train.augmentation = ConceptPart()
     run(tmp_path / "a", train=train, freeze_backbone=True)
-    assert own.items == len(train)
+    assert own.items == 8 + len(train)
     broken = Broken(16, 0)
     broken.augmentation = own
     with pytest.raises(FloatingPointError):
