@@ -269,6 +269,11 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         """The boxes of all images, numbered as the images; None if they are known image by image alone."""
         return None
 
+    @property
+    def image_cache(self) -> "ImageCache | None":
+        """The cache that images are read through, if they are; see `cache_images`."""
+        return None
+
     def cache_images(self, cache: "ImageCache | None") -> None:
         """Read images through a cache from now on; None ends that.
 

@@ -33,7 +33,6 @@ class WithRegions(ConceptDataset):
 
     def __init__(self, dataset: ConceptDataset, folder: str | PathLike[str]) -> None:
         self.dataset, place = dataset, Path(folder)
-        self._cache: ImageCache | None = None
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder of masks")
         for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients", "folder"):
@@ -70,13 +69,17 @@ class WithRegions(ConceptDataset):
         """As of the data set, and of samples of the masks."""
         return {**self.dataset.digests(), "regions": digest_files(Path(mask) for mask in self._masks if mask)}
 
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """The cache that images are read through, if they are."""
+        return self.dataset.image_cache
+
     def cache_images(self, cache: ImageCache | None) -> None:
         """Read images and masks through a cache from now on; None ends that.
 
         A mask is kept at the cache's size. Its edges may then lie up to a pixel of that size elsewhere.
         """
         self.dataset.cache_images(cache)
-        self._cache = cache
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as the data set gives it, with its region.
@@ -87,11 +90,11 @@ class WithRegions(ConceptDataset):
         item, file = self.dataset.load_item(index), self._masks[index]
         if not file:
             return item
-        mask = Path(file)
-        if self._cache is None or self.folder is None:
+        mask, cache = Path(file), self.image_cache
+        if cache is None or self.folder is None:
             return item._replace(region=_read(mask, item.name, _size(item.image), _size(item.image)))
-        place, size = self.folder / self.dataset.names[index], self._cache.image_size
-        kept = self._cache.keep(
+        place, size = self.folder / self.dataset.names[index], cache.image_size
+        kept = cache.keep(
             mask, f"mask of {place}", lambda: _read(mask, item.name, image_size(place)[::-1], size).expand(3, -1, -1)
         )
         return item._replace(region=kept.image[0])

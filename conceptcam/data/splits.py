@@ -205,6 +205,11 @@ class ConceptSubset(ConceptDataset):
         own = place[boxes.image] >= 0
         return ConceptBoxes(boxes.xyxy[own], boxes.concept[own], place[boxes.image[own]])
 
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """The cache that images are read through, if they are."""
+        return self.dataset.image_cache
+
     def cache_images(self, cache: ImageCache | None) -> None:
         """Read images through a cache from now on, also those of the other parts; None ends that."""
         self.dataset.cache_images(cache)

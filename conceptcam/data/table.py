@@ -148,6 +148,11 @@ class TableDataset(ConceptDataset):
         """The boxes of all images, numbered as the images."""
         return ConceptBoxes(self._boxes.drawn.xyxy, self._boxes.drawn.concept, self._boxes.drawn.image)
 
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """The cache that images are read through, if they are."""
+        return self._reader.cache
+
     def cache_images(self, cache: ImageCache | None) -> None:
         """Read images through a cache from now on; None ends that."""
         self._reader.cache = cache
