@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptcam.data import images
 from conceptcam.data.images import image_size, load_image
 
 pydicom = pytest.importorskip("pydicom")
@@ -230,10 +229,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path: Path):
         load_image(tmp_path / "nowhere.dcm")
 
 
-def test_twelve_bits_in_sixteen_are_noticed_and_scaled_if_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(images, "_noticed", set())
+def test_twelve_bits_in_sixteen_are_noticed_and_scaled_if_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = write(tmp_path / "a.dcm", RAMP, BitsStored=16)
     with caplog.at_level(logging.WARNING):
         assert shown(path).max() < 0.07
