@@ -365,3 +365,10 @@ def test_the_drawing_has_not_changed_unless_its_version_has():
         np.testing.assert_allclose(sample.boxes, corners, atol=0.011, err_msg=change)
         blocks = sample.image.reshape(4, 28, 4, 28).mean(axis=(1, 3))
         np.testing.assert_allclose(blocks, GOLDEN_GREY[index], atol=1.0, err_msg=change)
+
+
+def test_specks_that_fall_between_the_pixels_of_a_small_image_are_drawn():
+    sample = Phantom(PhantomConfig(size=64), seed=10).sample(69)
+    boxes = sample.boxes[sample.box_concepts == PHANTOM_CONCEPTS.index("Calcification")]
+    assert sample.concepts[PHANTOM_CONCEPTS.index("Calcification")] == 1
+    assert len(boxes) == 1 and (boxes[:, 2:] > boxes[:, :2]).all()

@@ -58,6 +58,8 @@ def calcification(scene: Scene, rng: Generator, traits: Traits) -> Attributes:
         x, y = away * math.cos(turn), away * math.sin(turn)
         radius = rng.uniform(0.007, 0.011)
         np.maximum(specks, (3 * (1 - ((du - x) ** 2 + (dv - y) ** 2) / radius**2)).clip(0, 1), out=specks)
+    if not specks.any():  # in a small image all may fall between pixels; the last one then takes the nearest
+        specks.flat[((du - x) ** 2 + (dv - y) ** 2).argmin()] = 1
     scene.paint("Calcification", window, rng.uniform(0.34, 0.50) * specks)
     return Attributes(spot.side, spot.zone, 0.045, count)
 
