@@ -25,8 +25,8 @@ from conceptcam.runs.demo import demo_config, run_demo
 from conceptcam.runs.options import RunOptions
 
 MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
-    "phantom-csr": ("prototypes", "small_cnn_s8"),
-    "phantom-cbm": ("concepts", "small_cnn_s8_w64"),
+    "phantom-csr": ("prototypes", "small_cnn_s4"),
+    "phantom-cbm": ("concepts", "small_cnn_s4_w64"),
 }
 EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}
 LICENSE = "Apache-2.0"
@@ -39,7 +39,7 @@ DESCRIPTION = (
 def train(name: str, folder: Path, options: argparse.Namespace) -> None:
     """Train, measure and write one model."""
     data = phantom_data(options.images, size=112, seed=0, progress=True)
-    run = RunOptions(epochs=EPOCHS, batch_size=64, precision="bf16", progress_bar=True)
+    run = RunOptions(epochs=EPOCHS, batch_size=64, precision=options.precision, device=options.device)
     with tempfile.TemporaryDirectory() as scratch:
         bottleneck, backbone = MODELS_TO_TRAIN[name]
         run_demo(Path(scratch), demo_config(112, bottleneck, backbone=backbone), data, run, echo=print)
@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000, help="training images (default: 8000)")
     parser.add_argument("--names", nargs="+", choices=tuple(MODELS_TO_TRAIN), default=list(MODELS_TO_TRAIN))
     parser.add_argument("--out", type=Path, default=MODELS, help="folder that gets a folder per model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="bf16")
     parser.add_argument(
         "--cards", action="store_true", help="write configs and cards of models that are there anew, and train nothing"
     )

@@ -11,9 +11,12 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
 from phantom_rows import COMPLETENESS, DISEASE_FIGURES, ROWS, Scale, run_row
 
@@ -53,7 +56,8 @@ def prototypes_table(results: Sequence[Result]) -> Table:
     """What became of the prototypes."""
     rows = []
     for name, of_row in by_row(results):
-        if "prototypes" in of_row[0]["figures"] and ROWS[name].solver is None:  # which has no stage 2 of its own
+        own = ROWS[name].same_seen_as is None or ROWS[name].second != "preset"  # a stage 2 of its own
+        if "prototypes" in of_row[0]["figures"] and own:
             figures = [one["figures"]["prototypes"] for one in of_row]
             rows.append({"row": name, "seeds": str(len(of_row)), **columns(figures, PROTOTYPES)})
     return rows
@@ -108,14 +112,17 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--reach", type=float, default=0.9, help="AUROC to count the epochs to")
     asked.add_argument("--results", type=Path, default=Path("phantom-results.jsonl"), help="a line per training")
     asked.add_argument("--seen", type=Path, default=Path("phantom-seen"), help="keeps models after stage 1")
+    asked.add_argument("--device", default=Scale.device, help="such as cuda")
+    asked.add_argument("--jobs", type=int, default=1, help="trainings side by side, in processes of their own")
     asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
     asked.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
     asked.add_argument("--json", type=Path, help="also write the tables here")
     asked.add_argument("--page", type=Path, help="also write the tables between the marks in this Markdown page")
+    asked.add_argument("--block", default="presets", help="which marks")
     return asked
 
 
-WHERE = ("--results", "--seen", "--page", "--json", "--threads")
+WHERE = ("--results", "--seen", "--page", "--json", "--threads", "--jobs", "--block")
 """Options that figures do not depend on."""
 
 
@@ -129,19 +136,39 @@ def told(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
+def train_rows(options: argparse.Namespace, scale: Scale) -> None:
+    """Train what is not finished, seed by seed, so that a table is there early."""
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        groups: dict[tuple[str, int], list[str]] = {}
+        for seed in range(options.seeds):
+            for name in options.rows:
+                if (name, seed) not in finished(options.results, scale):
+                    groups.setdefault((ROWS[name].same_seen_as or name, seed), []).append(name)
+        waiting = [
+            pool.submit(train_group, names, seed, scale, options.seen, options.threads)
+            for (_, seed), names in groups.items()
+        ]
+        for one in as_completed(waiting):
+            for result in one.result():
+                append(options.results, result)
+                print(f"{result['row']}, seed {result['seed']}: {result['seconds']} s", flush=True)
+
+
+def train_group(names: Sequence[str], seed: int, scale: Scale, seen: Path, threads: int | None) -> list[Result]:
+    """Rows that share a first stage, one after the other."""
+    if threads:
+        torch.set_num_threads(threads)
+    return [run_row(name, seed, scale, seen) for name in names]
+
+
 def main() -> None:
     options = parser().parse_args()
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    scale = Scale(images=options.images, size=options.size, epochs=tuple(options.epochs), precision=options.precision)
-    for seed in range(options.seeds):  # seed by seed, so that a table is there early
-        for name in options.rows:
-            if not options.table and (name, seed) not in finished(options.results, scale):
-                result = run_row(name, seed, scale, options.seen)
-                append(options.results, result)
-                print(f"{name}, seed {seed}: {result['seconds']} s", flush=True)
+    scale = Scale(
+        images=options.images, size=options.size, epochs=tuple(options.epochs), precision=options.precision,
+        device=options.device,
+    )  # fmt: skip
+    if not options.table:
+        train_rows(options, scale)
     done = finished(options.results, scale)
     results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
     tables: dict[str, Table] = {
@@ -155,7 +182,7 @@ def main() -> None:
         )
     print(f"{scale}; {machine_line()}")
     if options.page is not None:
-        replace_block(options.page, "presets", document(tables, scale, told(sys.argv[1:])))
+        replace_block(options.page, options.block, document(tables, scale, told(sys.argv[1:])))
     if options.json is not None:
         write_json(options.json, {"scale": scale, "tables": tables})
 

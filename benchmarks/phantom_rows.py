@@ -47,6 +47,7 @@ class Row:
         solver: Of the task head, in place of epochs.
         same_seen_as: The row whose stage 1 this one goes on from; None has its own.
         bottlenecks: What the task head reads, one model each.
+        backbone: Learns from scratch.
         black_box: Whether the model learns diseases straight from images: a classifier with the same backbone whose
             classes are the diseases, and no concepts.
     """
@@ -59,6 +60,7 @@ class Row:
     solver: LinearSolver | None = None
     same_seen_as: str | None = None
     bottlenecks: tuple[Bottleneck, ...] = ("prototypes", "concepts")
+    backbone: str = "small_cnn_s8"
     black_box: bool = False
 
     def stages(self, model: ConceptModel, **options: Any) -> tuple[Stage, ...]:
@@ -98,13 +100,14 @@ def _changed(stages: Sequence[Stage], second: str) -> Iterator[Stage]:
 _SECOND: dict[str, Any] = {"preset": "recommended", "same_seen_as": "recommended", "bottlenecks": ("prototypes",)}
 
 ROWS: dict[str, Row] = {
-    "recommended": Row(preset="recommended"),
-    "recommended-solved": Row(preset="recommended", solver=LinearSolver(), same_seen_as="recommended"),
+    "recommended": Row(preset="recommended", solver=LinearSolver(l2=None)),
+    "recommended-stepped": Row(preset="recommended", same_seen_as="recommended"),
     "recommended-nearest": Row(second="nearest", **_SECOND),
     "recommended-random": Row(second="random", **_SECOND),
     "recommended-present": Row(second="present", **_SECOND),
     "recommended-mean-pooling": Row(preset="recommended", pooling="mean"),
     "recommended-no-boxes": Row(preset="recommended", boxes=False),
+    "recommended-fine": Row(preset="recommended", backbone="small_cnn_s4", solver=LinearSolver(l2=None)),
     "black-box": Row(preset="recommended", boxes=False, pooling="mean", black_box=True),
     "original": Row(preset="original"),
     "original-rates": Row(preset="original", borrowed_rates=True),
@@ -123,6 +126,7 @@ class Scale:
     batch_size: int = 32
     precision: Precision = "fp32"
     phantom: int = PHANTOM_VERSION
+    device: str = "cpu"
 
     @property
     def epochs_by_stage(self) -> dict[str, int]:
@@ -169,7 +173,10 @@ def taught_to_see(
     batches = prepare(data, model, scale, seed)
     data.train.augmentation = None if row.boxes else forget_boxes
     stages = row.stages(model, **stage_options(data, scale))[:1]
-    curve = [record.score for record in Trainer(seed=seed, precision=scale.precision).fit(model, stages, *batches)]
+    curve = [
+        record.score
+        for record in Trainer(seed=seed, precision=scale.precision, device=scale.device).fit(model, stages, *batches)
+    ]
     data.train.augmentation = None  # later stages do not look at boxes, and go on from what is computed once
     if kept is not None:
         model.save_pretrained(kept)
@@ -185,7 +192,7 @@ def run_later_stages(
     for part in SEEING:
         setattr(model, part, getattr(seer, part))  # frozen from here on, so all can share it
     model.record = seer.record
-    trainer, figures = Trainer(seed=seed, precision=scale.precision), {}
+    trainer, figures = Trainer(seed=seed, precision=scale.precision, device=scale.device), {}
     for number, (completeness, data) in enumerate(drawn.items()):
         batches = prepare(data, model, scale, seed)
         _, *second, third = row.stages(model, **stage_options(data, scale))
@@ -206,7 +213,10 @@ def run_black_box(row: Row, drawn: dict[float, PhantomData], seed: int, scale: S
     for number, (completeness, data) in enumerate(drawn.items()):
         torch.manual_seed(seed)
         config = dataclasses.replace(
-            demo_config(scale.size, "concepts"), concepts=data.train.tasks, tasks=(), pooling=row.pooling
+            demo_config(scale.size, "concepts", backbone=row.backbone),
+            concepts=data.train.tasks,
+            tasks=(),
+            pooling=row.pooling,
         )
         model = ConceptModel.from_config(config)
         batches = prepare(data, model, scale, seed)
@@ -214,10 +224,13 @@ def run_black_box(row: Row, drawn: dict[float, PhantomData], seed: int, scale: S
             part.augmentation = ask_for_diseases
         loss = class_balanced_loss("ratio", data.train.task_labels)
         stages = row.stages(model, concept_loss=loss, epochs=scale.epochs_by_stage)
-        Trainer(seed=seed, precision=scale.precision).fit(model, stages, *batches)
+        Trainer(seed=seed, precision=scale.precision, device=scale.device).fit(model, stages, *batches)
         with torch.inference_mode():
             said = torch.cat(
-                [model.forward_concepts(batch.images).concept_logits for batch in loader(data.test, RunOptions())]
+                [
+                    model.forward_concepts(batch.images.to(model.device)).concept_logits.cpu()
+                    for batch in loader(data.test, RunOptions())
+                ]
             )
         name = f"disease, {completeness:g}" if number else "disease"
         figures[name] = float(macro_average(per_label_metrics(said, data.test.task_labels).auroc))
@@ -236,7 +249,7 @@ def forget_boxes(item: ConceptItem) -> ConceptItem:
 
 def build(row: Row, scale: Scale, seed: int, bottleneck: Bottleneck) -> ConceptModel:
     torch.manual_seed(seed)
-    config = get_preset(row.preset).apply_to(demo_config(scale.size, bottleneck))
+    config = get_preset(row.preset).apply_to(demo_config(scale.size, bottleneck, backbone=row.backbone))
     if row.pooling is not None:
         config = dataclasses.replace(config, pooling=row.pooling)
     return ConceptModel.from_config(config)
@@ -279,15 +292,16 @@ def measure(model: ConceptModel, data: PhantomData, scale: Scale) -> dict[str, f
 @torch.inference_mode()
 def health(model: ConceptModel, data: PhantomData, scale: Scale) -> dict[str, float]:
     """What became of the prototypes, on test images."""
-    accuracy, usage, evidence = PrototypeAccuracy(), torch.zeros(()), []
+    accuracy, usage, evidence = PrototypeAccuracy().to(model.device), torch.zeros((), device=model.device), []
     for batch in loader(data.test, RunOptions(batch_size=scale.batch_size)):
+        batch = batch.to(model.device)
         output = model(batch.images)
         accuracy.update(output.vector_similarity, batch.concepts)
         usage = usage + prototype_usage(output.vector_similarity, batch.concepts)
         evidence.append(output.evidence)
     found = prototype_health(model.prototypes.vectors, usage)
     # Of the ten images in which a prototype's evidence is highest, the share that shows its concept.
-    foremost = torch.cat(evidence).topk(10, dim=0).indices  # (10, K, M)
+    foremost = torch.cat(evidence).topk(10, dim=0).indices.cpu()  # (10, K, M)
     shown = data.test.concept_labels[foremost, torch.arange(foremost.shape[1])[None, :, None]]
     return {
         "assigned right": float(accuracy.compute()),

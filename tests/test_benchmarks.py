@@ -120,7 +120,7 @@ def test_rows_of_the_same_stage_1_start_from_the_same_weights(tiny_phantom, tmp_
     scale, data = phantom_rows.Scale(epochs=(1, 1, 1), **TINY), tiny_phantom
     first, curve = phantom_rows.taught_to_see("recommended", data, 0, scale, tmp_path)
     (kept,) = tmp_path.iterdir()
-    for name in ("recommended-solved", "recommended-nearest"):
+    for name in ("recommended-stepped", "recommended-nearest"):
         again, read = phantom_rows.taught_to_see(name, data, 0, scale, tmp_path)
         assert read == curve and list(tmp_path.iterdir()) == [kept]
         for key, value in first.state_dict().items():

@@ -51,13 +51,13 @@ class DemoSettings(NamedTuple):
 _EPOCHS = {"concepts": 8, "prototypes": 10}
 
 QUICK = DemoSettings(
-    images=5600, val_images=400, test_images=1600, backbone="tiny_cnn_s8",
+    images=5000, val_images=400, test_images=1600, backbone="tiny_cnn_s4",
     options=RunOptions(epochs=_EPOCHS, batch_size=32),
 )  # fmt: skip
 """What `conceptcam demo` trains."""
 
 FULL = DemoSettings(
-    images=8000, val_images=1000, test_images=1600, backbone="small_cnn_s8",
+    images=8000, val_images=1000, test_images=1600, backbone="small_cnn_s4",
     options=RunOptions(epochs=_EPOCHS, batch_size=64),
 )  # fmt: skip
 """What `conceptcam demo --full` trains, and the bundled models were."""

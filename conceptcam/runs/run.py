@@ -113,16 +113,8 @@ def train_run(
         assert run is not None
         run.check_begin(resume=options.resume)
         identity = distributed.broadcast(_identity(train, val) if first else {})
-        content = {
-            **options_to_dict(options),
-            "stages": {stage.name: stage.epochs for stage in stages},
-            "data": {**(data or {}), **identity, "training_data": training_data},
-            "model": dataclasses.asdict(config),
-            "decided": decided,
-            "processes": distributed.world_size(),
-            "conceptcam": __version__,
-            "torch": str(torch.__version__),
-        }
+        described = {**(data or {}), **identity, "training_data": training_data}
+        content = _content(config, options, stages, described) | {"decided": decided}
         run.check_resume_options(content)
         finished = run.state == "finished"
         model = ConceptModel.from_pretrained(run.path, device=options.device) if finished else _create(config, options)
@@ -298,6 +290,21 @@ def _identity(train: ConceptDataset, val: ConceptDataset) -> dict[str, Any]:
     sizes = {f"{name}_images": len(part) for name, part in parts.items()}
     digests = {name: part.digests() for name, part in parts.items()}
     return sizes | {f"{name}_{what}": value for name, found in digests.items() for what, value in found.items()}
+
+
+def _content(
+    config: ConceptConfig, options: RunOptions, stages: Sequence[Stage], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` says from the beginning on."""
+    return {
+        **options_to_dict(options),
+        "stages": {stage.name: stage.epochs for stage in stages},
+        "data": dict(data),
+        "model": dataclasses.asdict(config),
+        "processes": distributed.world_size(),
+        "conceptcam": __version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def _beginning(run: RunFolder, config: ConceptConfig, options: RunOptions) -> str:

@@ -23,7 +23,24 @@ def test_it_has_about_half_a_million_parameters():
     assert 0.4e6 < parameters < 0.9e6
 
 
-@pytest.mark.parametrize("name", ["small_cnn_s8", "tiny_cnn_s8"])
+@pytest.mark.parametrize("name", ["small_cnn_s4", "small_cnn_s4_w64", "tiny_cnn_s4"])
+def test_a_fine_grid_has_a_cell_for_each_4_pixels(name):
+    fine = create_backbone(name, image_size=(64, 48)).eval()
+    coarse = create_backbone(name.replace("s4", "s8"), image_size=(64, 48)).eval()
+    assert fine(randn(2, 3, 64, 48)).shape == (2, fine.out_channels, 16, 12)
+    added = {key for key in fine.state_dict() if key.startswith("fine.")}
+    assert fine.state_dict().keys() - added == coarse.state_dict().keys()
+
+
+def test_a_fine_grid_tells_apart_what_lies_in_one_coarse_cell():
+    backbone = create_backbone("small_cnn_s4", image_size=(64, 64)).eval()
+    image = randn(1, 3, 64, 64).requires_grad_()
+    backbone(image)[0, :, 8, 8].sum().backward()
+    own, beside = image.grad[..., 32:36, 32:36].abs().mean(), image.grad[..., 36:40, 36:40].abs().mean()
+    assert own > 1.2 * beside
+
+
+@pytest.mark.parametrize("name", ["small_cnn_s8", "tiny_cnn_s8", "small_cnn_s4", "tiny_cnn_s4"])
 def test_every_parameter_learns(name):
     backbone = create_backbone(name, image_size=(32, 32))
     backbone(randn(4, 3, 32, 32)).square().sum().backward()
