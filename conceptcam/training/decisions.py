@@ -17,6 +17,7 @@ FEW_IMAGES = 1000
 MOST_TO_SOLVE = 20_000
 """Training images up to which a concept head on a frozen backbone is solved for; beyond, it learns in steps."""
 
+_SCORE_EPOCHS = 5
 _LEAST_STEPS = {"concepts": 800, "prototypes": 400, "task": 800}
 _MOST_STEPS = 20_000
 _MOST_EPOCHS = 60
@@ -50,7 +51,8 @@ def decide(
     With fewer than 1,000 training images a pretrained backbone stays frozen. On a frozen backbone, features are
     computed once, the concept head is solved for, a concept's logit is the mean of the highest tenth of its map, and
     with few images prototypes are placed in the space of standardized features. The task head is solved for.
-    Otherwise stages last at least some hundred steps and at most 20,000. Presets that do not adapt decide nothing.
+    Otherwise stages last at least some hundred steps and at most 20,000, and with few images the epoch of the concept
+    stage is chosen by the mean score of five. Presets that do not adapt decide nothing.
 
     Args:
         preset: Its fields and rates are the ground.
@@ -80,6 +82,7 @@ def decide(
     options = {
         "backbone_pretrained": backbone_pretrained,
         "freeze_backbone": frozen,
+        "score_epochs": _SCORE_EPOCHS if few else 1,
         "concept_solver": ConceptSolver() if solve_concepts else None,
         "placement": PrototypePlacement() if place else None,
         "task_solver": LinearSolver(l2=None) if solve else None,

@@ -207,9 +207,11 @@ class TrainingLoop:
     ) -> None:
         """Note an epoch's result, and its weights if they are the best so far; log it and call the callbacks."""
         state, undefined = self.state, math.isnan(val_loss)
+        before = state.records[len(state.records) - min(state.epoch, stage.score_epochs) + 1 :]
+        steady = math.fsum([*(one.score for one in before), score]) / (len(before) + 1)
         # An undefined or a tied score leaves the choice to the validation loss; an undefined loss to the last epoch.
         rank = (
-            -math.inf if math.isnan(score) else score,
+            -math.inf if math.isnan(steady) else steady,
             -math.inf if undefined else -val_loss,
             state.epoch if undefined else 0,
         )

@@ -84,6 +84,7 @@ class Preset:
         backbone_pretrained: bool = False,
         freeze_backbone: bool = False,
         layer_decay: float = 1.0,
+        score_epochs: int = 1,
         concept_solver: ConceptSolver | None = None,
         placement: PrototypePlacement | None = None,
         task_solver: LinearSolver | None = None,
@@ -102,6 +103,7 @@ class Preset:
             freeze_backbone: Whether it should not move at all. Nothing is decided here by the number of images; a run
                 asks `conceptcam.training.decisions.decide` for that.
             layer_decay: Of the first stage; see `Stage`.
+            score_epochs: Likewise.
             concept_solver: Finds the weights of the concept head at once, on a frozen backbone.
             placement: Finds projector and prototypes at once.
             task_solver: Finds the weights of the task head at once; the third stage then has one epoch.
@@ -125,7 +127,7 @@ class Preset:
         first = {"concept_head": rates.head, "pool": rates.head}
         if not freeze_backbone:
             first = {"backbone": rates.pretrained if backbone_pretrained else rates.scratch, **first}
-        options: dict[str, Any] = {"schedule": self.schedule, "layer_decay": layer_decay}
+        options: dict[str, Any] = {"schedule": self.schedule, "layer_decay": layer_decay, "score_epochs": score_epochs}
         options |= {"solver": concept_solver, "epochs": 1 if concept_solver else count["concepts"]}
         rows = [concept_stage(self.concept_loss(concept_loss or "bce"), lr=first, **options)]
         options = {"schedule": self.schedule}

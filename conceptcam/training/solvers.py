@@ -1,9 +1,10 @@
 """Stages whose best weights are found at once, from all training data, in place of many small steps."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
@@ -71,20 +72,22 @@ def _solve_task_head(model: ConceptModel, stage: Stage, solver: LinearSolver, in
     head = model.task_head
     if not isinstance(head, TaskHead):
         raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead`, not of {type(head).__name__}")
-    rows = list(inputs.features())
+    # A small problem in many small steps, each of which a GPU would wait for.
+    rows = [(one.cpu(), batch.without_images().to("cpu")) for one, batch in inputs.features()]
     evidence = torch.cat([one for one, _ in rows])
     concepts = torch.cat([batch.concepts for _, batch in rows])
     targets = torch.cat([batch.targets for _, batch in rows])
+    loss_fn = copy.deepcopy(stage.loss_fn).cpu() if isinstance(stage.loss_fn, nn.Module) else stage.loss_fn
 
     def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
         copies = len(truth) // len(targets)
         everything = ConceptBatch(evidence.new_empty(len(truth), 0), concepts.repeat(copies, 1), truth)
-        return stage.loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+        return loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
 
     weight, bias = solver.solve(evidence, targets, loss)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return loss(head(evidence), targets).item()
+    return loss(copy.deepcopy(head).cpu()(evidence), targets).item()
 
 
 def _solve_concept_head(model: ConceptModel, stage: Stage, solver: ConceptSolver, inputs: _Inputs) -> float:

@@ -167,6 +167,8 @@ class Stage:
         layer_decay: Each layer of the backbone learns at this times the rate of the layer behind it, for
             backbones that know their layers; 1 is one rate for all. Fine-tuned ViTs take .65 to .75.
         patience: Stop after this many epochs without a better score; None never stops early.
+        score_epochs: An epoch's score, for choosing the best one, is the mean over it and those before it, so many in
+            all. More than 1 is steadier where validation images are few.
     """
 
     name: str
@@ -185,12 +187,15 @@ class Stage:
     weight_decay: float = 0.01
     layer_decay: float = 1.0
     patience: int | None = None
+    score_epochs: int = 1
 
     def __post_init__(self) -> None:
         check_choice("compared", self.compared, Compared)
         check_choice("schedule", self.schedule, Schedule)
         if self.epochs < 1 or not self.parts:
             raise ValueError(f"stage {self.name!r} needs an epoch and a part with a learning rate above 0")
+        if self.score_epochs < 1:
+            raise ValueError(f"`score_epochs` of stage {self.name!r} must be at least 1, got {self.score_epochs}")
         if self.on_start is not None and self.forward is not PROTOTYPE_FORWARD:
             raise ValueError(f"stage {self.name!r} has `on_start`, so its `forward` must be `PROTOTYPE_FORWARD`")
         if self.solver is not None:

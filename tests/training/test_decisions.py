@@ -36,6 +36,11 @@ def test_otherwise_the_backbone_learns_step_by_step(given):
     assert (config.pooling, config.pooling_param, config.projector) == ("max", None, "mlp")
 
 
+@pytest.mark.parametrize("images, count", [(112, 5), (999, 5), (1000, 1)])
+def test_few_images_choose_an_epoch_by_several_scores(images, count):
+    assert stages(images=images, freeze_backbone=False)["concepts"].score_epochs == count
+
+
 def test_a_frozen_backbone_and_very_many_images_learn_step_by_step():
     rows = stages(images=50_000, freeze_backbone=True)
     assert "backbone" not in rows["concepts"].parts and rows["concepts"].solver is None

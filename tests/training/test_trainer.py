@@ -240,6 +240,30 @@ def test_tied_scores_leave_the_choice_to_the_validation_loss():
     assert trainer.validate(model, stage, VAL)[0] == pytest.approx(lowest)
 
 
+class Scripted(Tied):
+    """Gives scores that were written down, one for each epoch."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = iter(scores)
+
+    def compute(self):
+        return next(self.scores)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_an_epoch_is_chosen_by_the_mean_of_its_last_scores(count):
+    model, scores = tiny_model(), [0.5, 0.9, 0.4, 0.7, 0.72, 0.71, 0.6]
+    scripted = Scripted(scores)
+    stage = stages_of(model, epochs=len(scores), metric=lambda: scripted, score_epochs=count)[0]
+    records = Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    means = []
+    for epoch in range(len(scores)):
+        window = scores[max(0, epoch - count + 1) : epoch + 1]
+        means.append(sum(window) / len(window))
+    assert max(record.epoch for record in records if record.best) == means.index(max(means)) + 1
+
+
 def test_unknown_labels_train_as_if_left_out():
     unknown = [b._replace(concepts=b.concepts.clone().index_fill_(1, torch.tensor([2]), torch.nan)) for b in TRAIN]
     model = tiny_model()
