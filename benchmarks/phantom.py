@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
+from measuring import append, arguments_told, finished, machine_line, markdown, replace_block, table, write_json
 from phantom_rows import COMPLETENESS, DISEASE_FIGURES, ROWS, Scale, run_row
 
 Result = Mapping[str, Any]
@@ -126,16 +126,6 @@ WHERE = ("--results", "--seen", "--page", "--json", "--threads", "--jobs", "--bl
 """Options that figures do not depend on."""
 
 
-def told(arguments: Sequence[str]) -> list[str]:
-    """The arguments that say what was computed."""
-    kept, skip = [], False
-    for one in arguments:
-        skip = (skip and not one.startswith("--")) or one in WHERE
-        if not skip and one != "--table":
-            kept.append(one)
-    return kept
-
-
 def train_rows(options: argparse.Namespace, scale: Scale) -> None:
     """Train what is not finished, seed by seed, so that a table is there early."""
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -182,7 +172,7 @@ def main() -> None:
         )
     print(f"{scale}; {machine_line()}")
     if options.page is not None:
-        replace_block(options.page, options.block, document(tables, scale, told(sys.argv[1:])))
+        replace_block(options.page, options.block, document(tables, scale, arguments_told(sys.argv[1:], WHERE)))
     if options.json is not None:
         write_json(options.json, {"scale": scale, "tables": tables})
 
