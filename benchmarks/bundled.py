@@ -28,7 +28,7 @@ MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
     "phantom-csr": ("prototypes", "small_cnn_s4"),
     "phantom-cbm": ("concepts", "small_cnn_s4_w64"),
 }
-EPOCHS = {"concepts": 8, "prototypes": 10, "task": 10}
+EPOCHS = {"concepts": 8, "prototypes": 10}  # the task head is solved for
 LICENSE = "Apache-2.0"
 DESCRIPTION = (
     "Trained on drawn chest radiographs (the phantom of conceptcam), to try the library on at once. It has "

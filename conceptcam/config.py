@@ -30,6 +30,7 @@ _SERIES: dict[str, tuple[int, float, float]] = {
 
 # What the numbers of a record may be; NaN is an undefined one.
 _PROBABILITIES = ("thresholds", "typical_present", "typical_absent")
+_WEIGHTS = ("concept_weights", "task_weights")
 _EVIDENCE = ("evidence_present", "evidence_absent")
 _CALIBRATION = ("calibration", "task_calibration")
 _TEXTS = (
@@ -177,6 +178,9 @@ class TrainingRecord:
         unlike_source: What that distance is, in words.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
+        concept_weights: Concept name -> weight of its positives against its negatives in training, 1 if both counted
+            alike. They make uncalibrated probabilities of rare concepts too high. Empty if nobody stated them.
+        task_weights: Task name -> the same, or the weight of the class for a multi-class task.
         metrics: Metric name -> value.
         measured_on: Which images `metrics` were measured on, in words.
         license: License of these weights, an identifier as in SPDX; empty if nobody stated one.
@@ -197,6 +201,8 @@ class TrainingRecord:
     unlike_source: str = ""
     thresholds_source: str = ""
     training_data: str = ""
+    concept_weights: Mapping[str, float] = field(default_factory=dict)
+    task_weights: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: str = ""
     license: str = ""
@@ -207,7 +213,7 @@ class TrainingRecord:
             raise ValueError(f"`stages` must be a sequence of names, got {brief(self.stages)}")
         object.__setattr__(self, "stages", tuple(self.stages))
         check_names("stages", self.stages, at_least=0)
-        for name in (*_PROBABILITIES, *_EVIDENCE, *_CALIBRATION, "metrics"):
+        for name in (*_PROBABILITIES, *_WEIGHTS, *_EVIDENCE, *_CALIBRATION, "metrics"):
             object.__setattr__(self, name, _numbers_by_name(name, getattr(self, name)))
         for name in _TEXTS:
             if not isinstance(getattr(self, name), str):
@@ -266,12 +272,12 @@ class TrainingRecord:
         if compares:
             record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
         if parts:
-            record = dataclasses.replace(record, task_calibration={})
+            record = dataclasses.replace(record, task_calibration={}, task_weights={})
         if "backbone" in parts:
             record = dataclasses.replace(record, feature_statistics="", unlike_from=math.nan, unlike_source="")
         if not sees:
             return record
-        record = dataclasses.replace(record, calibration={}, calibration_source="")
+        record = dataclasses.replace(record, calibration={}, calibration_source="", concept_weights={})
         return dataclasses.replace(record, thresholds={}, typical_present={}, typical_absent={}, thresholds_source="")
 
 
@@ -282,7 +288,7 @@ def _numbers_by_name(field_name: str, values: object) -> dict[str, Any]:
         kind = "lists of numbers" if rows else "numbers"
         raise ValueError(f"`{field_name}` must map names to {kind}, got {brief(values)}")
     check_names(field_name, list(values), at_least=0)
-    bounds = () if field_name in ("metrics", *_CALIBRATION) else (0, 1)
+    bounds = () if field_name in ("metrics", *_CALIBRATION) else (0,) if field_name in _WEIGHTS else (0, 1)
     found: dict[str, Any] = {}
     for key, value in values.items():
         what = f"`{field_name}` of {key!r}"

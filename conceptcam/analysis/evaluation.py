@@ -44,12 +44,12 @@ from conceptcam.metrics.classification import (
     thresholds_at,
     top_accuracy,
     typical_probabilities,
-    typical_values,
     well_supported,
 )
 from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import typical_evidence_of
 from conceptcam.model.novelty import can_tell
 from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
@@ -384,11 +384,8 @@ def fit_thresholds(
 
     evidence: dict[str, Any] = {}
     if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages:
-        each = labels[..., None].expand(answers.evidence.shape).flatten(1)  # a column per prototype
-        typical = [
-            values.view(answers.evidence.shape[1:]) for values in typical_values(answers.evidence.flatten(1), each)
-        ]
-        evidence = {"evidence_present": by_name(typical[0]), "evidence_absent": by_name(typical[1])}
+        typical = typical_evidence_of(answers.evidence, labels)
+        evidence = {"evidence_present": by_name(typical.present), "evidence_absent": by_name(typical.absent)}
     model.record = dataclasses.replace(
         model.record,
         thresholds=by_name(thresholds),

@@ -11,6 +11,7 @@ from conceptcam.analysis.intervention import Word, typical_evidence
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.classification import macro_average, task_scores, top_accuracy
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import TypicalEvidence, correct_evidence
 from conceptcam.model.device import eval_mode
 from conceptcam.model.predictions import concept_probabilities
 from conceptcam.model.taught import check_taught
@@ -108,12 +109,8 @@ def _answered_evidence(model: ConceptModel, evidence: Tensor, labels: Tensor, an
     """(N, K, M) evidence of each concept as it is once the concept is answered; its own where nobody knows."""
     if answers == "self":
         return evidence
-    present, absent = (
-        typical_evidence(model.config, model.record, word).to(evidence).expand_as(evidence) for word in get_args(Word)
-    )
-    true = (labels if answers == "right" else 1 - labels)[..., None]
-    # A soft label is an answer in part.
-    told = torch.where(true.isnan(), evidence, absent.lerp(present, true.nan_to_num().to(evidence)))
+    present, absent = (typical_evidence(model.config, model.record, word) for word in get_args(Word))
+    told = correct_evidence(evidence, labels if answers == "right" else 1 - labels, TypicalEvidence(present, absent))
     if lacking := told.isnan().any(dim=-1).any(dim=0).nonzero()[:, 0].tolist():
         names = [model.config.concepts[k] for k in lacking]
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,12 @@ class LinearSolver:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}")
 
     def solve(
-        self, evidence: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+        self,
+        evidence: Tensor,
+        targets: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        groups: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The best weights (T, K, M) and bias (T,), of the type of the evidence.
 
@@ -63,6 +68,8 @@ class LinearSolver:
             targets: (N, T), handed to `loss` in double precision. To choose `l2`, rows that are held out are handed to
                 it as NaN, which is unknown.
             loss: Of task logits and targets, both (N, T), or (4 N, T) with concept dropout; a scalar, convex.
+            groups: (N,) such as the image that each row comes from: to choose `l2`, rows of a group are held out
+                together. None holds out single rows.
 
         Raises:
             ValueError: If there are fewer than two samples.
@@ -74,7 +81,7 @@ class LinearSolver:
             raise FloatingPointError("evidence to solve the task head from is not finite")
         l2 = self.l2
         if l2 is None:
-            return self.with_best_l2(evidence, targets, loss).solve(evidence, targets, loss)
+            return self.with_best_l2(evidence, targets, loss, groups=groups).solve(evidence, targets, loss)
         raw = evidence.detach().double()
         mean, scale = raw.mean(dim=0), raw.std(dim=0).clamp(min=1e-6)
         standard, targets = self._drop((raw - mean) / scale), targets.detach().double()
@@ -103,12 +110,19 @@ class LinearSolver:
         return weight.to(evidence.dtype), (bias - (weight * mean).sum(dim=(-2, -1))).to(evidence.dtype)
 
     def with_best_l2(
-        self, evidence: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+        self,
+        evidence: Tensor,
+        targets: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        groups: Sequence[int] | None = None,
     ) -> "LinearSolver":
         """This solver with the penalty that cross-validation finds best; arguments are those of `solve`."""
-        if not 2 * _FOLDS <= len(evidence) <= _MOST_TO_FOLD:
-            return dataclasses.replace(self, l2=0.1 if len(evidence) < 2 * _FOLDS else min(L2_GRID))
-        fold = make_folds(targets.cpu(), _FOLDS).to(targets.device)[:, None]
+        samples = len(evidence) if groups is None else len(set(groups))
+        if not 2 * _FOLDS <= samples <= _MOST_TO_FOLD:
+            return dataclasses.replace(self, l2=0.1 if samples < 2 * _FOLDS else min(L2_GRID))
+        named = None if groups is None else [f"group {one}" for one in groups]  # an empty name is a group of its own
+        fold = make_folds(targets.cpu(), _FOLDS, named).to(targets.device)[:, None]
         losses = dict.fromkeys(L2_GRID, 0.0)
         for l2 in L2_GRID:
             solver = dataclasses.replace(self, l2=l2, steps=min(self.steps, _FOLD_STEPS))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from conceptcam.config import ConceptConfig, ProjectorKind
 from conceptcam.data.batch import ConceptBatch, ConceptDataset
 from conceptcam.data.image_cache import LIMIT as IMAGE_CACHE_LIMIT
+from conceptcam.losses.class_weights import WeightStrategy, compute_class_weight, compute_pos_weight
 from conceptcam.losses.classification import Strategy, class_balanced_loss
 from conceptcam.training.decisions import decide
 from conceptcam.training.options import TrainerOptions, option
@@ -79,6 +80,12 @@ class RunOptions(TrainerOptions):
     )
     solve_task: bool | None = option(
         None, "whether to solve for the weights of the task head at once; without it, the preset decides", yes_no=True
+    )
+    corrections: bool | None = option(
+        None,
+        "whether the task head also learns from rows with true concepts, so that it profits from corrections; without "
+        "it, the preset decides: recommended does",
+        yes_no=True,
     )
     num_workers: int = option(0, "processes that load images", at_least=0, metavar="N")
     image_cache: str | Path | None = option(
@@ -148,6 +155,7 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
         if train.tasks
         else None,
         layer_decay=options.layer_decay,
+        corrections=options.corrections,
         **decisions.stage_options,
     )
     return RunPlan(config, stages, decisions.reason)
@@ -166,6 +174,25 @@ def loss_strategies(options: RunOptions) -> dict[str, Strategy]:
         return {"concepts": options.imbalance, "tasks": options.imbalance}
     usual: Strategy = "ratio" if get_preset(options.preset).uses_losses else "none"
     return {"concepts": usual, "tasks": usual}
+
+
+def class_weights(
+    options: RunOptions, config: ConceptConfig, train: ConceptDataset
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The weights of rare concepts and of rare tasks in training by name; empty if the loss has none."""
+    chosen = loss_strategies(options)
+    exclusive = config.task_kind == "multiclass"
+    sides = (
+        (chosen["concepts"], config.concepts, train.concept_labels, compute_pos_weight),
+        (chosen["tasks"], config.tasks, train.task_labels, compute_class_weight if exclusive else compute_pos_weight),
+    )
+    concepts, tasks = (
+        dict(zip(names, compute(labels, strategy=cast(WeightStrategy, strategy)).tolist(), strict=True))
+        if names and strategy in get_args(WeightStrategy)
+        else {}
+        for strategy, names, labels, compute in sides
+    )
+    return concepts, tasks
 
 
 def loader(dataset: ConceptDataset, options: RunOptions, *, shuffle: bool = False) -> DataLoader[ConceptBatch]:

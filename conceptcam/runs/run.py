@@ -21,7 +21,7 @@ from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.splits import save_split
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
-from conceptcam.runs.options import RunOptions, loader, make_plan, options_to_dict, trainer_options
+from conceptcam.runs.options import RunOptions, class_weights, loader, make_plan, options_to_dict, trainer_options
 from conceptcam.runs.reports import MapHistory, draw_learning, save_explanations
 from conceptcam.runs.review import review
 from conceptcam.training import distributed
@@ -220,7 +220,10 @@ def _train(
                 train.augmentation = None
                 with seeded(options.seed):  # a table may be sorted
                     fit_novelty(model, loader(train, options, shuffle=True), loader(val, options))
-            model.record = dataclasses.replace(model.record, training_data=training_data)
+            concept_weights, task_weights = class_weights(options, model.config, train)
+            model.record = dataclasses.replace(
+                model.record, training_data=training_data, concept_weights=concept_weights, task_weights=task_weights
+            )
             if distributed.is_main_process():
                 write_history(run.history, results)  # a resumed run may have found it gone
                 model.save_pretrained(run.path)

@@ -39,10 +39,12 @@ class Source(Protocol):
 
     forward: Callable[..., Any]
     """What to call with the model and the inputs."""
-    cached: bool
-    """Whether the outputs of frozen parts are read from a cache."""
     divided: bool
     """Whether each process has its own rows, so that gradients must be summed."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether the outputs of frozen parts are read from a cache."""
 
     def load(self, plan: EpochPlan, start: int = 0) -> Iterator[StepInput]:
         """The inputs of each batch of a plan, from the batch numbered `start` on.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from conceptcam.config import from_json, to_json
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import TypicalEvidence
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
 from conceptcam.training.checkpoints import (
@@ -28,12 +29,13 @@ from conceptcam.training.checkpoints import (
     fingerprint,
     stop_held_back,
 )
+from conceptcam.training.corrections import CorrectedInputs, collect_typical
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
 from conceptcam.training.inputs import Source, StepInput
 from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.options import TrainerOptions
-from conceptcam.training.passes import collect_vectors, no_batches, validate
+from conceptcam.training.passes import collect_vectors, no_batches, plan_without_drawing, validate
 from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.solvers import solve_stage
@@ -72,6 +74,7 @@ class TrainingLoop:
         self.epoch_random: dict[str, Any] | None = None  # the random states that this epoch started from
         self.saved: dict[str, Any] = {}  # what is still to be taken from the checkpoint resumed from
         self.digests: dict[str, str] = {}  # of the data, by what of them
+        self.typical: tuple[Tensor, ...] | None = None  # evidence, in a stage that learns from corrections
         self.checkpoints: Checkpoints | None = None
         if folder is not None:
             self.checkpoints = Checkpoints(Path(folder).expanduser(), self.options.keep_checkpoints)
@@ -100,11 +103,18 @@ class TrainingLoop:
         if stage.solver is not None:
             self._solve(stage, train, val)
         else:
-            self._run_epochs(stage, train, val)
+            self._run_epochs(stage, self._corrected(train) if stage.corrections else train, val)
+            self.typical = None
         self._warn_of_undefined_score(stage, self.state.records[1 - self.state.epoch :])
         self.model.record = self.model.record.after(stage.name, stage.parts)
         self.state.start_stage(self.state.stage + 1)
         self._save(None)
+
+    def _corrected(self, train: Source) -> Source:
+        """The training data of a task stage with corrected concepts in part of the rows."""
+        # Augmented or shuffled data would give others when the run resumes, so checkpoints keep what was typical.
+        self.typical = self.saved.pop("typical", None) or collect_typical(train, plan_without_drawing(self.train))
+        return CorrectedInputs(train, TypicalEvidence(*self.typical))
 
     def _solve(self, stage: Stage, train: Source, val: Source) -> None:
         """Give a stage's parts their best weights at once, as one epoch."""
@@ -243,8 +253,8 @@ class TrainingLoop:
         self.val.set_random_state(saved["loaders"][1])
         set_random_states(saved["random"][distributed.rank()], self.device)
         # What belongs to a stage and an epoch is taken when they begin.
-        names = ("optimizer", "epoch_random", "random") if self.state.batches else ("optimizer",)
-        self.saved = {name: saved[name] for name in names if saved[name] is not None}
+        names = ("optimizer", "typical", "epoch_random", "random") if self.state.batches else ("optimizer", "typical")
+        self.saved = {name: saved[name] for name in names if saved.get(name) is not None}
         if self.state.stage < len(self.stages):
             stage = self.stages[self.state.stage].name
             log.info("resumed at stage %s, epoch %d, batch %d", stage, self.state.epoch, self.state.batches)
@@ -268,6 +278,7 @@ class TrainingLoop:
             "random": random_now,
             "loaders": (self.train.random_state(), self.val.random_state()),
             "epoch_random": self.epoch_random,
+            "typical": None if self.typical is None else tuple(self.typical),
         }
         self.checkpoints.save(self.state.steps, content)
 

@@ -58,6 +58,7 @@ class Preset:
             prototypes are put at the centres of clusters. A loss given here is learned from in one row, from random
             prototypes. Prototypes that are placed (`placement` of `stages`) learn from no loss.
         schedule: Of the learning rates.
+        corrections: Whether the task head also learns from corrected concepts; see `Stage`.
         uses_losses: Whether `concept_loss` and `task_loss` of `stages` are used; otherwise the losses are plain.
         adapts: Whether `decide` may change config and stages by the number of images.
     """
@@ -67,6 +68,7 @@ class Preset:
     concept_loss: Callable[[Loss | Literal["bce"]], nn.Module]
     prototype_loss: PrototypeLoss | None = None
     schedule: Schedule = "constant"
+    corrections: bool = False
     uses_losses: bool = True
     adapts: bool = False
 
@@ -88,6 +90,7 @@ class Preset:
         concept_solver: ConceptSolver | None = None,
         placement: PrototypePlacement | None = None,
         task_solver: LinearSolver | None = None,
+        corrections: bool | None = None,
     ) -> tuple[Stage, ...]:
         """Concepts, then prototypes, then the task; each stage freezes what the stages before it have taught.
 
@@ -107,6 +110,8 @@ class Preset:
             concept_solver: Finds the weights of the concept head at once, on a frozen backbone.
             placement: Finds projector and prototypes at once.
             task_solver: Finds the weights of the task head at once; the third stage then has one epoch.
+            corrections: Whether the task head also learns from rows with true concepts, so that it profits from
+                corrections; None does as the preset does. See `conceptcam.training.corrections`.
 
         Raises:
             ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for, or
@@ -140,6 +145,7 @@ class Preset:
             rows.append(prototype_stage(self.prototype_loss, lr=second, epochs=count["prototypes"], **options))
         if config.tasks:
             options |= {"solver": task_solver, "epochs": 1 if task_solver else count["task"]}
+            options |= {"corrections": self.corrections if corrections is None else corrections}
             rows.append(task_stage(config, task_loss, lr={"task_head": rates.task}, **options))
         return tuple(rows)
 
@@ -180,6 +186,7 @@ _PRESETS: dict[str, Preset] = {
         rates=Rates(scratch=3e-3, pretrained=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
         concept_loss=lambda loss: BBoxGuidedConceptLoss(classification=loss),
         schedule="cosine",
+        corrections=True,
         adapts=True,
     ),
     # The original document to the letter: what it calls for, not what measured best.

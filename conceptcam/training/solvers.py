@@ -14,6 +14,7 @@ from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.model.outputs import ConceptPart, TaskPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
+from conceptcam.training.corrections import corrected_copies
 from conceptcam.training.inputs import Source, StepInput
 from conceptcam.training.passes import no_batches, plan_without_drawing
 from conceptcam.training.prototype_init import PrototypePlacement, fit_projector, init_prototypes
@@ -78,16 +79,20 @@ def _solve_task_head(model: ConceptModel, stage: Stage, solver: LinearSolver, in
     concepts = torch.cat([batch.concepts for _, batch in rows])
     targets = torch.cat([batch.targets for _, batch in rows])
     loss_fn = copy.deepcopy(stage.loss_fn).cpu() if isinstance(stage.loss_fn, nn.Module) else stage.loss_fn
+    learned = corrected_copies(evidence, concepts) if stage.corrections else evidence
 
     def loss(task_logits: Tensor, truth: Tensor) -> Tensor:
         copies = len(truth) // len(targets)
-        everything = ConceptBatch(evidence.new_empty(len(truth), 0), concepts.repeat(copies, 1), truth)
-        return loss_fn(TaskPart(evidence.to(task_logits).repeat(copies, 1, 1), task_logits), everything)
+        read = learned.repeat(len(truth) // len(learned), 1, 1)
+        everything = ConceptBatch(read.new_empty(len(truth), 0), concepts.repeat(copies, 1), truth)
+        return loss_fn(TaskPart(read.to(task_logits), task_logits), everything)
 
-    weight, bias = solver.solve(evidence, targets, loss)
+    copies = len(learned) // len(evidence)
+    images = list(range(len(evidence))) * copies
+    weight, bias = solver.solve(learned, targets.repeat(copies, 1), loss, groups=images)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return loss(copy.deepcopy(head).cpu()(evidence), targets).item()
+    return loss(copy.deepcopy(head).cpu()(learned), targets.repeat(copies, 1)).item()
 
 
 def _solve_concept_head(model: ConceptModel, stage: Stage, solver: ConceptSolver, inputs: _Inputs) -> float:

@@ -159,6 +159,8 @@ class Stage:
             samples as one batch, without images and boxes; a `ConceptSolver` those of the concept head in a stage
             with `CONCEPT_FORWARD`; a `PrototypePlacement` projector and prototypes in a stage with
             `PLACEMENT_FORWARD`. `lr`, schedule and decay are not used.
+        corrections: Whether a stage with `TASK_FORWARD` also learns from rows in which true concepts take the place of
+            what the model saw; see `conceptcam.training.corrections`. Its loss in `history.csv` is of the same rows.
         epochs: Passes over the training data; 1 if there is a solver.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.
@@ -181,6 +183,7 @@ class Stage:
     compared: Compared = "present"
     on_start: Callable[[ConceptModel, Tensor, Tensor], None] | None = None
     solver: LinearSolver | ConceptSolver | PrototypePlacement | None = None
+    corrections: bool = False
     epochs: int = 10
     schedule: Schedule = "constant"
     warmup: float = 0.05
@@ -198,6 +201,13 @@ class Stage:
             raise ValueError(f"`score_epochs` of stage {self.name!r} must be at least 1, got {self.score_epochs}")
         if self.on_start is not None and self.forward is not PROTOTYPE_FORWARD:
             raise ValueError(f"stage {self.name!r} has `on_start`, so its `forward` must be `PROTOTYPE_FORWARD`")
+        if self.corrections and (
+            self.forward is not TASK_FORWARD or set(self.parts) & {*_SEEING, "projector", "prototypes"}
+        ):
+            raise ValueError(
+                f"stage {self.name!r} has `corrections`, so it must teach the task head alone, with `TASK_FORWARD`; it "
+                f"teaches {list(self.parts)}"
+            )
         if self.solver is not None:
             forward, parts = _SOLVED[type(self.solver)]
             if self.forward is not forward or not set(self.parts) <= set(parts) or self.epochs != 1:

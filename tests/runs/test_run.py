@@ -535,3 +535,20 @@ def test_a_run_json_that_no_run_wrote_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run.json (cannot be read: it |was not written by a run).*; choose another"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("imbalance", [None, "sqrt", "none", "focal"])
+def test_the_record_keeps_the_class_weights_of_training(tmp_path, imbalance):
+    train = Squares(16, 0)
+    record = run(tmp_path / "run", train=train, imbalance=imbalance).record
+    counts = [(float((column == 1).sum()), float((column == 0).sum())) for column in train.concept_labels.T]
+    expected = {
+        None: [negatives / positives for positives, negatives in counts],
+        "sqrt": [(negatives / positives) ** 0.5 for positives, negatives in counts],
+        "none": [1, 1, 1],
+        "focal": [],
+    }[imbalance]
+    assert list(record.concept_weights.values()) == pytest.approx(expected)
+    assert len(record.task_weights) == (0 if imbalance == "focal" else 2)
+    again = ConceptModel.from_pretrained(tmp_path / "run").record
+    assert (again.concept_weights, again.task_weights) == (record.concept_weights, record.task_weights)

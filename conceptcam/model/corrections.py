@@ -1,0 +1,40 @@
+"""What a correction by a person puts in the place of evidence: that which is typical of a present or absent concept."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from conceptcam.metrics.classification import typical_values
+
+
+class TypicalEvidence(NamedTuple):
+    """Evidence that is typical of each concept; each (K, M), NaN where no image tells."""
+
+    present: Tensor
+    """Of images that have the concept."""
+    absent: Tensor
+    """Of images that lack it."""
+
+
+def typical_evidence_of(evidence: Tensor, labels: Tensor) -> TypicalEvidence:
+    """The median evidence of images that have and that lack each concept.
+
+    Args:
+        evidence: (N, K, M).
+        labels: (N, K) in [0, 1], NaN where unknown.
+    """
+    each = labels[..., None].expand(evidence.shape).flatten(1)  # a column per prototype
+    present, absent = typical_values(evidence.flatten(1), each)
+    return TypicalEvidence(present.view(evidence.shape[1:]), absent.view(evidence.shape[1:]))
+
+
+def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence) -> Tensor:
+    """Evidence (N, K, M) as it is once every known label (N, K) is given.
+
+    A soft label lies in between. Evidence of an unknown label stays. It is NaN where a typical value is needed and
+    nobody knows it.
+    """
+    present, absent = (part.to(evidence).expand_as(evidence) for part in typical)
+    true = labels[..., None]
+    return torch.where(true.isnan(), evidence, absent.lerp(present, true.nan_to_num().to(evidence)))
