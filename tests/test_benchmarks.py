@@ -14,6 +14,7 @@ from conceptcam import ConceptBatch, ConceptBoxes, ConceptItem, ConceptModel, Ph
 from conceptcam.data.phantom import PhantomConfig
 from conceptcam.data.phantom.dataset import PhantomData
 from conceptcam.losses import box_localization_loss
+from conceptcam.metrics import per_label_metrics
 from conceptcam.training.optimizer import parameter_groups
 from conceptcam.training.presets import get_preset
 
@@ -395,3 +396,22 @@ def test_stages_2_and_3_end_with_the_same_weights_in_each_way():
         "plain pass", "kept in memory", "kept on disk", "anew in each epoch"
     ]  # fmt: skip
     assert rows[0]["of a plain pass"] == 1 and [row["same weights"] for row in rows] == [None, True, True, None]
+
+
+def test_coverage_counts_the_intervals_that_hold_the_truth():
+    intervals = script("intervals")
+    auroc, average = intervals.truths(0.3, 1.0)
+    labels = (torch.rand(40_000, 1) < 0.3).double()
+    found = per_label_metrics(torch.randn(40_000, 1).double() + labels, labels)
+    assert float(found.auroc) == pytest.approx(auroc, abs=0.01)
+    assert float(found.average_precision) == pytest.approx(average, abs=0.02)
+    whole = lambda logits, labels, seed: [(0.0, 1.0), (0.9, 1.0)]  # noqa: E731
+    assert intervals.coverage((30, 0.3, 1.0), whole, 4) == [(1.0, 1.0), (0.0, pytest.approx(0.1))]
+    assert [len(method(found_logits(), labels[:30], 0)) for method in (intervals.percentile, intervals.chosen)] == [
+        2,
+        2,
+    ]
+
+
+def found_logits() -> torch.Tensor:
+    return torch.randn(30, 1).double()

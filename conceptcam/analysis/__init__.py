@@ -21,6 +21,13 @@ if TYPE_CHECKING:
         explain_images as explain_images,
     )
     from conceptcam.analysis.export import ExportReport as ExportReport, export_model as export_model
+    from conceptcam.analysis.faithfulness import (
+        RandomizationScores as RandomizationScores,
+        RemovalScores as RemovalScores,
+        measure_faithfulness as measure_faithfulness,
+        randomization_check as randomization_check,
+        removal_effects as removal_effects,
+    )
     from conceptcam.analysis.figures import overlay as overlay, save_png as save_png
     from conceptcam.analysis.fitting import fit_calibration as fit_calibration, fit_novelty as fit_novelty
     from conceptcam.analysis.inspection_report import inspection_page as inspection_page
@@ -35,6 +42,12 @@ if TYPE_CHECKING:
         InterventionCurve as InterventionCurve,
         intervention_curve as intervention_curve,
     )
+    from conceptcam.analysis.leakage import (
+        HardSoftFigures as HardSoftFigures,
+        hard_soft_figures as hard_soft_figures,
+        measure_leakage as measure_leakage,
+    )
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
+    from conceptcam.analysis.spatial_curves import SpatialCurve as SpatialCurve, spatial_curve as spatial_curve
 
 __getattr__, __dir__ = hand_on(__name__)

@@ -242,7 +242,7 @@ def apply_interventions(
         raise ValueError(f"need one intervention per image, got {len(interventions)} of {len(output.concept_logits)}")
     for intervention in interventions:
         intervention.check_fits(model.config)
-    output = _weigh_places(model, output, _place_weights(model.config, output, interventions))
+    output = weigh_places(model, output, _place_weights(model.config, output, interventions))
     output = _answer(model, output, interventions)
     evidence = output.evidence.clone()
     for image, intervention in enumerate(interventions):
@@ -337,8 +337,11 @@ def _covered(places: Any, grid: tuple[int, int]) -> Tensor:
     return ConceptBoxes(drawn.float(), none, none).coverage((1, 1, *grid))[0, 0]
 
 
-def _weigh_places(model: ConceptModel, output: ConceptOutput, weights: Tensor | None) -> ConceptOutput:
-    """The output with weighted maps, and concept logits and evidence taken from them anew."""
+def weigh_places(model: ConceptModel, output: ConceptOutput, weights: Tensor | None) -> ConceptOutput:
+    """The output with maps weighted by (B, K, h, w) in [0, 1], and concept logits and evidence taken from them anew.
+
+    A concept whose places all weigh 1 stays as it is, to the bit; so does everything if there are no weights.
+    """
     if weights is None:
         return output
     maps = weigh_logits(output.concept_maps, weights)

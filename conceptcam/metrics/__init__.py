@@ -33,12 +33,44 @@ if TYPE_CHECKING:
         typical_values as typical_values,
         well_supported as well_supported,
     )
+    from conceptcam.metrics.components import best_overlaps as best_overlaps
+    from conceptcam.metrics.detection import (
+        DetectionMetrics as DetectionMetrics,
+        DetectionScores as DetectionScores,
+        find_alarms as find_alarms,
+        normalize_maps as normalize_maps,
+        pixel_average_precision as pixel_average_precision,
+        pixel_counts as pixel_counts,
+    )
+    from conceptcam.metrics.faithfulness import (
+        FaithfulnessMetrics as FaithfulnessMetrics,
+        FaithfulnessScores as FaithfulnessScores,
+        PerturbationCurves as PerturbationCurves,
+        blurred as blurred,
+        curve_areas as curve_areas,
+        perturbation_curves as perturbation_curves,
+        rank_correlation as rank_correlation,
+    )
+    from conceptcam.metrics.information import (
+        concept_task_leakage as concept_task_leakage,
+        entropy as entropy,
+        exchange_within_labels as exchange_within_labels,
+        interconcept_leakage as interconcept_leakage,
+        mutual_information as mutual_information,
+    )
     from conceptcam.metrics.intervals import (
         Interval as Interval,
         LabelIntervals as LabelIntervals,
         bootstrap_interval as bootstrap_interval,
         label_intervals as label_intervals,
         resample_counts as resample_counts,
+    )
+    from conceptcam.metrics.leakage import (
+        LeakageMetrics as LeakageMetrics,
+        LeakageScores as LeakageScores,
+        completeness as completeness,
+        niche_impurity as niche_impurity,
+        oracle_impurity as oracle_impurity,
     )
     from conceptcam.metrics.localization import (
         LocalizationMetrics as LocalizationMetrics,
@@ -60,6 +92,14 @@ if TYPE_CHECKING:
         feature_distance as feature_distance,
         fit_feature_statistics as fit_feature_statistics,
     )
+    from conceptcam.metrics.prototype_parts import (
+        PrototypeParts as PrototypeParts,
+        PrototypePartScores as PrototypePartScores,
+        add_noise as add_noise,
+        prototype_reliance as prototype_reliance,
+        relevance_agreement as relevance_agreement,
+        shown_parts as shown_parts,
+    )
     from conceptcam.metrics.prototypes import (
         PrototypeAccuracy as PrototypeAccuracy,
         PrototypeHealth as PrototypeHealth,
@@ -68,6 +108,13 @@ if TYPE_CHECKING:
         prototype_health as prototype_health,
         prototype_purity as prototype_purity,
         prototype_usage as prototype_usage,
+    )
+    from conceptcam.metrics.regions import (
+        RegionMetrics as RegionMetrics,
+        RegionScores as RegionScores,
+        box_regions as box_regions,
+        map_logits as map_logits,
+        region_scores as region_scores,
     )
 
 __getattr__, __dir__ = hand_on(__name__)

@@ -1,18 +1,20 @@
 import dataclasses
+import math
 
 import pytest
 import torch
 
+from conceptcam.analysis import intervention_curves as curves
 from conceptcam.analysis.evaluation import evaluate, fit_thresholds
 from conceptcam.analysis.intervention import Intervention, apply_interventions
 from conceptcam.analysis.intervention_curves import intervention_curve
-from conceptcam.metrics.classification import per_label_metrics
+from conceptcam.metrics.classification import per_label_metrics, task_scores
 from tests.worlds import CONCEPTS, Squares, batches, tiny_model
 
 DATA = Squares(40, 2)
 TEST = batches(DATA)
 BOTH = pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
-POLICIES = ("random", "ucp", "lcp", "cctp")
+POLICIES = ("random", "ucp", "lcp", "cctp", "ectp", "eudtp")
 
 
 def taught(bottleneck="prototypes", **changes):
@@ -78,6 +80,75 @@ def test_all_policies_meet_at_none_and_all_answers(bottleneck):
     for curve in curves:
         assert curve.counts.tolist() == [0, 1, 3]
         assert curve.auroc[[0, 2]].tolist() == curves[0].auroc[[0, 2]].tolist()
+
+
+def bernoulli(logits):
+    return [1 / (1 + math.exp(-value)) for value in logits.tolist()]
+
+
+def slow_gain(policy, before, after):
+    """Divergence of two tasks, or decrease of their entropy, from their probabilities."""
+
+    def entropy(said):
+        return -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in said)
+
+    if policy == "eudtp":
+        return entropy(before) - entropy(after)
+    return sum(
+        new * math.log(new / old) + (1 - new) * math.log((1 - new) / (1 - old))
+        for new, old in zip(after, before, strict=True)
+    )
+
+
+@pytest.mark.parametrize("policy", ["ectp", "eudtp"])
+@BOTH
+def test_expectations_are_taken_anew_after_each_answer(bottleneck, policy):
+    model = taught(bottleneck)
+    output, labels = output_of(model), DATA.concept_labels
+    labels = labels.clone()
+    labels[0, 1] = math.nan
+    data = [batch._replace(concepts=labels[8 * i : 8 * i + 8]) for i, batch in enumerate(TEST)]
+    curve = intervention_curve(model, data, policy=policy)
+    asked = [{} for _ in range(40)]
+    for count in range(4):
+        told = [Intervention(answers=answers) for answers in asked]
+        logits = apply_interventions(model, output, told).task_logits
+        expected = per_label_metrics(logits, DATA.task_labels).auroc.nanmean()
+        assert float(curve.auroc[count]) == pytest.approx(float(expected), abs=1e-6)
+        for row, answers in enumerate(asked):
+            one = type(output)(*(part[row : row + 1] for part in output))
+            before = bernoulli(logits[row])
+            gains = {}
+            for k, name in enumerate(CONCEPTS):
+                if name in answers or labels[row, k].isnan():
+                    continue
+                p, gains[k] = float(output.concept_logits[row, k].sigmoid()), 0.0
+                for word, chance in (("present", p), ("absent", 1 - p)):
+                    after = apply_interventions(model, one, [Intervention(answers={**answers, name: word})])
+                    gains[k] += chance * slow_gain(policy, before, bernoulli(after.task_logits[0]))
+            if gains:
+                best = max(gains, key=gains.get)
+                answers[CONCEPTS[best]] = answer_of(labels[row, best])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@BOTH
+def test_own_answers_leave_every_task_logit_as_it_is_to_the_bit(bottleneck, policy, monkeypatch):
+    model, seen = taught(bottleneck), []
+    monkeypatch.setattr(curves, "task_scores", lambda logits, *rest: seen.append(logits) or task_scores(logits, *rest))
+    intervention_curve(model, TEST, policy=policy, answers="self")
+    assert len(seen) == 4 and all(torch.equal(logits, seen[0]) for logits in seen)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_expected_change_is_never_negative(exclusive):
+    before, after = torch.randn(50, 3).double() * 4, torch.randn(50, 3).double() * 4
+    assert (curves._divergence(after, before, exclusive) >= 0).all()
+    assert curves._divergence(before, before, exclusive).abs().max() < 1e-12
+    p, q = after.softmax(1), before.softmax(1)
+    if exclusive:
+        torch.testing.assert_close(curves._divergence(after, before, True), (p * (p / q).log()).sum(1))
+        torch.testing.assert_close(curves._uncertainty(before, True), -(q * q.log()).sum(1))
 
 
 def test_right_answers_help_a_right_head_and_wrong_ones_harm_it():

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from scipy import stats
 
 from conceptcam.metrics.classification import per_label_metrics
-from conceptcam.metrics.intervals import bootstrap_interval, label_intervals, resample_counts
+from conceptcam.metrics.intervals import _student, bootstrap_interval, label_intervals, resample_counts
 
 nan = torch.nan
 
@@ -27,7 +28,16 @@ def test_intervals_of_labels_equal_those_of_figures_drawn_one_by_one(groups):
         both = torch.stack([scores.auroc, scores.average_precision])
         return torch.cat([both, both.nanmean(dim=1, keepdim=True)], dim=1)
 
-    slow = bootstrap_interval(figures, 60, groups=groups, draws=40)
+    support = []
+    for label in range(3):
+        sides = {0: {}, 1: {}}  # how far each row, or patient, counts on each side
+        for row, true in enumerate(labels[:, label].tolist()):
+            who = groups[row] if groups else row
+            for side, part in ((1, true), (0, 1 - true)):
+                sides[side][who] = max(sides[side].get(who, 0), 0 if true != true else part)
+        support.append(min(sum(sides[side].values()) for side in sides))
+    support = torch.tensor([*support, support[0] + support[1]])  # the third label has no figures
+    slow = bootstrap_interval(figures, 60, groups=groups, draws=40, support=support)
     for which, (each, mean) in enumerate(((fast[0], fast[2]), (fast[1], fast[3]))):
         for limit in range(3):
             expected = slow[limit][which]
@@ -83,6 +93,36 @@ def test_intervals_hold_the_auroc_in_95_of_100_data_sets():
         return label_intervals(torch.randn(200, 1, generator=random) + labels, labels, draws=400).macro_auroc
 
     assert 0.91 <= coverage(simulate, truth) <= 0.98
+
+
+def simulated(seed, rows, positives, distance):
+    random = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(rows, 1, generator=random) < positives).double()
+    return torch.randn(rows, 1, generator=random) + distance * labels, labels
+
+
+def test_a_skewed_auroc_of_few_positives_is_held_too():
+    truth = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(2 / 2**0.5)).item()
+    held = 0
+    for seed in range(300):
+        logits, labels = simulated(seed, 200, 0.1, 2.0)  # 20 positives, AUROC .921
+        interval = label_intervals(logits, labels, draws=300).macro_auroc
+        held += bool(interval.low <= truth <= interval.high)
+    assert 0.92 <= held / 300 <= 0.98
+
+
+def test_student_is_that_of_scipy():
+    freedom = torch.tensor([3.0, 4, 7.5, 20, 200], dtype=torch.float64)
+    found = _student(torch.tensor(0.975, dtype=torch.float64), freedom)
+    assert found.tolist() == pytest.approx(stats.t.ppf(0.975, freedom).tolist(), rel=0.01)
+
+
+def test_bca_interval_is_that_of_scipy():
+    values = torch.distributions.Exponential(1.0).sample((80,)).double()
+    ours = bootstrap_interval(lambda rows: values[rows].mean(), 80, draws=9000, support=1e9)
+    theirs = stats.bootstrap((values.numpy(),), lambda x, axis: x.mean(axis=axis), n_resamples=9000, rng=0)
+    assert float(ours.low) == pytest.approx(theirs.confidence_interval.low, abs=0.03)  # the middle 95 % ends at 1.274
+    assert float(ours.high) == pytest.approx(theirs.confidence_interval.high, abs=0.03)  # the middle 95 % ends at 1.274
 
 
 def test_with_alike_images_of_a_patient_only_drawing_patients_covers():
