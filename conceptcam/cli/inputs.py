@@ -1,6 +1,8 @@
 """What commands check before they begin: options of training, a folder to write."""
 
 import argparse
+import atexit
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -69,9 +71,22 @@ def output_folder(options: argparse.Namespace, *, resume: bool = False) -> Path:
 
 
 def _new_folder(name: str) -> Path:
-    """A folder of that name in `runs`, or with a number behind it, if another start took it in the same second."""
-    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(folder for folder in (Path("runs", one) for one in names) if not folder.exists())
+    """A folder of that name in `runs`, or with a number behind it, if another start took it in the same second.
+
+    It is made at once, so that no other start takes it, and is gone at the end if nothing was written.
+    """
+    for number in itertools.count(1):
+        folder = Path("runs", name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    atexit.register(_remove_if_empty, folder.absolute())
+    return folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def is_taken(place: Path) -> bool:

@@ -53,6 +53,7 @@ class ConceptBoxes:
     image: Tensor
     # Kept as plain numbers, so that checking an index later needs no wait for the GPU.
     _highest: tuple[int, int] = field(default=(-1, -1), init=False, repr=False)
+    _checked: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.xyxy.ndim != 2 or self.xyxy.shape[1] != 4 or not self.xyxy.is_floating_point():
@@ -80,6 +81,7 @@ class ConceptBoxes:
             if min(self.concept.min(), self.image.min()) < 0:
                 raise ValueError("a box has a negative concept or image index; count from 0")
             object.__setattr__(self, "_highest", (int(self.concept.max()), int(self.image.max())))
+        object.__setattr__(self, "_checked", self._versions())
 
     def __len__(self) -> int:
         return len(self.xyxy)
@@ -169,11 +171,13 @@ class ConceptBoxes:
         return self._map(Tensor.pin_memory)
 
     def check_fits(self, num_images: int, num_concepts: int) -> None:
-        """Refuse boxes of an image or a concept that is not there.
+        """Refuse boxes of an image or a concept that is not there, or that have become invalid since they were made.
 
         Raises:
-            ValueError: Naming the highest index found and the number there is.
+            ValueError: Naming the highest index found and the number there is, or the box.
         """
+        if self._checked != self._versions():  # somebody has changed a tensor in place
+            self.__post_init__()
         concept, image = self._highest
         if concept >= num_concepts:
             raise ValueError(f"a box has concept index {concept}, but there are {num_concepts} concepts")
@@ -233,7 +237,16 @@ class ConceptBoxes:
         changed = copy.copy(self)
         for name in ("xyxy", "concept", "image"):
             object.__setattr__(changed, name, change(getattr(self, name)))
+        same = self._checked == self._versions()
+        object.__setattr__(changed, "_checked", changed._versions() if same else (-1,))
         return changed
+
+    def _versions(self) -> tuple[int, ...]:
+        """How often each tensor was changed in place, as torch counts it; empty where it does not."""
+        tensors = (self.xyxy, self.concept, self.image)
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            return ()
+        return tuple(tensor._version for tensor in tensors)
 
 
 torch.serialization.add_safe_globals([ConceptBoxes])  # `torch.load` reads them with `weights_only=True`

@@ -1,10 +1,13 @@
 """Errors, as a user of the command line reads them."""
 
+import argparse
 import errno
+import time
 
 import pytest
 
 from conceptcam.cli.errors import sentence, tell
+from conceptcam.cli.inputs import output_folder
 
 
 @pytest.mark.parametrize(
@@ -26,3 +29,11 @@ def test_a_users_error_is_a_sentence_without_system_numbers(error, said):
 def test_a_defect_is_no_sentence_and_told_by_its_traceback_alone():
     assert sentence(RuntimeError("shapes differ")) == ""
     assert not tell("")
+
+
+def test_two_starts_in_one_second_take_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    given = [argparse.Namespace(command="train", out=None) for _ in range(3)]
+    names = [str(output_folder(options)) for options in given]  # neither of which has written anything yet
+    assert names == [f"runs/train-20260101-000000{end}" for end in ("", "-2", "-3")]

@@ -324,3 +324,15 @@ def test_boxes_in_pixels_need_the_size_of_their_image():
     with pytest.raises(ValueError, match="expected 0 <= left < right <= 1"):
         ConceptBoxes.from_pixels(torch.tensor([[8, 4, 40, 12]]), [0], (16, 32))
     assert len(ConceptBoxes.from_pixels(torch.zeros(0, 4), [], (16, 32))) == 0
+
+
+def test_boxes_changed_in_place_are_checked_again_where_used():
+    boxes = ConceptBoxes(torch.tensor([[0.1, 0.1, 0.4, 0.4]]), torch.tensor([0]), torch.tensor([0]))
+    boxes.concept[0] = 5  # would be a concept of the next image
+    with pytest.raises(ValueError, match="a box has concept index 5, but there are 3 concepts"):
+        boxes.pair_masks((2, 3, 4, 4))
+    boxes.concept[0] = 2
+    assert boxes.pair_masks((2, 3, 4, 4)).concept.tolist() == [2]
+    boxes.xyxy[0, 2] = float("nan")
+    with pytest.raises(ValueError, match="box 0 is .*nan.*; expected 0 <= left < right <= 1"):
+        boxes.to("cpu").pair_masks((2, 3, 4, 4))
