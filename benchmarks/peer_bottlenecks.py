@@ -59,8 +59,7 @@ Model = Callable[[ConceptBatch], Said]
 
 def run_peer(name: str, seed: int, scale: PeerScale) -> dict[str, Any]:
     """Train one row and measure it."""
-    start = time.perf_counter()
-    data = phantom_data(scale.images, size=scale.size, seed=seed, completeness=scale.completeness)
+    start, data = time.perf_counter(), draw(seed, scale)
     train = PEERS[name]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with warnings.catch_warnings():
@@ -75,6 +74,11 @@ def run_peer(name: str, seed: int, scale: PeerScale) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start),
         "machine": machine(),
     }
+
+
+def draw(seed: int, scale: PeerScale) -> PhantomData:
+    """The images of a seed."""
+    return phantom_data(scale.images, size=scale.size, seed=seed, completeness=scale.completeness)
 
 
 # Ours.
@@ -111,7 +115,8 @@ def _said_by_ours(model: ConceptModel) -> Model:
         def tasks(answers: Tensor) -> Tensor:
             value = answers[..., None].to(present)
             told = absent.lerp(present, value.nan_to_num())
-            return model.task_head(torch.where(value.isnan(), output.evidence, told))
+            own = value.isnan() | told.isnan()  # the latter where validation images do not say what is typical
+            return model.task_head(torch.where(own, output.evidence, told))
 
         return Said(output.concept_logits, tasks)
 

@@ -4,20 +4,22 @@ Every finished training is a line in a file, and a line that is there is not com
 """
 
 import argparse
+import multiprocessing
 import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
-from peer_bottlenecks import PEERS, PeerScale, installed, run_peer
+from peer_bottlenecks import PEERS, PeerScale, draw, installed, run_peer
 from peer_maps import compare_maps, missing
 
 INSTALL = "pip install torchcam grad-cam captum; pip install --no-deps --pre pytorch-concepts"
-WHERE = ("--results", "--page", "--json", "--threads")
+WHERE = ("--results", "--page", "--json", "--threads", "--jobs")
 
 
 def bottleneck_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -64,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--completeness", type=float, default=PeerScale.completeness, help="of the diseases in pixels only"
     )
     asked.add_argument("--results", type=Path, default=Path("peers-results.jsonl"), help="a line per training")
+    asked.add_argument("--jobs", type=int, default=1, help="trainings at a time, each a process")
     asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
     asked.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
     asked.add_argument("--json", type=Path, help="also write the tables here")
@@ -114,17 +117,27 @@ def main() -> None:
 def train(options: argparse.Namespace, scale: PeerScale) -> list[dict[str, Any]]:
     """The results of all rows and seeds that are finished, after training those that are not."""
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.rows]
-    for name, seed in wanted:
-        if options.table or (name, seed) in finished(options.results, scale):
-            continue
-        if not installed(name):
-            print(f"left out, as not installed: {name}; all peers: {INSTALL}")
-            continue
-        result = run_peer(name, seed, scale)
-        append(options.results, result)
-        print(f"{name}, seed {seed}: {result['seconds']} s", file=sys.stderr)
+    if not options.table:
+        for name in options.rows:
+            if not installed(name):
+                print(f"left out, as not installed: {name}; all peers: {INSTALL}")
+        done = finished(options.results, scale)
+        _train([one for one in wanted if one not in done and installed(one[0])], options, scale)
     done = finished(options.results, scale)
     return [done[one] for one in sorted(wanted, key=lambda one: options.rows.index(one[0])) if one in done]
+
+
+def _train(waiting: Sequence[tuple[str, int]], options: argparse.Namespace, scale: PeerScale) -> None:
+    """Train rows, several at a time if asked, and note each as it is finished."""
+    for seed in sorted({seed for _, seed in waiting}):
+        draw(seed, scale)  # into the cache, once for all processes
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        running = [pool.submit(run_peer, name, seed, scale) for name, seed in waiting]
+        for one in as_completed(running):
+            result = one.result()
+            append(options.results, result)
+            print(f"{result['row']}, seed {result['seed']}: {result['seconds']} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ _WHOLE = {"feature_level": (-100, 100), "embed_dim": (1, 2**16), "prototypes_per
 _REAL = {"attention_temperature": (1e-6, 1e6), "pooling_param": (-1e6, 1e6)}
 _SERIES: dict[str, tuple[int, float, float]] = {
     "image_size": (2, 1, 2**14),
-    "mean": (3, -1e3, 1e3),
+    "mean": (3, -1e3, 1e3),  # or 1, of a model of grey images
     "std": (3, 1e-6, 1e3),
 }
+_CHANNELS = (1, 3)
 
 # What the numbers of a record may be; NaN is an undefined one.
 _PROBABILITIES = ("thresholds", "typical_present", "typical_absent")
@@ -59,8 +60,10 @@ class ConceptConfig:
         feature_level: Which of the backbone's feature grids is used, counted as in a Python list; -1 is
             the last and coarsest. An earlier level has more, smaller cells.
         image_size: (H, W) of the input in pixels.
-        mean: Per-channel mean subtracted from images in [0, 1].
-        std: Per-channel standard deviation that images are divided by.
+        in_chans: Channels of the input: 3, or 1 for a model of grey images.
+        mean: Per-channel mean subtracted from images in [0, 1]. Three numbers for a model of one channel become their
+            mean.
+        std: Per-channel standard deviation that images are divided by; as `mean`.
         pooling: Name known to `create_pooling`; turns a concept map into one logit.
         pooling_param: `k` of `topk` (a number of places, or below 1 a fraction of the grid) or `r` of `lse`; None
             takes their default.
@@ -86,8 +89,9 @@ class ConceptConfig:
     task_kind: TaskKind = "multilabel"
     feature_level: int = -1
     image_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    in_chans: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     pooling: str = "max"
     pooling_param: float | None = None
     head_bias: bool = True
@@ -119,12 +123,17 @@ class ConceptConfig:
 
     def _check_numbers(self) -> None:
         """Refuse numbers that no model can have, or that JSON does not know, before the model is trained."""
+        if type(self.in_chans) is not int or self.in_chans not in _CHANNELS:
+            raise ValueError(f"`in_chans` must be 1, for grey images, or 3, got {brief(self.in_chans)}")
         for name, (length, low, high) in _SERIES.items():
             values = getattr(self, name)
-            if len(values) != length:
-                raise ValueError(f"`{name}` needs {length} numbers, got {brief(values)}")
+            wanted = length if name == "image_size" else self.in_chans
+            if len(values) not in (wanted, length):
+                raise ValueError(f"`{name}` needs {wanted} number{'s' * (wanted > 1)}, got {brief(values)}")
             for i, value in enumerate(values):
                 check_number(f"`{name}[{i}]`", value, low, high, whole=name == "image_size")
+            if len(values) > wanted:
+                object.__setattr__(self, name, (sum(values) / len(values),))
         for name, bounds in _WHOLE.items():
             check_number(f"`{name}`", getattr(self, name), *bounds, whole=True)
         for name, limits in _REAL.items():

@@ -35,6 +35,7 @@ measuring, heads, losses, phantom_rows, phantom, bugs = map(
 )
 training, training_steps = map(script, ("training", "training_steps"))
 shortcut, shortcut_rows, difficulty = map(script, ("shortcut", "shortcut_rows", "difficulty"))
+peers, peer_maps, peer_bottlenecks = map(script, ("peers", "peer_maps", "peer_bottlenecks"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
 
@@ -415,3 +416,50 @@ def test_coverage_counts_the_intervals_that_hold_the_truth():
 
 def found_logits() -> torch.Tensor:
     return torch.randn(30, 1).double()
+
+
+@pytest.mark.filterwarnings("ignore")  # peers warn of their own insides
+def test_maps_of_peers_are_those_that_ours_are_timed_against():
+    pytest.importorskip("torchcam")
+    rows = peer_maps.compare_maps("small_cnn_s8", size=32, repeats=1)
+    assert rows[0]["maps of all 22 concepts"] == "ours" and rows[0]["times ours"] == "1.00"
+    assert len(rows) == 3 + 2 * ("grad-cam" not in peer_maps.missing()) + ("captum" not in peer_maps.missing())
+
+
+@pytest.fixture
+def peer_scale(tiny_phantom, monkeypatch):
+    monkeypatch.setattr(peer_bottlenecks, "draw", lambda seed, scale: tiny_phantom)
+    return peer_bottlenecks.PeerScale(images=24, size=64, epochs=(1, 1, 1), batch_size=8)
+
+
+def test_a_bottleneck_is_measured_with_concepts_corrected(peer_scale):
+    result = peer_bottlenecks.run_peer("ours, concepts", 0, peer_scale)
+    (row,) = peers.bottleneck_table([result])
+    assert {"task AUROC", "all corrected", "soft over hard", "beside the concepts"} <= row.keys()
+    assert row["seeds"] == "1" and result["figures"]["task AUROC"] >= 0
+
+
+def test_one_way_to_measure_tells_a_leak_from_a_bottleneck(tiny_phantom, peer_scale):
+    def says(leak: float):
+        def say(batch: ConceptBatch) -> peer_bottlenecks.Said:
+            images = batch.images.float().mean(dim=(1, 2, 3))[:, None]
+            tasks = len(tiny_phantom.test.tasks)
+            return peer_bottlenecks.Said(
+                batch.concepts,
+                lambda told: told.nan_to_num(0).sum(1, keepdim=True).mul(1 - leak) + leak * images * torch.ones(tasks),
+            )
+
+        return say
+
+    own = peer_bottlenecks.measure(says(0.0), tiny_phantom, 0, peer_scale)
+    leaking = peer_bottlenecks.measure(says(1.0), tiny_phantom, 0, peer_scale)
+    assert leaking["beside the concepts"] == leaking["task AUROC"] == leaking["all corrected"]
+    assert own["concept AUROC"] == 1 and own["beside the concepts"] != own["all corrected"]
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(peer_bottlenecks, "PEER", "no_such_package")
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--only", "bottlenecks", "--rows", "PyTorch Concepts, CEM",
+                                      "--results", str(tmp_path / "none.jsonl")])  # fmt: skip
+    peers.main()
+    assert "left out, as not installed: PyTorch Concepts, CEM" in capsys.readouterr().out

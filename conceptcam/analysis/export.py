@@ -59,9 +59,10 @@ def export_model(
 ) -> ExportReport:
     """Write a model as a file that runs without conceptcam, and check that it says what the model says.
 
-    The input is `images` (B, 3, H, W), float32, normalized, of any batch size. The outputs have names: `concept_maps`,
-    `concept_logits` and, if tasks were taught, `evidence`, `contributions` (B, T, K) and `task_logits`. The file also
-    holds a JSON text with the config, the record (thresholds, calibration, license), the preprocessing and the outputs.
+    The input is `images` (B, in_chans, H, W), float32, normalized, of any batch size. The outputs have names:
+    `concept_maps`, `concept_logits` and, if tasks were taught, `evidence`, `contributions` (B, T, K) and `task_logits`.
+    The file also holds a JSON text with the config, the record (thresholds, calibration, license), the preprocessing
+    and the outputs.
 
     The model is left as it is. The file is written whole or not at all.
 
@@ -120,7 +121,8 @@ def _metadata(model: ConceptModel, module: _Exported) -> str:
     config = model.config
     more = {
         "preprocessing": {
-            "input": "images (batch, 3, height, width), float32: (pixels / 255 - mean) / std, colours red, green, blue",
+            "input": f"images (batch, {config.in_chans}, height, width), float32: (pixels / 255 - mean) / std, "
+            + ("grey" if config.in_chans == 1 else "colours red, green, blue"),
             "resize": "the whole image, bilinear with antialiasing, without keeping its proportions",
             "image_size": config.image_size,
             "mean": config.mean,
@@ -134,7 +136,9 @@ def _metadata(model: ConceptModel, module: _Exported) -> str:
 
 def _random_images(model: ConceptModel, count: int) -> Tensor:
     """Normalized noise, the same every time, without touching the global random numbers."""
-    return torch.randn(count, 3, *model.config.image_size, generator=torch.Generator().manual_seed(count))
+    return torch.randn(
+        count, model.config.in_chans, *model.config.image_size, generator=torch.Generator().manual_seed(count)
+    )
 
 
 def _as_onnx(program: Any, names: tuple[str, ...], metadata: str) -> tuple[bytes, _Runner]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module, ABC):
-    """Turns images (B, 3, H, W) into a grid of features (B, out_channels, h, w).
+    """Turns images (B, 3, H, W), or (B, 1, H, W) of grey ones, into a grid of features (B, out_channels, h, w).
 
     A backbone of your own is a subclass with `out_channels` and `forward`; register it under a name with
     `register_backbone` to make it loadable, or hand it to `ConceptModel` as a part. The other methods may stay as
@@ -43,9 +43,11 @@ class BackboneOptions:
         feature_level: Which feature grid to give, counted as in a Python list; -1 is the last.
         pretrained: Whether to load the published weights.
         weights: A checkpoint to load, of which every tensor must fit; None loads none.
+        in_chans: Channels of the images, 3 or 1.
     """
 
     image_size: tuple[int, int] = (224, 224)
     feature_level: int = -1
     pretrained: bool = False
     weights: Path | None = None
+    in_chans: int = 3

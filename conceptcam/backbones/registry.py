@@ -59,6 +59,7 @@ def create_backbone(
     weights: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] = (224, 224),
     feature_level: int = -1,
+    in_chans: int = 3,
 ) -> Backbone:
     """Build a backbone by name.
 
@@ -74,6 +75,8 @@ def create_backbone(
         image_size: (H, W) of the images in pixels; position embeddings are resized to it.
         feature_level: Which of the backbone's feature grids to give, counted as in a Python list; the
             last, -1, is the coarsest. What lies behind an earlier one is cut off.
+        in_chans: Channels of the images: 3, or 1 for grey ones. Weights of three channels are added up, so that an
+            image of one channel gives what three copies of it would.
 
     Raises:
         ValueError: If the name, the level, the size or the weights do not fit.
@@ -84,12 +87,20 @@ def create_backbone(
     if pretrained and weights is not None:
         raise ValueError("give either `pretrained=True` or `weights`, not both")
     image_size = _checked_size(image_size)
+    if in_chans not in (1, 3):
+        raise ValueError(f"`in_chans` must be 1, for grey images, or 3, got {in_chans!r}")
     path = _fetched(weights) if weights is not None else None
     # Loading leaves the global random state as it was: what is random at first is overwritten.
     with torch.random.fork_rng(devices=[], enabled=pretrained or path is not None):
         return _build(
             name,
-            BackboneOptions(image_size=image_size, feature_level=feature_level, pretrained=pretrained, weights=path),
+            BackboneOptions(
+                image_size=image_size,
+                feature_level=feature_level,
+                pretrained=pretrained,
+                weights=path,
+                in_chans=in_chans,
+            ),
         )
 
 

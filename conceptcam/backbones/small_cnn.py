@@ -28,6 +28,7 @@ class SmallCnn(Backbone):
         dilations: Of the residual blocks, one number each.
         convolutions: Of each block.
         fine: Whether the grid has a cell for each 4 pixels.
+        in_chans: Channels of the images.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class SmallCnn(Backbone):
         dilations: Sequence[int] = (1, 1, 2, 4),
         convolutions: int = 2,
         fine: bool = False,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         rows, columns = image_size[0] // STRIDE, image_size[1] // STRIDE
         first, second, width = widths
         self.out_channels = width
-        self.stem = nn.Sequential(_conv(3, first, 2), _conv(first, second, 2), _conv(second, width, 2))
+        self.stem = nn.Sequential(_conv(in_chans, first, 2), _conv(first, second, 2), _conv(second, width, 2))
         self.position = nn.Parameter(torch.zeros(1, width, rows, columns))
         self.blocks = nn.Sequential(*(_Residual(width, dilation, convolutions) for dilation in dilations))
         self.fine = _Fine(second, width) if fine else None
@@ -133,7 +135,7 @@ def _small_cnn(name: str, request: BackboneOptions, **shape: Any) -> Backbone:
         raise ValueError(f"{name} has one feature level, got {request.feature_level}")
     if any(side % STRIDE for side in request.image_size):
         raise ValueError(f"{name} needs sides that are multiples of {STRIDE}, got {request.image_size}")
-    backbone = SmallCnn(request.image_size, **shape)
+    backbone = SmallCnn(request.image_size, in_chans=request.in_chans, **shape)
     if request.weights is not None:
         backbone.load_state_dict(read_encoder(request.weights, backbone.state_dict()).tensors)
     return backbone

@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +48,7 @@ class TimmBackbone(Backbone):
         _published(name)  # there is such a model
         # With its own classifier, which is cut off below: asked for another number of classes, timm
         # loads weights without checking that they fit.
-        model = _created(name, pretrained=request.pretrained)
+        model = _created(name, pretrained=request.pretrained, in_chans=request.in_chans)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm model {name!r} cannot give intermediate features; choose another one")
         levels = len(model.feature_info)
@@ -67,7 +67,7 @@ class TimmBackbone(Backbone):
         _set_input_size(name, model, request.image_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), normalized -> features (B, out_channels, h, w)."""
+        """Images (B, in_chans, H, W), normalized -> features (B, out_channels, h, w)."""
         (features,) = self.model.forward_intermediates(
             images,
             indices=self.indices,
@@ -96,11 +96,12 @@ class TimmBackbone(Backbone):
         }
 
 
-def _created(name: str, *, pretrained: bool) -> Any:
+def _created(name: str, *, pretrained: bool, in_chans: int) -> Any:
     """The timm model; with its published weights, all of them, if asked."""
+    channels = {} if in_chans == 3 else {"in_chans": in_chans}  # which a few families do not take
     try:
         with plain_errors(f"timm:{name}"):
-            return timm.create_model(name, pretrained=pretrained)
+            return timm.create_model(name, pretrained=pretrained, **channels)
     except (RuntimeError, SafetensorError) as error:
         if not pretrained:
             raise
@@ -111,7 +112,7 @@ def _created(name: str, *, pretrained: bool) -> Any:
 def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None:
     """Fill a model with a checkpoint, at the checkpoint's own size if its position embeddings have another."""
     wanted = model.state_dict()
-    tensors = read_encoder(path, wanted, may_hold=ignorable).tensors
+    tensors = _read(model, path, wanted, ignorable)
     if "pos_embed" in wanted and tensors["pos_embed"].shape != wanted["pos_embed"].shape:
         prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
         places = tensors["pos_embed"].shape[1] - prefix
@@ -124,6 +125,18 @@ def _load(name: str, model: Any, path: Path, ignorable: Collection[str]) -> None
         rows, columns = model.patch_embed.patch_size
         model.set_input_size(img_size=(side * rows, side * columns))
     model.load_state_dict(tensors)
+
+
+def _read(model: Any, path: Path, wanted: Mapping[str, Tensor], ignorable: Collection[str]) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint; for a model of grey images also those of one that took three channels."""
+    first = model.pretrained_cfg.get("first_conv") or ()
+    names = [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
+    widened = {name: wanted[name].expand(-1, 3, -1, -1) for name in names if wanted[name].shape[1] == 1}
+    if widened:
+        with contextlib.suppress(ValueError):  # or else it is a checkpoint of one channel
+            tensors = dict(read_encoder(path, {**wanted, **widened}, may_hold=ignorable).tensors)
+            return tensors | {name: tensors[name].sum(dim=1, keepdim=True) for name in widened}
+    return read_encoder(path, wanted, may_hold=ignorable).tensors
 
 
 def level_strides(name: str) -> list[int]:

@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     if options.concepts:
         names = {name: getattr(options, name) for name in ("concepts", "tasks", "backbone", "stages")}
         return show(convert_concept_model(options.source, options.target, **names, **preprocessing(options)))
-    if options.tasks or options.stages or options.mean or options.std:
-        raise ValueError("--tasks, --stages, --mean and --std are of a whole concept model, which needs --concepts too")
+    if options.tasks or options.stages or options.mean or options.std or options.grey:
+        wrong = "--tasks, --stages, --mean, --std and --grey"
+        raise ValueError(f"{wrong} are of a whole concept model, which needs --concepts too")
     size = tuple(options.image_size)
     return show(convert_backbone(options.source, options.target, backbone=options.backbone, image_size=size))

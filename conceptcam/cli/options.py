@@ -132,12 +132,14 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "image_size", (224, 224), size, at_least=1, nargs=2, metavar=("H", "W"))
     for name in ("mean", "std"):
         text = f"{name} of each channel of images in [0, 1] (default: what the backbone expects)"
-        add_flag(parser, name, None, text, type=float, nargs=3, metavar=name[0].upper())
+        add_flag(parser, name, None, text, type=float, nargs="+", metavar=name[0].upper())
+    add_flag(parser, "grey", False, "let the model see grey images, of one channel")
 
 
 def preprocessing(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a model's config that the flags of `add_preprocessing` give."""
-    return {name: tuple(given) for name in ("image_size", "mean", "std") if (given := getattr(options, name))}
+    fields = {name: tuple(given) for name in ("image_size", "mean", "std") if (given := getattr(options, name))}
+    return fields | ({"in_chans": 1} if options.grey else {})
 
 
 def add_bottleneck(parser: argparse.ArgumentParser) -> None:

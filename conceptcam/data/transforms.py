@@ -29,30 +29,32 @@ class Preprocess:
 
     Attributes:
         image_size: (H, W) in pixels.
-        mean: Per-channel mean subtracted from images in [0, 1].
-        std: Per-channel standard deviation that images are divided by.
+        mean: Per-channel mean subtracted from images in [0, 1]: three numbers, or one for grey images. Then colours
+            are turned into the grey of ITU-R BT.601.
+        std: Per-channel standard deviation that images are divided by, as many.
         bit_depth: Bits that 16-bit images really use; see `load_image`. It belongs to the files, not to the model.
     """
 
     image_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     bit_depth: int | None = None
     _scale: Tensor = field(init=False, repr=False, compare=False)
     _shift: Tensor = field(init=False, repr=False, compare=False)
     _reader: ImageReader = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, length in (("image_size", 2), ("mean", 3), ("std", 3)):
+        channels = 1 if len(self.mean) == len(self.std) == 1 else 3
+        for name, length in (("image_size", 2), ("mean", channels), ("std", channels)):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if len(getattr(self, name)) != length:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
         if not all(value > 0 for value in (*self.image_size, *self.std)):
             raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
-        std = torch.tensor(self.std, device="cpu").view(3, 1, 1)
+        std = torch.tensor(self.std, device="cpu").view(-1, 1, 1)
         object.__setattr__(self, "_scale", 1 / std)
         object.__setattr__(self, "_reader", ImageReader(self.bit_depth))
-        object.__setattr__(self, "_shift", torch.tensor(self.mean, device="cpu").view(3, 1, 1) / std)
+        object.__setattr__(self, "_shift", torch.tensor(self.mean, device="cpu").view(-1, 1, 1) / std)
 
     def __call__(self, image: Any) -> Tensor:
         """Read, resize and normalize an image.
@@ -61,7 +63,7 @@ class Preprocess:
             image: A path, a PIL image, or an array or tensor as `load_image` takes.
 
         Returns:
-            (3, h, w) float32, (image - mean) / std; on the device of a tensor, else on the CPU.
+            (3, h, w) or (1, h, w) float32, (image - mean) / std; on the device of a tensor, else on the CPU.
 
         Raises:
             TypeError: If `image` is none of these.
@@ -72,6 +74,8 @@ class Preprocess:
         # Bytes of the right shape need no check, and keep their order in memory, on which the speed of resizing hangs.
         if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3):
             image = load_image(image, bit_depth=self.bit_depth)
+        if len(self.mean) == 1:
+            image = _to_grey(image)
         bytes_ = image.dtype == torch.uint8
         image = resize_image(image, self.image_size)
         scale = self._scale.to(image.device)
@@ -81,13 +85,13 @@ class Preprocess:
         """The picture that a preprocessed image shows.
 
         Args:
-            image: (3, h, w) as this object returned it.
+            image: (3, h, w) or (1, h, w) as this object returned it.
 
         Returns:
             (3, h, w) uint8.
         """
         unit = (image.detach() + self._shift.to(image.device)) / self._scale.to(image.device)
-        return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+        return (unit * 255).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
 
 
 class BoxAwareTransform:
@@ -260,6 +264,16 @@ def default_augmentation(image_size: tuple[int, int] | None = None) -> BoxAwareT
         degrees=5, translate=(0.04, 0.04), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
     )
     return BoxAwareTransform(v2.Compose([*resize, shift, v2.ColorJitter(brightness=0.15, contrast=0.15)]))
+
+
+def _to_grey(image: Tensor) -> Tensor:
+    """(3, H, W) -> (1, H, W) of the same type; what is grey already stays as it is, to the bit."""
+    red, green, blue = image
+    if torch.equal(red, green) and torch.equal(green, blue):
+        return green[None]
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device).view(3, 1, 1)  # ITU-R BT.601
+    grey = (image * weights).sum(dim=0, keepdim=True)
+    return grey.round().to(torch.uint8) if image.dtype == torch.uint8 else grey
 
 
 def _in_view(boxes: Tensor, whole: Tensor, size: tuple[int, int], min_visible: float) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,7 @@ class ConceptModel(nn.Module):
             weights=backbone_weights,
             image_size=config.image_size,
             feature_level=config.feature_level,
+            in_chans=config.in_chans,
         )
         if not isinstance(backbone, Backbone):
             raise ValueError(
@@ -347,7 +348,7 @@ class ConceptModel(nn.Module):
         """What it is and was taught, and a line per part; printing a part shows its layers."""
         config, size = self.config, " x ".join(map(str, self.config.image_size))
         lines = [
-            f"ConceptModel of {size} images on {config.backbone!r}",
+            f"ConceptModel of {size}{' grey' * (config.in_chans == 1)} images on {config.backbone!r}",
             f"  {len(config.concepts)} concepts: {shorten(map(repr, config.concepts))}",
             f"  {len(config.tasks)} tasks: {shorten(map(repr, config.tasks)) or '-'}",
             f"  taught: {', '.join(self.record.stages) or 'nothing yet'}",
@@ -370,7 +371,7 @@ class ConceptModel(nn.Module):
         return self
 
     def _check(self, images: Tensor) -> None:
-        expected, dtype = (3, *self.config.image_size), self.task_head.weight.dtype
+        expected, dtype = (self.config.in_chans, *self.config.image_size), self.task_head.weight.dtype
         castable = images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected or not (images.dtype == dtype or castable):
             raise ValueError(
