@@ -75,6 +75,7 @@ docs: $(READY)
 
 examples: $(READY)
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+	for notebook in examples/*.ipynb; do echo "== $$notebook"; $(BIN)/jupyter execute $$notebook || exit 1; done
 
 bench: $(READY)
 	for benchmark in heads losses loading loading_images stages training zoo; do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import inspect
+import json
 import re
 import socket
 import subprocess
@@ -188,3 +189,9 @@ def _small_model() -> ConceptModel:
 
 def _batch() -> torch.Tensor:
     return torch.randn(4, 3, 32, 32)
+
+
+def test_a_notebook_is_kept_without_what_it_printed():
+    for path in FOLDER.glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)

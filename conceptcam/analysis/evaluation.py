@@ -1,7 +1,6 @@
 """Whether to believe a model: every metric beside its controls, as a table, a dict and a file."""
 
 import dataclasses
-import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
+from conceptcam._text import html_text, new_figure
 from conceptcam.analysis.answers import collect_answers
 from conceptcam.analysis.baselines import Baselines, BaselineScores, comparison_lines
 from conceptcam.analysis.evaluation_table import (
@@ -201,15 +201,9 @@ class Evaluation:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "`plot` needs matplotlib: pip install 'conceptcam[viz]'; `table` works without"
-            ) from error
         names = [*self.concepts, *(f"{name} (task)" for name in self.tasks)]
         values = [*self.concept_scores.auroc.tolist(), *(self.task_scores.auroc.tolist() if self.tasks else ())]
-        figure = Figure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+        figure = new_figure("plot", width=7, height=1 + 0.25 * len(names), otherwise="`table`")
         axes = figure.subplots()
         colors = ["#56B4E9"] * len(self.concepts) + ["#D55E00"] * len(self.tasks)
         axes.barh(range(len(names)), values, color=colors)
@@ -227,7 +221,7 @@ class Evaluation:
         return f"Evaluation of {counts}: {figures or 'nothing is defined'}"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.table())}</pre>"
+        return html_text(self.table())
 
     def _concept_columns(self) -> dict[str, Tensor]:
         """(K,) figures of the concepts by the title of their column."""

@@ -1,7 +1,6 @@
 """Why a model said what it said: named concepts, their places, and what each contributed to each task logit."""
 
 import base64
-import html
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
 from conceptcam._files import nan_to_null
+from conceptcam._text import html_text
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
@@ -190,7 +190,7 @@ class Explanation(NamedTuple):
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self._repr_png_()).decode()
-        return f'<img src="data:image/png;base64,{picture}"><pre>{html.escape(repr(self))}</pre>'
+        return f'<img src="data:image/png;base64,{picture}">{html_text(repr(self))}'
 
 
 def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Explanation:

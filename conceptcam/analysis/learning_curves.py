@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from conceptcam._text import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,16 +27,10 @@ def plot_learning_curves(results: Iterable[Any]) -> "Figure":
         ValueError: If there are no results.
         ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_learning_curves` needs matplotlib, which is not installed: pip install 'conceptcam[viz]'"
-        ) from error
     stages = [(name, list(epochs)) for name, epochs in groupby(results, key=lambda result: result.stage)]
     if not stages:
         raise ValueError("there are no records to draw; `Trainer.fit` returns them, `read_history` reads them")
-    figure = Figure(figsize=(12, 2.9 * len(stages)), layout="constrained")
+    figure = new_figure("plot_learning_curves", width=12, height=2.9 * len(stages))
     for row, (name, epochs) in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):
         _draw_stage(list(row), name, epochs)
     return figure

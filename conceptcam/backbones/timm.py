@@ -98,7 +98,7 @@ class TimmBackbone(Backbone):
 
 def _created(name: str, *, pretrained: bool, in_chans: int) -> Any:
     """The timm model; with its published weights, all of them, if asked."""
-    channels = {} if in_chans == 3 else {"in_chans": in_chans}  # which a few families do not take
+    channels: dict[str, Any] = {} if in_chans == 3 else {"in_chans": in_chans}  # which a few families do not take
     try:
         with plain_errors(f"timm:{name}"):
             return timm.create_model(name, pretrained=pretrained, **channels)

@@ -1,16 +1,86 @@
-"""What our torchmetrics classes gather from every batch and rank: rows of numbers, or how many were right."""
+"""What torchmetrics classes gather from all batches and ranks: rows, or how many were right; and their plot."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from conceptcam._text import new_figure
 
-class RowMetric(Metric):
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # of Okabe and Ito: told apart by everybody
+
+
+class PlottedMetric(Metric):
+    """Base of metrics that can draw what they computed."""
+
+    plotted: tuple[str, ...] = ()
+    """Fields of the result that `plot` draws, of a metric with several."""
+
+    def plot(
+        self, val: Any = None, ax: "Axes | None" = None, *, labels: Sequence[str] | None = None
+    ) -> "tuple[Figure, Axes]":
+        """A figure of the result: bars of each label, or of a single number its course over the values given.
+
+        Args:
+            val: What `compute` or `forward` gave, or of a single number several of these, in order; None computes it.
+            ax: Where to draw; None makes a figure of its own, of which pyplot does not know.
+            labels: Names of the labels; None numbers them.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is nothing to draw: several results of many numbers, no label, or other names.
+        """
+        value = self.compute() if val is None else val
+        rows = self._rows(value)
+        bars = sum(map(len, rows.values()))
+        axes = new_figure("plot", width=7, height=2 + 0.12 * bars).subplots() if ax is None else ax
+        if rows:
+            _draw_bars(axes, rows, labels)
+        else:
+            numbers = [float(one) for one in (value if isinstance(value, list | tuple) else [value])]
+            axes.plot(range(len(numbers)), numbers, marker="o", color=_COLORS[0])
+            axes.set(ylabel=type(self).__name__, xlabel="value")
+        return cast("Figure", axes.figure), axes
+
+    def _rows(self, value: Any) -> Mapping[str, Tensor]:
+        """Name -> one number per label; empty of single numbers."""
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return {name: getattr(value, name) for name in self.plotted}
+        if isinstance(value, Tensor) and value.ndim == 2:
+            return {f"{number}": column for number, column in enumerate(value.unbind(1))}
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, int | float) or (isinstance(one, Tensor) and one.numel() == 1) for one in parts):
+            raise ValueError(
+                f"{type(self).__name__} has many numbers in each result, so several results make no plot; draw one of "
+                "them, or `macro_average` of each"
+            )
+        return {}
+
+
+def _draw_bars(axes: "Axes", rows: Mapping[str, Tensor], labels: Sequence[str] | None) -> None:
+    count = len(next(iter(rows.values())))
+    names = [str(number) for number in range(count)] if labels is None else list(labels)
+    if not count or len(names) != count:
+        raise ValueError(f"there are results of {count} labels and {len(names)} names; a plot needs a name for each")
+    width = 0.8 / len(rows)
+    for number, (name, values) in enumerate(rows.items()):
+        places = [place + number * width for place in range(count)]
+        axes.barh(places, values.tolist(), width, color=_COLORS[number % len(_COLORS)], label=name.replace("_", " "))
+    axes.set_yticks([place + 0.4 - width / 2 for place in range(count)], names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+class RowMetric(PlottedMetric):
     """Base of metrics that need all rows at once, such as AUROC.
 
     Rows are gathered over ranks by concatenation, so ranks may hold different numbers of them (but each
@@ -49,7 +119,7 @@ class RowMetric(Metric):
         return unsqueezed
 
 
-class FractionMetric(Metric):
+class FractionMetric(PlottedMetric):
     """Base of metrics that are a fraction: how many were right, of how many, soft cases counted in part."""
 
     higher_is_better = True

@@ -153,6 +153,8 @@ class CalibrationMetrics(RowMetric):
         bins: As in `calibration_scores`.
     """
 
+    plotted = ("ece", "brier", "base_rate_brier")
+
     def __init__(self, *, bins: int = 15) -> None:
         super().__init__()
         self.bins = bins

@@ -304,6 +304,8 @@ class LabelMetrics(_LabelRows):
         ValueError: If the kind is unknown. The number of labels is read from the first batch.
     """
 
+    plotted = ("auroc", "average_precision", "f1")
+
     def __init__(self, kind: TaskKind = "multilabel", *, threshold: float | Tensor = 0.5) -> None:
         super().__init__(kind)
         self.threshold = threshold

@@ -194,6 +194,8 @@ class LocalizationMetrics(RowMetric):
         seed: Of the random maps; the same ones control every pair, so results do not depend on batches.
     """
 
+    plotted = ("pointing", "random_pointing", "center_pointing", "energy", "iou")
+
     def __init__(
         self,
         num_concepts: int,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conceptcam._text import progress_bar
 from conceptcam.config import from_json, to_json
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import TypicalEvidence
@@ -298,10 +299,8 @@ class TrainingLoop:
         )
 
     def _bar(self, title: str) -> Any:
-        from tqdm import tqdm
-
         shown = self.options.progress_bar and distributed.is_main_process()
-        return tqdm(total=self.train.length, desc=title, disable=not shown, leave=True, mininterval=0.5)
+        return progress_bar(shown=shown, total=self.train.length, desc=title, leave=True, mininterval=0.5)
 
     def _check_labels(self) -> None:
         """Refuse data without targets if a stage needs them; warn of labels that no training sample has."""

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conceptcam._text import progress_bar
 from conceptcam.data.phantom.arrays import Floats, Ints
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES, PHANTOM_VERSION
 from conceptcam.data.phantom.config import PhantomConfig
@@ -95,8 +96,6 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
         processes: At most so many; a request too small for that takes fewer.
         progress: Whether to show a bar.
     """
-    from tqdm import tqdm
-
     # A process takes a while to start, so each gets two large parts; one process alone starts none.
     share = math.ceil(request.count / (2 * processes)) if processes > 1 else 0
     parts = list(_split(request, max(_PART, share)))
@@ -105,7 +104,7 @@ def render(request: Request, *, processes: int, progress: bool = False) -> Phant
     labels: list[PhantomArrays] = []
     workers = min(processes, len(parts))
     with (
-        tqdm(total=request.count, disable=not progress, desc="drawing phantom images", unit="image") as bar,
+        progress_bar(shown=progress, total=request.count, desc="drawing phantom images", unit="image") as bar,
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):
         drawn = pool.map(_render_elsewhere, parts) if workers > 1 else map(render_part, parts)
