@@ -4,7 +4,7 @@ import copy
 import importlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from conceptcam._checks import check_choice
 from conceptcam._files import as_json, atomic_write, parse_json
 from conceptcam.config import to_json
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.outputs import ConceptPart
 from conceptcam.model.taught import check_taught, tasks_taught
 
 ExportFormat = Literal["onnx", "pt2"]
@@ -26,6 +27,7 @@ _AXES = {
     "concept_maps": "batch, concept, row, column: logit of each concept at each place",
     "concept_logits": "batch, concept: logit of each concept in the image",
     "evidence": "batch, concept, prototype: highest similarity to each prototype, or the concept's probability",
+    "similarity_maps": "batch, concept, prototype, row, column: similarity of each place to each prototype",
     "contributions": "batch, task, concept: what each concept adds to a task logit; with the bias they add up to it",
     "task_logits": "batch, task: logit of each task",
 }
@@ -55,14 +57,19 @@ class ExportReport(NamedTuple):
 
 
 def export_model(
-    model: ConceptModel, path: str | Path, *, format: ExportFormat | None = None, tolerance: float = 1e-4
+    model: ConceptModel,
+    path: str | Path,
+    *,
+    format: ExportFormat | None = None,
+    tolerance: float = 1e-4,
+    any_size: bool = False,
 ) -> ExportReport:
     """Write a model as a file that runs without conceptcam, and check that it says what the model says.
 
     The input is `images` (B, in_chans, H, W), float32, normalized, of any batch size. The outputs have names:
-    `concept_maps`, `concept_logits` and, if tasks were taught, `evidence`, `contributions` (B, T, K) and `task_logits`.
-    The file also holds a JSON text with the config, the record (thresholds, calibration, license), the preprocessing
-    and the outputs.
+    `concept_maps`, `concept_logits` and, if tasks were taught, `evidence`, `contributions` (B, T, K) and `task_logits`,
+    and with prototypes `similarity_maps` (B, K, M, h, w). The file also holds a JSON text with the config, the record
+    (thresholds, calibration, license), the preprocessing and the outputs.
 
     The model is left as it is. The file is written whole or not at all.
 
@@ -73,9 +80,12 @@ def export_model(
             None takes it from the end of `path`.
         tolerance: How far an output may be from the model's, as a part of the largest value of that output, or of 1 if
             that is less.
+        any_size: Whether the file takes images of any height and width, as convolutional backbones such as ResNets
+            allow. What it says of other sizes than the model's was never measured.
 
     Raises:
-        ValueError: If the format is unknown, the model was never taught concepts, or it is too large for ONNX.
+        ValueError: If the format is unknown, the model was never taught concepts, it is too large for ONNX, or its
+            backbone takes images of one size only.
         ImportError: If a package is missing.
         FloatingPointError: If the file says something else than the model.
     """
@@ -86,14 +96,20 @@ def export_model(
     if kind == "onnx":
         _check_onnx(model)
     module = _Exported(model)
-    images = _random_images(model, 2)
+    if any_size:
+        _check_any_size(module)
+    axes = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     with warnings.catch_warnings():  # exporters warn of their own insides
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        written, runner = (_as_onnx if kind == "onnx" else _as_pt2)(program, module.names, _metadata(model, module))
+        dynamic = {axis: _dynamic(axis) for axis in axes}
+        program = torch.export.export(module, (_random_images(model, 2),), dynamic_shapes=(dynamic,))
+        metadata = _metadata(model, module, any_size=any_size)
+        written, runner = (_as_onnx if kind == "onnx" else _as_pt2)(program, module.names, metadata, axes)
     with atomic_write(target) as scratch:
         scratch.write_bytes(written)
         differences = {count: _compare(module, runner, _random_images(model, count), tolerance) for count in _BATCHES}
+        if any_size:
+            _compare(module, runner, _random_images(model, 1, times=2), tolerance)
     return ExportReport(target, kind, module.names, differences)  # type: ignore[arg-type]  # it is a format
 
 
@@ -103,11 +119,14 @@ class _Exported(nn.Module):
     def __init__(self, model: ConceptModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-        names = tuple(_AXES)
-        self.names = names if tasks_taught(model.config, model.record) else names[:2]
+        names = [name for name in _AXES if name != "similarity_maps" or model.config.bottleneck == "prototypes"]
+        self.names = tuple(names if tasks_taught(model.config, model.record) else names[:2])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        part = self.model.forward_concepts(images)
+        # As `forward_concepts`, without its check of the size.
+        features = self.model.backbone(images)
+        maps = self.model.concept_head(features)
+        part = ConceptPart(features, maps, self.model.pool(maps))
         if "task_logits" not in self.names:
             return {"concept_maps": part.concept_maps, "concept_logits": part.concept_logits}
         output = self.model.forward_task(part)
@@ -116,7 +135,23 @@ class _Exported(nn.Module):
         return {name: fields[name] for name in self.names}
 
 
-def _metadata(model: ConceptModel, module: _Exported) -> str:
+def _check_any_size(module: _Exported) -> None:
+    """Refuse a backbone that takes images of one size."""
+    try:
+        with torch.inference_mode():
+            module(_random_images(module.model, 1, times=2))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"backbone {module.model.config.backbone!r} takes images of one size; leave out `any_size` (--any-size)"
+        ) from error
+
+
+def _dynamic(axis: int) -> Any:
+    """How torch.export calls an axis of any length."""
+    return torch.export.Dim.DYNAMIC if axis else torch.export.Dim("batch")
+
+
+def _metadata(model: ConceptModel, module: _Exported, *, any_size: bool) -> str:
     """The text of `config.json`, with how an image becomes the input and what the outputs are."""
     config = model.config
     more = {
@@ -125,6 +160,7 @@ def _metadata(model: ConceptModel, module: _Exported) -> str:
             + ("grey" if config.in_chans == 1 else "colours red, green, blue"),
             "resize": "the whole image, bilinear with antialiasing, without keeping its proportions",
             "image_size": config.image_size,
+            "any_size": any_size,
             "mean": config.mean,
             "std": config.std,
         },
@@ -134,21 +170,20 @@ def _metadata(model: ConceptModel, module: _Exported) -> str:
     return as_json({**parse_json(to_json(config, model.record), "config.json"), **more})
 
 
-def _random_images(model: ConceptModel, count: int) -> Tensor:
+def _random_images(model: ConceptModel, count: int, times: int = 1) -> Tensor:
     """Normalized noise, the same every time, without touching the global random numbers."""
-    return torch.randn(
-        count, model.config.in_chans, *model.config.image_size, generator=torch.Generator().manual_seed(count)
-    )
+    height, width = (side * times for side in model.config.image_size)
+    return torch.randn(count, model.config.in_chans, height, width, generator=torch.Generator().manual_seed(count))
 
 
-def _as_onnx(program: Any, names: tuple[str, ...], metadata: str) -> tuple[bytes, _Runner]:
+def _as_onnx(program: Any, names: tuple[str, ...], metadata: str, axes: Mapping[int, str]) -> tuple[bytes, _Runner]:
     onnxruntime = _import_onnx()
     graph = torch.onnx.export(
         program,
         dynamo=True,
         input_names=["images"],
         output_names=list(names),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),  # names the axis, which the program calls s34 or the like
+        dynamic_shapes=(dict(axes),),  # names the axes, which the program calls s34 or the like
         verbose=False,
         optimize=True,
     )
@@ -165,7 +200,7 @@ def _as_onnx(program: Any, names: tuple[str, ...], metadata: str) -> tuple[bytes
     return written, run
 
 
-def _as_pt2(program: Any, names: tuple[str, ...], metadata: str) -> tuple[bytes, _Runner]:
+def _as_pt2(program: Any, names: tuple[str, ...], metadata: str, axes: Mapping[int, str]) -> tuple[bytes, _Runner]:
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={f"{METADATA}.json": metadata})
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()

@@ -2,7 +2,8 @@
 
 OUT is a file of ONNX, for onnxruntime and many other programs, or of torch's own format pt2, as its name ends. It takes
 batches of any size. Its outputs have names: concept_maps, concept_logits and, if tasks were taught, evidence,
-contributions and task_logits. It holds names, thresholds, calibration, license and preprocessing as a JSON text.
+similarity_maps (with prototypes), contributions and task_logits. It holds names, thresholds, calibration, license
+and preprocessing as a JSON text.
 
 What it says about random images is compared with the model, and printed; a file that differs is not written.
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write")
     kinds = "what to write (default: as OUT ends)"
     add_flag(parser, "format", None, kinds, choices=("onnx", "pt2"))
+    add_flag(parser, "any_size", False, "let the file take images of any height and width, if the backbone does")
     add_flag(parser, "force", False, "write over OUT if it is there")
 
 
@@ -34,5 +36,6 @@ def run(options: argparse.Namespace) -> None:
 
     if is_taken(options.target.expanduser()) and not options.force:
         raise FileExistsError(f"{options.target} is there already; add --force to write over it, or choose another OUT")
-    report = export_model(ConceptModel.from_pretrained(options.model), options.target, format=options.format)
+    model = ConceptModel.from_pretrained(options.model)
+    report = export_model(model, options.target, format=options.format, any_size=options.any_size)
     show("\n".join(report.lines()))

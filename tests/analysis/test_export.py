@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "vit": {"backbone": "timm:test_vit", "image_size": (64, 96)},
     "swin": SWIN,
 }
-NAMES = ("concept_maps", "concept_logits", "evidence", "contributions", "task_logits")
+NAMES = ("concept_maps", "concept_logits", "evidence", "similarity_maps", "contributions", "task_logits")
 
 
 def taught(*, tasks: bool = True, **fields: Any) -> ConceptModel:
@@ -41,6 +41,10 @@ def taught(*, tasks: bool = True, **fields: Any) -> ConceptModel:
         license="CC-BY-4.0",
     )
     return model
+
+
+def names_of(bottleneck: str) -> tuple[str, ...]:
+    return tuple(name for name in NAMES if name != "similarity_maps" or bottleneck == "prototypes")
 
 
 def session(path: Path) -> "onnxruntime.InferenceSession":
@@ -59,14 +63,14 @@ def differences(model: ConceptModel, said: dict[str, torch.Tensor], images: torc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_onnx_says_what_the_model_says_for_any_batch(architecture, bottleneck, tmp_path):
     model = taught(bottleneck=bottleneck, **ARCHITECTURES[architecture])
-    report = export_model(model, tmp_path / "model.onnx")
-    assert report.outputs == NAMES and set(report.differences) == {1, 5} and max(report.differences.values()) <= 1e-4
+    report, names = export_model(model, tmp_path / "model.onnx"), names_of(bottleneck)
+    assert report.outputs == names and set(report.differences) == {1, 5} and max(report.differences.values()) <= 1e-4
     file = session(tmp_path / "model.onnx")
     assert {one.shape[0] for one in (*file.get_inputs(), *file.get_outputs())} == {"batch"}
     for count in (1, 5):
         images = torch.randn(count, 3, *model.config.image_size)
-        values = file.run(list(NAMES), {"images": images.numpy()})
-        said = dict(zip(NAMES, map(torch.from_numpy, values), strict=True))
+        values = file.run(list(names), {"images": images.numpy()})
+        said = dict(zip(names, map(torch.from_numpy, values), strict=True))
         assert max(differences(model, said, images).values()) <= 1e-4
 
 
@@ -75,11 +79,32 @@ def test_pt2_says_what_the_model_says_for_any_batch(architecture, tmp_path):
     bottleneck = "concepts" if architecture == "vit" else "prototypes"
     model = taught(bottleneck=bottleneck, **ARCHITECTURES[architecture])
     report = export_model(model, tmp_path / "model.pt2")
-    assert report.outputs == NAMES and set(report.differences) == {1, 5}
+    assert report.outputs == names_of(bottleneck) and set(report.differences) == {1, 5}
     program = torch.export.load(tmp_path / "model.pt2").module()
     for count in (1, 5):
         images = torch.randn(count, 3, *model.config.image_size)
         assert max(differences(model, program(images), images).values()) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_file_of_any_size_says_what_a_model_of_it_says(kind, tmp_path):
+    fields = {"backbone": "timm:resnet10t", "image_size": (64, 64)}
+    export_model(taught(**fields), tmp_path / f"model.{kind}", any_size=True)
+    wide = taught(**(fields | {"image_size": (96, 160)}))  # the same weights
+    images = torch.randn(3, 3, 96, 160)
+    if kind == "onnx":
+        values = session(tmp_path / "model.onnx").run(list(NAMES), {"images": images.numpy()})
+        said = dict(zip(NAMES, map(torch.from_numpy, values), strict=True))
+    else:
+        said = torch.export.load(tmp_path / "model.pt2").module()(images)
+    assert max(differences(wide, said, images).values()) <= 1e-4
+    assert metadata_of(tmp_path / f"model.{kind}")["preprocessing"]["any_size"] is True
+
+
+def test_a_backbone_of_one_size_is_not_exported_for_any(tmp_path):
+    with pytest.raises(ValueError, match="backbone 'small_cnn_s8' takes images of one size; leave out `any_size`"):
+        export_model(taught(), tmp_path / "model.pt2", any_size=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
