@@ -67,7 +67,7 @@ def test_a_grey_model_is_loaded_as_it_was_saved(tmp_path):
     assert explain(again, pixels).image.shape == (3, *SIZE)
 
 
-def test_a_grey_model_refuses_three_channels_and_is_exported_with_one(tmp_path):
+def test_a_grey_model_refuses_three_channels_exports_with_one(tmp_path):
     model = grey_model()
     with pytest.raises(ValueError, match=r"of shape \(B, 1, 48, 64\), got"):
         model(torch.zeros(1, 3, *SIZE))
