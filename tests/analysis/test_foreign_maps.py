@@ -61,7 +61,7 @@ PACKAGES = pytest.mark.parametrize("explain", [of_grad_cam, of_torchcam, of_capt
 
 
 @PACKAGES
-def test_grad_cam_of_any_package_points_where_a_mean_pooled_model_does(explain):
+def test_grad_cam_of_any_package_points_where_mean_pooling_does(explain):
     model = mean_pooled()
     ours, theirs = LocalizationMetrics(3), LocalizationMetrics(3)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_grad_cam_of_any_package_points_where_a_mean_pooled_model_does(explain):
 
 
 @PACKAGES
-def test_foreign_maps_go_through_every_metric_of_maps_and_into_figures(explain):
+def test_foreign_maps_go_through_every_metric_and_into_figures(explain):
     model = mean_pooled()
     maps = explain(model)
     logits = map_logits(maps)

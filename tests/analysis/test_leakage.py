@@ -31,7 +31,7 @@ def test_hard_and_true_figures_are_those_of_interventions(bottleneck):
 
 
 @BOTH
-def test_a_bottleneck_fed_with_true_concepts_has_no_gap_and_leaks_nothing(bottleneck):
+def test_a_bottleneck_of_true_concepts_has_no_gap_nor_leak(bottleneck):
     model = taught(bottleneck)
     typical = {"typical_present": dict.fromkeys(CONCEPTS, 1.0), "typical_absent": dict.fromkeys(CONCEPTS, 0.0)}
     typical["thresholds"] = dict.fromkeys(CONCEPTS, 0.5)

@@ -55,7 +55,7 @@ def test_images_in_which_nobody_drew_stay_as_they_are():
     assert len(set(curve.auroc.tolist())) == 1
 
 
-def test_mirrored_twice_is_where_it_was_and_jitter_stays_in_the_image():
+def test_mirrored_twice_is_where_it_was_and_jitter_stays_inside():
     random = torch.Generator().manual_seed(0)
     corner = torch.rand(200, 2) * 0.9
     boxes = ConceptBoxes(

@@ -367,7 +367,7 @@ def test_the_drawing_has_not_changed_unless_its_version_has():
         np.testing.assert_allclose(blocks, GOLDEN_GREY[index], atol=1.0, err_msg=change)
 
 
-def test_specks_that_fall_between_the_pixels_of_a_small_image_are_drawn():
+def test_specks_between_the_pixels_of_a_small_image_are_drawn():
     sample = Phantom(PhantomConfig(size=64), seed=10).sample(69)
     boxes = sample.boxes[sample.box_concepts == PHANTOM_CONCEPTS.index("Calcification")]
     assert sample.concepts[PHANTOM_CONCEPTS.index("Calcification")] == 1

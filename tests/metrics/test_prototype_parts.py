@@ -52,7 +52,7 @@ def test_scores_equal_a_loop_over_images(min_images):
             assert float(scores.stability[k, m]) == pytest.approx(same / len(rows))
 
 
-def test_a_prototype_of_one_part_is_consistent_and_one_that_wanders_is_not():
+def test_a_prototype_of_one_part_is_consistent_a_wanderer_is_not():
     boxes = boxes_of(*((image, 0, (0.0, 0.0, 0.5, 0.5)) for image in range(10)))
     maps = torch.zeros(10, 1, 2, 4, 4)
     maps[:, 0, 0, 1, 1] = 1.0
