@@ -24,7 +24,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
         durable: Whether the file must be found after a power cut, which takes longer.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written; it names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,27 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
         os.replace(scratch, path)
         if durable and os.name == "posix":  # other systems cannot open a folder
             _sync(path.parent, os.O_RDONLY)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # of a disk that has turned read-only
+            scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            _name(error, path, scratch)
         raise
+
+
+@contextlib.contextmanager
+def named_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, an error of the system that names no file, as of a disk that is full, names this one."""
+    try:
+        yield
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: OSError, path: str | os.PathLike[str], scratch: Path | None = None) -> None:
+    if error.errno is not None and error.filename in (None, scratch, str(scratch)):
+        error.filename = os.fspath(path)
 
 
 def _sync(path: Path, flags: int) -> None:

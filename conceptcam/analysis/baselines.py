@@ -1,6 +1,7 @@
 """What much simpler models score on the same images, so that a figure can be judged."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from conceptcam._files import atomic_write
 from conceptcam._text import text_table
 from conceptcam.config import TaskKind
+from conceptcam.hub.weights import save_tensors
 from conceptcam.losses.classification import class_balanced_loss
 from conceptcam.metrics.classification import (
     balanced_accuracy,
@@ -99,11 +101,9 @@ class Baselines:
         Raises:
             OSError: If it cannot be written.
         """
-        from safetensors.torch import save_file
-
+        about = json.dumps({"task_kind": self.task_kind, "images": self.images})
         with atomic_write(path) as scratch:
-            facts = {"task_kind": self.task_kind, "images": str(self.images)}
-            save_file({name: part.contiguous() for name, part in self.parts.items()}, scratch, metadata=facts)
+            save_tensors({name: part.contiguous() for name, part in self.parts.items()}, scratch, about=about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Baselines":
@@ -119,10 +119,10 @@ class Baselines:
             raise FileNotFoundError(f"there is no file {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
+                facts = json.loads((file.metadata() or {})["about"])
                 parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             return cls(task_kind=cast(TaskKind, facts["task_kind"]), images=int(facts["images"]), parts=parts)
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} holds no baselines of a run: {error}; train once more to have some") from error
 
     def _logits(self, name: str, evidence: Tensor) -> Tensor:

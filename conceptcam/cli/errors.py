@@ -109,5 +109,7 @@ def _of_the_system(error: OSError) -> str:
         errno.ENOTDIR: f"{path} is in what is a file, not a folder; correct the path",
         errno.EEXIST: f"{path} is there already; choose another place",
         errno.ENOSPC: f"no room left on the disk to write {path}; make room, and go on",
+        errno.EDQUOT: f"your quota has no room left to write {path}; remove files of yours, and go on",
+        errno.EFBIG: f"{path} would be larger than files may be here; raise the limit (ulimit -f), and go on",
     }
     return sentences.get(error.errno or 0, f"{error.strerror}: {path}")

@@ -46,13 +46,13 @@ def save_folder(
     Raises:
         OSError: If the disk is full or the folder cannot be written; the message names the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
-    for left_by_a_killed_run in folder.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(left_by_a_killed_run)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-        whole = Path(scratch, "whole")
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _settle(folder)
+        for left_by_a_killed_run in folder.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(left_by_a_killed_run)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+            whole = Path(scratch, "whole")
             whole.mkdir()
             save_tensors(weights, whole / WEIGHTS_FILE)
             record = dataclasses.replace(record, weights_sha256=sha256(whole / WEIGHTS_FILE))
@@ -61,10 +61,13 @@ def save_folder(
                 if card is None:
                     card = model_card(config, record, title=title or folder.resolve().name)
                 (whole / CARD_FILE).write_text(card, encoding="utf-8")
-        except OSError as error:
-            raise OSError(f"could not save the model to {folder}, which is left as it was: {error}") from error
-        # One rename takes the pair from not saved to saved: two could leave new weights with an old config.
-        os.rename(whole, folder / _SAVED)
+            # One rename takes the pair from not saved to saved: two could leave new weights with an old config.
+            os.rename(whole, folder / _SAVED)
+    except OSError as error:
+        raise OSError(
+            f"could not save the model to {folder}, which is left as it was: {error}. Make room there or change its "
+            "rights, and save again"
+        ) from error
     _settle(folder)
 
 

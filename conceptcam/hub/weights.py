@@ -72,8 +72,13 @@ def load_into(build: Callable[[], _Module], path: Path, *, sha256: str = "") -> 
     return module.to(types.pop()) if len(types) == 1 else module
 
 
-def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(weights: Mapping[str, Tensor], path: Path, *, about: str | None = None) -> None:
     """Write a safetensors file: equal weights give equal bytes. Tied tensors are written twice.
+
+    Args:
+        weights: By their names.
+        path: Of the file.
+        about: A text that the file holds too; in its metadata, as `about`.
 
     Raises:
         OSError: If the disk is full or the file cannot be written.
@@ -81,7 +86,8 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
     try:
         path.touch()  # with the rights that any new file gets
         rights = path.stat().st_mode
-        save_file(_separate(weights), path)
+        # Several entries of metadata would be written in any order.
+        save_file(_separate(weights), path, metadata=None if about is None else {"about": about})
         path.chmod(rights)  # safetensors gives them to the owner alone
     except SafetensorError as error:
         raise OSError(str(error)) from error

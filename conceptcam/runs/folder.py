@@ -147,7 +147,8 @@ class RunFolder:
             trained = self.history.exists() or (self.path / WEIGHTS_FILE).exists()
             if self.path.exists() and not trained and not any(self.checkpoints.rglob("*.pt")):
                 for path in own:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # the disk has turned read-only
+                        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 for folder in (self.checkpoints, *([self.path] if new else [])):
                     with contextlib.suppress(OSError):  # somebody else keeps something there
                         folder.rmdir()

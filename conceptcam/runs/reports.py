@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
@@ -22,6 +22,7 @@ from conceptcam.analysis.learning_curves import plot_learning_curves
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
+from conceptcam.hub.weights import save_tensors
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
@@ -76,7 +77,7 @@ class MapHistory:
         self.maps[result.epoch] = part.concept_maps[0, index].cpu()
         if self._file is not None:
             with atomic_write(self._file) as scratch:
-                save_file({str(epoch): maps for epoch, maps in self.maps.items()}, scratch)
+                save_tensors({str(epoch): maps for epoch, maps in self.maps.items()}, scratch)
 
     def figure(self, model: ConceptModel, boxes: ConceptBoxes | None) -> Image:
         """The image's maps with its boxes, a column per epoch, up to eight of them."""
@@ -98,8 +99,8 @@ def draw_learning(run: RunFolder, model: ConceptModel, maps: Iterable[MapHistory
         if example is not None and history.maps:
             save_png(history.figure(model, example.boxes), run.figures / "learning.png")
     if importlib.util.find_spec("matplotlib") is not None:
-        run.figures.mkdir(parents=True, exist_ok=True)
-        plot_learning_curves(read_history(run.history)).savefig(run.figures / "curves.png")
+        with atomic_write(run.figures / "curves.png") as scratch:
+            plot_learning_curves(read_history(run.history)).savefig(scratch, format="png")
 
 
 def measure(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conceptcam._files import atomic_write
+from conceptcam._files import atomic_write, named_in_errors
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class CSVLogger:
             OSError: If it cannot be written.
         """
         if self._begun:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with named_in_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(record)
             return
         before = read_history(self.path) if self.resume and self.path.exists() else []

@@ -74,7 +74,10 @@ class TensorStore:
         self._budget.check(wanted)
         free = shutil.disk_usage(self._folder).free
         if (self._where == "disk" or wanted > SMALL) and wanted > free:
-            raise CacheFull(f"{wanted / 1e9:.3g} GB are wanted, and {self._folder} has {free / 1e9:.3g} GB free")
+            raise CacheFull(
+                f"{wanted / 1e9:.3g} GB are wanted, and {self._folder} has {free / 1e9:.3g} GB free; free room "
+                "there, or let TMPDIR name another folder"
+            )
 
     def add(self, numbers: Sequence[int], rows: Tensor) -> None:
         """Keep one row (n, ...) for each of n numbers; those that have one already keep it.
@@ -94,8 +97,12 @@ class TensorStore:
             self._file.seek(self.size)
             self._file.write(_raw(narrow))
             self._file.flush()
-        except (OSError, MemoryError) as error:
-            raise CacheFull(f"writing them failed: {error or 'out of memory'}") from error
+        except MemoryError as error:
+            raise CacheFull("there is no memory left for them; keep them on the disk (`disk`), or nowhere") from error
+        except OSError as error:
+            raise CacheFull(
+                f"writing them to {self._folder} failed: {error}; free room there, or let TMPDIR name another folder"
+            ) from error
         places = range(self.size, self.size + narrow.nbytes, narrow[0].nbytes)
         self._places.update(zip(new, places, strict=True))
         self._like = rows[:0].cpu()

@@ -2,6 +2,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -102,7 +103,7 @@ def test_store_larger_than_the_memory_there_is_works_on_disk_alone(where, fits, 
             assert (store.read([number]) == number).all()
     """)
     assert (done.returncode == 0) == fits, done.stderr
-    assert fits or "refused: writing them failed" in done.stderr
+    assert fits or "refused: there is no memory left for them; keep them on the disk" in done.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
@@ -121,7 +122,8 @@ def test_disk_that_becomes_full_is_one_sentence_and_not_the_end():
         store.close()
     """)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("after 25: writing them failed: ")
+    assert done.stdout.startswith(f"after 25: writing them to {tempfile.gettempdir()} failed: ")
+    assert done.stdout.endswith("; free room there, or let TMPDIR name another folder\n")
 
 
 def test_nothing_is_left_of_a_store_whose_process_is_killed(tmp_path):
