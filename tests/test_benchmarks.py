@@ -33,6 +33,7 @@ measuring, heads, losses, phantom_rows, phantom, bugs = map(
     script, ("measuring", "heads", "losses", "phantom_rows", "phantom", "bugs")
 )
 training, training_steps = map(script, ("training", "training_steps"))
+shortcut, shortcut_rows = map(script, ("shortcut", "shortcut_rows"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
 
@@ -211,6 +212,67 @@ def test_a_figure_catches_a_bug_only_beyond_the_noise_of_seeds():
     caught, still = bugs.verdicts({**correct, ("integer masks", 0): trained(0.2)})
     missed, _ = bugs.verdicts({**correct, ("integer masks", 0): trained(0.45)})
     assert (caught["caught"], missed["caught"], still["caught"]) == (True, False, False)
+
+
+MARKS = shortcut_rows.Scale(images=60, test_images=80, size=64, epochs=1, backbone="tiny_cnn_s8")
+
+
+@pytest.fixture(scope="module")
+def letter_cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("letters"))
+
+
+@pytest.fixture
+def marked(monkeypatch, letter_cache):
+    """Few images with the letter, in a cache of their own."""
+    monkeypatch.setenv("CONCEPTCAM_CACHE", letter_cache)
+    return shortcut_rows.draw(0, MARKS)
+
+
+@pytest.mark.parametrize("name", ["transplants, in box", "prototypes, doctor"])
+def test_a_way_against_the_shortcut_has_every_figure(name, marked, tmp_path):
+    measuring.append(tmp_path / "results.jsonl", shortcut_rows.run_row(name, 0, MARKS))
+    done = measuring.finished(tmp_path / "results.jsonl", MARKS)
+    (row,) = shortcut.rows_of(list(done.values()))
+    assert set(shortcut.COLUMNS) <= row.keys() and row["aligned"] != "-" and row["cured"] in ("0 of 1", "1 of 1")
+
+
+def test_images_of_the_three_tests_differ_in_the_letter_alone(marked):
+    letter = shortcut_rows.marker_of(marked.train)
+    clean = marked.tests["clean"]
+    for kind in ("aligned", "reversed"):
+        has = shortcut_rows.has_letter(marked.tests[kind])
+        assert 0 < has.sum() < len(has)
+        for index in range(20):
+            same = marked.tests[kind].load_item(index).image == clean.load_item(index).image
+            assert same[:, ~letter].all() and bool(same.all()) != bool(has[index])
+
+
+@pytest.mark.parametrize(("every", "share"), [(1, 1), (10, 0.1)])
+def test_a_doctor_draws_around_the_letter_where_it_is(every, share, marked):
+    draw, has = shortcut_rows.negative_boxes(marked.train, every), shortcut_rows.has_letter(marked.train)
+    items = [draw(marked.train.load_item(index)) for index in range(len(has))]
+    regions = [item.region for item in items]
+    assert [region is not None for region in regions] == [bool(has[i]) and i % every == 0 for i in range(len(has))]
+    letter = shortcut_rows.marker_of(marked.train)
+    assert all((region[letter] == 0).all() and region.float().mean() > 0.9 for region in regions if region is not None)
+
+
+def test_evidence_of_kept_prototypes_takes_the_place_of_the_map():
+    evidence = torch.tensor([[0.9, 0.2, 0.4]])
+    similarity = torch.rand(1, 3, 2, 2)
+    maps = torch.rand(1, 22, 2, 2)
+    seen = shortcut_rows.Seen(torch.zeros(1, 22), maps, evidence, similarity)
+    kept = seen.through(torch.tensor([False, True, True]))
+    assert kept.logits[0, shortcut_rows.TIED] == 0.4
+    assert torch.equal(kept.maps[0, shortcut_rows.TIED], similarity[0, 2])
+    assert seen.through(torch.zeros(3, dtype=torch.bool)) is seen  # a doctor who keeps none has no model
+
+
+def test_both_bars_must_be_met():
+    assert shortcut.cured({"on marker": 0.1, "reversed": 0.8})
+    assert not shortcut.cured({"on marker": 0.3, "reversed": 0.8})
+    assert not shortcut.cured({"on marker": 0.1, "reversed": float("nan")})
 
 
 SMALL = training_steps.Size(backbone="small_cnn_s8", side=64, batch=4)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Preprocess as Preprocess,
         default_augmentation as default_augmentation,
     )
+    from conceptcam.data.transplant import FindingTransplant as FindingTransplant
     from conceptcam.data.vindr import VINDR_CONCEPTS as VINDR_CONCEPTS, VINDR_TASKS as VINDR_TASKS
 
 __getattr__, __dir__ = hand_on(__name__)

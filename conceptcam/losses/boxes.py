@@ -16,6 +16,8 @@ from conceptcam.losses.masking import as_labels, at_least_float32, masked_mean, 
 Classification = Literal["bce", "focal", "asymmetric"]
 Penalty = Literal["bce", "hinge", "mse"]
 Normalize = Literal["area", "grid"]
+Outside = Literal["mean", "max"]
+Presence = Literal["anywhere", "in_box"]
 
 _LARGEST = 1e6  # weight or margin; far larger ones overflow
 
@@ -30,6 +32,7 @@ def box_localization_loss(
     *,
     penalty: Penalty = "bce",
     normalize: Normalize = "area",
+    outside: Outside = "mean",
     mask: MaskRule = "coverage",
     margin: float = 0.0,
 ) -> Tensor:
@@ -47,6 +50,9 @@ def box_localization_loss(
             relu(margin - z) and relu(margin + z); `"mse"` (1 - sigmoid(z))^2 and sigmoid(z)^2.
         normalize: `"area"` averages the inside over the inside and the outside over the outside, so both
             weigh the same however small the box. `"grid"` averages both over the whole grid.
+        outside: `"mean"` averages what the outside costs over its places, so one place of 180 costs a 180th. `"max"`
+            takes the costliest place, so that one place outside, such as a mark on the film, costs as much as its
+            logit earns where the highest place decides. It belongs to `"area"`.
         mask: `"coverage"` by the fraction of each cell that is covered, `"center"` by cell centres; see
             `ConceptBoxes.pair_masks`.
         margin: Of the hinge only. At 0 a map that is 0 everywhere costs nothing and learns nothing.
@@ -59,20 +65,9 @@ def box_localization_loss(
             not there.
     """
     if not torch.compiler.is_compiling():
-        _check_options(penalty, normalize, mask, margin)
+        _check_options(penalty, normalize, outside, mask, margin)
     _check_maps(concept_maps)
-    if not isinstance(boxes, ConceptBoxes):
-        if isinstance(boxes, Tensor):
-            raise ValueError(
-                f"boxes are a tensor of shape {tuple(boxes.shape)}, which does not say whose they are; pass "
-                "`ConceptBoxes(xyxy, concept, image)`, or a list with the boxes of each image, such as "
-                "[{'boxes': boxes, 'labels': concepts}, None]"
-            )
-        if len(boxes) != len(concept_maps):
-            raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
-        boxes = ConceptBoxes.from_dicts(boxes)
-    if boxes.xyxy.device != concept_maps.device:
-        boxes = boxes.to(concept_maps.device)
+    boxes = _batch_boxes(boxes, concept_maps)
     pairs = boxes.pair_masks(concept_maps.shape, mask)
     # One index over (image, concept) in place of two: its backward pass is several times faster.
     chosen = pairs.image * concept_maps.shape[1] + pairs.concept
@@ -81,6 +76,8 @@ def box_localization_loss(
     inside = pairs.inside
     if normalize == "grid":
         terms = (high * inside + low * (1 - inside)).mean(dim=(-2, -1))
+    elif outside == "max":
+        terms = _mean_over(high, inside) + (low * (1 - inside)).amax(dim=(-2, -1))
     else:
         terms = _mean_over(high, inside) + _mean_over(low, 1 - inside)
     weights = pairs.drawn.to(terms)
@@ -91,9 +88,45 @@ def box_localization_loss(
     return masked_mean(terms, weights)
 
 
-def _check_options(penalty: str, normalize: str, mask: str, margin: float) -> None:
+def logits_in_boxes(concept_maps: Tensor, concept_logits: Tensor, labels: Tensor, boxes: BoxesLike) -> Tensor:
+    """Concept logits, those of present concepts that have boxes read within them.
+
+    Args:
+        concept_maps: (B, K, h, w) logits.
+        concept_logits: (B, K) as the model pooled them.
+        labels: (B, K) in [0, 1], NaN where unknown. A pair is present if its label is above 0.
+        boxes: The batch's boxes.
+
+    Returns:
+        (B, K): the highest logit in a cell that the boxes of a present pair touch; `concept_logits` elsewhere.
+    """
+    inside = _batch_boxes(boxes, concept_maps).coverage(concept_maps.shape) > 0
+    highest = concept_maps.masked_fill(~inside, -torch.inf).amax(dim=(-2, -1))
+    _, present = split_known(concept_logits, labels)
+    return torch.where(inside.any(dim=(-2, -1)) & (present > 0), highest.to(concept_logits.dtype), concept_logits)
+
+
+def _batch_boxes(boxes: BoxesLike, concept_maps: Tensor) -> ConceptBoxes:
+    """The boxes of a batch in one form, beside the maps."""
+    if not isinstance(boxes, ConceptBoxes):
+        if isinstance(boxes, Tensor):
+            raise ValueError(
+                f"boxes are a tensor of shape {tuple(boxes.shape)}, which does not say whose they are; pass "
+                "`ConceptBoxes(xyxy, concept, image)`, or a list with the boxes of each image, such as "
+                "[{'boxes': boxes, 'labels': concepts}, None]"
+            )
+        if len(boxes) != len(concept_maps):
+            raise ValueError(f"boxes need one list per image, got {len(boxes)} for {len(concept_maps)} images")
+        boxes = ConceptBoxes.from_dicts(boxes)
+    return boxes if boxes.xyxy.device == concept_maps.device else boxes.to(concept_maps.device)
+
+
+def _check_options(penalty: str, normalize: str, outside: str, mask: str, margin: float) -> None:
     check_choice("penalty", penalty, Penalty)
     check_choice("normalize", normalize, Normalize)
+    check_choice("outside", outside, Outside)
+    if outside == "max" and normalize != "area":
+        raise ValueError(f"`outside='max'` belongs to `normalize='area'`, got {normalize!r}")
     check_choice("mask", mask, MaskRule)
     check_number("`margin`", margin, 0, _LARGEST)
     if margin and penalty != "hinge":
@@ -146,8 +179,13 @@ class BBoxGuidedConceptLoss(nn.Module):
             too large with it (in Lin et al., 2017, Table 1b, the best share of positives falls from .75 to .25).
         penalty: As in `box_localization_loss`, like the rest.
         normalize: See there.
+        outside: See there.
         mask: See there.
         margin: See there.
+        presence: Where the logit of a present concept that has a box is read for classification. `"anywhere"` is the
+            pooled logit. `"in_box"` is the highest logit in a cell that its boxes touch, so that nothing outside of
+            them, such as a mark on the film, can speak for the concept; for `"max"` pooling. Absent concepts, and those
+            without a box, keep their pooled logit: they must be low everywhere.
 
     Raises:
         ValueError: If `pos_weight` comes with a loss other than `"bce"`, an option is unknown, or a weight or margin is
@@ -165,8 +203,10 @@ class BBoxGuidedConceptLoss(nn.Module):
         classification: Classification | Callable[[Tensor, Tensor], Tensor] = "bce",
         penalty: Penalty = "bce",
         normalize: Normalize = "area",
+        outside: Outside = "mean",
         mask: MaskRule = "coverage",
         margin: float = 0.0,
+        presence: Presence = "anywhere",
     ) -> None:
         super().__init__()
         if isinstance(classification, str):
@@ -176,7 +216,8 @@ class BBoxGuidedConceptLoss(nn.Module):
                 "`pos_weight` belongs to the default classification loss, 'bce'; focal and asymmetric losses weigh "
                 "positives themselves, and to a loss of your own you can give weights as it is made"
             )
-        _check_options(penalty, normalize, mask, margin)
+        _check_options(penalty, normalize, outside, mask, margin)
+        check_choice("presence", presence, Presence)
         check_number("`alpha`", alpha, 0, _LARGEST)
         check_number("`beta`", beta, 0, _LARGEST)
         if pos_weight is not None and (pos_weight.ndim != 1 or not ((pos_weight >= 0) & pos_weight.isfinite()).all()):
@@ -187,8 +228,14 @@ class BBoxGuidedConceptLoss(nn.Module):
         named = {"bce": None, "focal": FocalLoss(), "asymmetric": AsymmetricLoss()}
         self.classification = named[classification] if isinstance(classification, str) else classification
         self.localization = functools.partial(
-            box_localization_loss, penalty=penalty, normalize=normalize, mask=mask, margin=float(margin)
+            box_localization_loss,
+            penalty=penalty,
+            normalize=normalize,
+            outside=outside,
+            mask=mask,
+            margin=float(margin),
         )
+        self.presence = presence
         self.register_buffer("pos_weight", pos_weight)
 
     def forward(
@@ -213,6 +260,8 @@ class BBoxGuidedConceptLoss(nn.Module):
         _check_maps(concept_maps)
         logits = concept_maps.amax(dim=(-2, -1)) if concept_logits is None else concept_logits
         labels = as_labels(labels, logits)
+        if self.presence == "in_box" and boxes is not None:
+            logits = logits_in_boxes(concept_maps, logits, labels, boxes)
         if self.classification is not None:
             loss = self.alpha * _checked(self.classification(logits, labels), labels)
         else:

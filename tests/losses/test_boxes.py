@@ -64,10 +64,8 @@ def slow_costs(logit: float, penalty: str, margin: float) -> tuple[float, float]
     return -math.log(probability), -math.log(1 - probability)
 
 
-def slow_loss(
-    maps: Tensor, boxes: ConceptBoxes, labels: Tensor | None, penalty: str, normalize: str, mask: str, margin: float
-) -> float:
-    """The loss by its definition: one place, one box, one pair at a time."""
+def slow_masks(maps: Tensor, boxes: ConceptBoxes, mask: str) -> dict[tuple[int, int], list[list[float]]]:
+    """(image, concept) -> how much of each cell its boxes cover."""
     height, width = maps.shape[-2:]
     masks: dict[tuple[int, int], list[list[float]]] = {}
     for box, concept, image in zip(boxes.xyxy.tolist(), boxes.concept.tolist(), boxes.image.tolist(), strict=True):
@@ -76,8 +74,16 @@ def slow_loss(
         masks[image, concept] = [
             [max(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(old, new, strict=True)
         ]
+    return masks
+
+
+def slow_loss(
+    maps: Tensor, boxes: ConceptBoxes, labels: Tensor | None, penalty: str, normalize: str, mask: str, margin: float
+) -> float:
+    """The loss by its definition: one place, one box, one pair at a time."""
+    height, width = maps.shape[-2:]
     total = weight = 0.0
-    for (image, concept), inside in masks.items():
+    for (image, concept), inside in slow_masks(maps, boxes, mask).items():
         label = 1.0 if labels is None else labels[image, concept].item()
         if math.isnan(label):
             continue
@@ -103,6 +109,29 @@ def test_every_variant_equals_a_slow_loop_over_boxes(penalty, normalize, mask, l
         truth = labels if labelled else None
         loss = box_localization_loss(maps, boxes, truth, penalty=penalty, normalize=normalize, mask=mask, margin=margin)
         assert loss.item() == pytest.approx(slow_loss(maps, boxes, truth, penalty, normalize, mask, margin), rel=1e-9)
+
+
+@pytest.mark.parametrize("penalty, mask", list(itertools.product(PENALTIES, MASKS)))
+def test_the_costliest_place_outside_counts_alone(penalty, mask):
+    maps, _, boxes = example()
+    loss = box_localization_loss(maps, boxes, penalty=penalty, mask=mask, outside="max")
+    terms = []
+    for (image, concept), inside in slow_masks(maps, boxes, mask).items():
+        places = list(itertools.product(range(maps.shape[2]), range(maps.shape[3])))
+        costs = [slow_costs(maps[image, concept, row, column].item(), penalty, 0.0) for row, column in places]
+        shares = [inside[row][column] for row, column in places]
+        high = sum(share * cost for share, (cost, _) in zip(shares, costs, strict=True)) / sum(shares)
+        terms.append(high + max((1 - share) * cost for share, (_, cost) in zip(shares, costs, strict=True)))
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
+
+
+@pytest.mark.parametrize("outside, price", [("mean", 1 / 195), ("max", 1.0)])
+def test_one_place_outside_costs_a_195th_or_all_of_its_logit(outside, price):
+    maps = torch.full((1, 1, 14, 14), -50.0)
+    maps[0, 0, 13, 13] = 50.0  # a mark in the corner
+    maps.requires_grad_()
+    box_localization_loss(maps, one_box(0, 0, 1 / 14, 1 / 14), outside=outside).backward()
+    assert maps.grad is not None and maps.grad[0, 0, 13, 13].item() == pytest.approx(price, rel=1e-4)
 
 
 @pytest.mark.parametrize("value, golden", [(0.5, 0.408163), (-0.5, 0.0918367), (0.0, 0.0)])
@@ -315,6 +344,43 @@ def test_guided_loss_takes_the_logits_of_any_pooling():
     assert loss(maps, labels, boxes) != loss(maps, labels, boxes, concept_logits=pooled)
 
 
+def test_presence_in_the_box_reads_the_highest_cell_it_touches():
+    maps, _, boxes = example()
+    labels = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(2)).double()
+    expected = maps.amax((-2, -1))
+    for (image, concept), inside in slow_masks(maps, boxes, "coverage").items():
+        if labels[image, concept] == 1:
+            touched = [
+                maps[image, concept, row, column]
+                for row, column in itertools.product(range(maps.shape[2]), range(maps.shape[3]))
+                if inside[row][column]
+            ]
+            expected[image, concept] = max(touched)
+    assert not torch.equal(expected, maps.amax((-2, -1)))
+    loss = BBoxGuidedConceptLoss(beta=0.0, presence="in_box")(maps, labels, boxes)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(expected, labels))
+
+
+def test_a_mark_outside_the_box_earns_nothing_for_presence_in_it():
+    maps = torch.zeros(1, 1, 7, 7)
+    maps[0, 0, 0, 6] = 5.0  # a mark in the corner, higher than the finding
+    gradients = {}
+    for presence in ("anywhere", "in_box"):
+        own = maps.clone().requires_grad_()
+        BBoxGuidedConceptLoss(presence=presence)(own, torch.ones(1, 1), one_box(*SEED_BOX)).backward()
+        assert own.grad is not None
+        gradients[presence] = own.grad[0, 0]
+    assert gradients["in_box"][0, 6] > gradients["anywhere"][0, 6]  # pushed down by the box loss alone
+    assert gradients["in_box"][4, 3] < gradients["anywhere"][4, 3]  # the finding is pulled up by both
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, 4), torch.full((3, 4), nan)])
+def test_presence_in_the_box_leaves_absent_and_unknown_pairs(labels):
+    maps, _, boxes = example()
+    there, anywhere = (BBoxGuidedConceptLoss(presence=name)(maps, labels, boxes) for name in ("in_box", "anywhere"))
+    assert torch.equal(there, anywhere)
+
+
 def test_guided_loss_without_boxes_is_classification_alone():
     maps, labels, _ = example()
     loss = BBoxGuidedConceptLoss()
@@ -346,6 +412,8 @@ BOXES = one_box(*SEED_BOX)
     [
         ({"penalty": "l1"}, r"unknown `penalty` 'l1'; known: \['bce', 'hinge', 'mse'\]"),
         ({"normalize": "mean"}, r"unknown `normalize` 'mean'; known: \['area', 'grid'\]"),
+        ({"outside": "sum"}, r"unknown `outside` 'sum'; known: \['mean', 'max'\]"),
+        ({"outside": "max", "normalize": "grid"}, "`outside='max'` belongs to `normalize='area'`, got 'grid'"),
         ({"mask": "floor"}, r"unknown `mask` 'floor'; known: \['coverage', 'center'\]"),
         ({"margin": 0.5}, "`margin` belongs to the hinge penalty, got 0.5 with 'bce'"),
     ],

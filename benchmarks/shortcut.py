@@ -1,0 +1,145 @@
+"""Does a model look at a finding or at the mark that goes with it, and what cures it?
+
+In the training images a letter on the film goes with one finding (95 % of those with it, 5 % of those without). Each
+row of the table is a way to train. It is tested on the same images with the letter as in training, without any, and
+with the letter on the others. Every finished training is a line in a file, as in `phantom.py`.
+"""
+
+import argparse
+import math
+import multiprocessing
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
+from phantom import by_row, columns
+from shortcut_rows import CONCEPT, ROWS, Scale, draw, run_row
+
+Result = Mapping[str, Any]
+
+COLUMNS = (
+    "on marker",
+    "near marker",
+    "aligned",
+    "clean",
+    "reversed",
+    "pull",
+    "pointing",
+    "others AUROC",
+    "others AP",
+    "others pointing",
+)
+BARS = {"on marker": 0.2, "reversed": 0.75}
+"""A cure has the map's peak on the letter less often than this, and a higher AUROC than this where it is reversed."""
+
+
+def rows_of(results: Sequence[Result]) -> list[dict[str, str]]:
+    """A row per way to train: mean (standard deviation) over seeds, and whether each seed meets the bars."""
+    rows = []
+    for name, of_row in by_row(results):
+        figures = [one["figures"] for one in of_row]
+        rows.append(
+            {
+                "row": name,
+                "seeds": str(len(of_row)),
+                **columns(figures, COLUMNS),
+                "cured": f"{sum(map(cured, figures))} of {len(figures)}",
+                "seconds": str(round(sum(one["seconds"] for one in of_row) / len(of_row))),
+            }
+        )
+    return rows
+
+
+def cured(figures: Mapping[str, float]) -> bool:
+    """Whether one training meets both bars."""
+    known = not any(math.isnan(figures[name]) for name in BARS)
+    return known and figures["on marker"] < BARS["on marker"] and figures["reversed"] > BARS["reversed"]
+
+
+def document(rows: Sequence[Mapping[str, str]], scale: Scale, options: Sequence[str]) -> str:
+    """The table as a page has it, and the command that printed it."""
+    command = shlex.join(["python", "benchmarks/shortcut.py", *options])
+    intro = (
+        f"Printed by `{command}`: {scale.images:,} images of {scale.size} pixels, {scale.epochs} epochs of stage 1 of "
+        f"`{scale.backbone}`, tested on {scale.test_images:,}; mean (standard deviation) over seeds."
+    )
+    shown = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return f"{intro}\n\n{markdown(shown)}"
+
+
+def parser() -> argparse.ArgumentParser:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="all if not given")
+    asked.add_argument("--seeds", type=int, default=3, help="how many")
+    asked.add_argument("--images", type=int, default=Scale.images, help="to train on")
+    asked.add_argument("--test-images", type=int, default=Scale.test_images)
+    asked.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
+    asked.add_argument("--epochs", type=int, default=Scale.epochs)
+    asked.add_argument("--backbone", default=Scale.backbone, help="learns from scratch")
+    asked.add_argument("--batch-size", type=int, default=Scale.batch_size)
+    asked.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
+    asked.add_argument("--jobs", type=int, default=1, help="processes side by side, of one thread each")
+    asked.add_argument("--results", type=Path, default=Path("shortcut-results.jsonl"), help="a line per training")
+    asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
+    asked.add_argument("--json", type=Path, help="also write the table here")
+    asked.add_argument("--page", type=Path, help="also write the table between the marks in this Markdown page")
+    return asked
+
+
+WHERE = ("--results", "--page", "--json", "--jobs", "--device")
+"""Options that figures do not depend on."""
+
+
+def told(arguments: Sequence[str]) -> list[str]:
+    """The arguments that say what was computed."""
+    kept, skip = [], False
+    for one in arguments:
+        skip = (skip and not one.startswith("--")) or one in WHERE
+        if not skip and one != "--table":
+            kept.append(one)
+    return kept
+
+
+def train(wanted: Sequence[tuple[str, int]], scale: Scale, device: str, jobs: int, results: Path) -> None:
+    """Train rows and seeds that are not there yet, some at a time, and keep each result as it comes."""
+    for seed in sorted({seed for _, seed in wanted}):
+        draw(seed, scale)  # into the cache, before several processes need it
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {pool.submit(run_row, name, seed, scale, device): (name, seed) for name, seed in wanted}
+        for done in as_completed(running):
+            name, seed = running[done]
+            if (error := done.exception()) is not None:  # the other rows are worth their time
+                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
+                continue
+            append(results, done.result())
+            print(f"{name}, seed {seed}: {done.result()['seconds']} s", flush=True)
+
+
+def main() -> None:
+    options = parser().parse_args()
+    scale = Scale(**{name: getattr(options, name) for name in Scale.__dataclass_fields__ if hasattr(options, name)})
+    if not options.table:
+        there = finished(options.results, scale)
+        everything = [(name, seed) for seed in range(options.seeds) for name in options.rows]
+        missing = [one for one in everything if one not in there]
+        train(missing, scale, options.device, options.jobs, options.results)
+    done = finished(options.results, scale)
+    results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
+    rows = rows_of(results)
+    if rows:
+        print(f"{CONCEPT}\n{table(list(rows[0]), [list(row.values()) for row in rows])}")
+    print(f"{scale}; {machine_line()}")
+    if options.page is not None:
+        replace_block(options.page, "shortcut", document(rows, scale, told(sys.argv[1:])))
+    if options.json is not None:
+        write_json(options.json, {"scale": scale, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
