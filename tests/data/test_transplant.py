@@ -6,7 +6,7 @@ from torch import Tensor
 
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.transplant import FindingTransplant, soft_boxes
+from conceptcam.data.transforms import FindingTransplant, soft_boxes
 
 SIDE = 20
 CORNER = (slice(0, 3), slice(17, 20))
