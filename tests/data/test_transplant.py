@@ -59,7 +59,7 @@ def test_a_mark_that_goes_with_a_finding_is_gone_with_it():
     assert not any((data[index].image[:, *CORNER] == 255).any() for index in range(4))
 
 
-def test_images_without_findings_get_empty_patches_where_findings_are():
+def test_images_without_findings_get_empty_patches_too():
     data = Marked([0.0, 0.0, 1.0])
     torch.manual_seed(0)
     seen = {tuple(FindingTransplant(data, fade=0.0)(data.load_item(0)).image[0][[0, 9], [0, 9]].tolist())}
