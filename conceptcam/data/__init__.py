@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CHEXPERT_CONCEPTS as CHEXPERT_CONCEPTS,
         NIH_CONCEPTS as NIH_CONCEPTS,
     )
+    from conceptcam.data.readers import SimulatedReaders as SimulatedReaders
     from conceptcam.data.regions import WithRegions as WithRegions
     from conceptcam.data.splits import (
         ConceptSubset as ConceptSubset,

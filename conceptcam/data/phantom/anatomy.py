@@ -80,10 +80,10 @@ class Frame:
         return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
-def draw_frame(rng: Generator, size: int) -> Frame:
-    """A body that lies nearly straight: moved by 1 %, scaled by 4 %, turned by 2 degrees (sd)."""
-    move, turn = rng.normal(0, 0.012, 2), rng.normal(0, 0.03)
-    scale = rng.normal(1, 0.04, 2).clip(0.88, 1.12)
+def draw_frame(rng: Generator, size: int, variety: float = 1.0) -> Frame:
+    """A body that lies nearly straight: moved by 1 %, scaled by 4 %, turned by 2 degrees (sd), times `variety`."""
+    move, turn = rng.normal(0, 0.012 * variety, 2), rng.normal(0, 0.03 * variety)
+    scale = rng.normal(1, 0.04 * variety, 2).clip(1 - 0.12 * variety, 1 + 0.12 * variety)
     return Frame(size, (float(move[0]), float(move[1])), (float(scale[0]), float(scale[1])), float(turn))
 
 
@@ -172,17 +172,24 @@ class Shape:
         return solid
 
 
-def draw_shape(rng: Generator) -> Shape:
-    """The outlines of a healthy chest: cardiothoracic ratio .41 to .485, right dome higher."""
-    ratio, dome_left, dome_right = rng.uniform(0.41, 0.485), *rng.normal((0.745, 0.775), 0.01)
+def draw_shape(rng: Generator, variety: float = 1.0) -> Shape:
+    """The outlines of a healthy chest: cardiothoracic ratio .41 to .485, right dome higher; times `variety`."""
+    # However much hearts differ, one wider than half the thorax is no healthy one.
+    ratio = rng.uniform(*_spread(0.41, 0.485, variety, 0.485))
+    dome_left, dome_right = rng.normal((0.745, 0.775), 0.01 * variety)
     return Shape(
         domes=(float(dome_left), float(dome_right)),
         heart_half=float(ratio * THORAX_WIDTH / 2),
-        knob_radius=float(rng.uniform(0.040, 0.048)),
-        artery_radius=float(rng.uniform(0.031, 0.037)),
-        shift=min(max(0.004 * float(rng.standard_normal()), -0.008), 0.008),
+        knob_radius=float(rng.uniform(*_spread(0.040, 0.048, variety, 0.044))),
+        artery_radius=float(rng.uniform(*_spread(0.031, 0.037, variety, 0.034))),
+        shift=variety * min(max(0.004 * float(rng.standard_normal()), -0.008), 0.008),
         gas=float(max(0.0, rng.uniform(-0.02, 0.05))),
     )
+
+
+def _spread(low: float, high: float, variety: float, fixed: float) -> tuple[float, float]:
+    """Bounds `variety` times as far from a fixed value; at 1 to the bit as they are."""
+    return low - (1 - variety) * (low - fixed), high - (1 - variety) * (high - fixed)
 
 
 def rib_height(rib: int, across: Floats | float) -> Floats:

@@ -63,7 +63,7 @@ _BRINGS: tuple[tuple[str, str, float], ...] = (
 _EXCLUDES: tuple[tuple[str, str], ...] = (("Emphysema", "ILD"),)
 
 
-def draw_concepts(rng: Generator) -> Ints:
+def draw_concepts(rng: Generator, co_occurrence: float = 1.0) -> Ints:
     """(22,) which findings one image shows, 0 or 1: none at all, or at least one."""
     # All numbers are drawn first, so that what follows in the stream does not depend on them.
     abnormal, pick = rng.random(2)
@@ -75,7 +75,7 @@ def draw_concepts(rng: Generator) -> Ints:
     if not concepts.any():
         concepts[np.searchsorted(_ALONE.cumsum(), pick * _ALONE.sum(), side="right")] = 1
     for (cause, effect, chance), drawn in zip(_BRINGS, brings, strict=True):
-        if concepts[INDEX[cause]] and drawn < chance:
+        if concepts[INDEX[cause]] and drawn < co_occurrence * chance:
             concepts[INDEX[effect]] = 1
     for winner, loser in _EXCLUDES:
         if concepts[INDEX[winner]]:
@@ -83,21 +83,25 @@ def draw_concepts(rng: Generator) -> Ints:
     return concepts
 
 
-def expected_prevalence() -> Floats:
+def expected_prevalence(co_occurrence: float = 1.0) -> Floats:
     """(22,) the exact share of images that show each finding.
 
     The findings drawn alone are independent, and no two causes of one effect share a cause, so the chances
     propagate one by one.
+
+    Args:
+        co_occurrence: Of `PhantomConfig`.
     """
     empty = float(np.prod(1 - _ALONE))
-    single = sum(weight * _propagate(np.eye(len(_ALONE))[index]) for index, weight in enumerate(_ALONE / _ALONE.sum()))
-    return ABNORMAL * (_propagate(_ALONE) + empty * single)
+    each = [_propagate(one, co_occurrence) for one in np.eye(len(_ALONE))]
+    single = sum(weight * chance for weight, chance in zip(_ALONE / _ALONE.sum(), each, strict=True))
+    return ABNORMAL * (_propagate(_ALONE, co_occurrence) + empty * single)
 
 
-def _propagate(alone: Floats) -> Floats:
+def _propagate(alone: Floats, co_occurrence: float) -> Floats:
     chance = alone.copy()
     for cause, effect, strength in _BRINGS:
-        miss = (1 - chance[INDEX[effect]]) * (1 - strength * chance[INDEX[cause]])
+        miss = (1 - chance[INDEX[effect]]) * (1 - co_occurrence * strength * chance[INDEX[cause]])
         chance[INDEX[effect]] = 1 - miss
     for winner, loser in _EXCLUDES:
         chance[INDEX[loser]] *= 1 - chance[INDEX[winner]]

@@ -15,14 +15,14 @@ Rectangle = tuple[tuple[float, float], tuple[float, float]]
 class Outline(NamedTuple):
     """A finding that shows in the outline of an organ."""
 
-    change: Callable[[Shape, Generator], tuple[Shape, Attributes]]
-    """Gives the ill shape."""
+    change: Callable[[Shape, Generator, float], tuple[Shape, Attributes]]
+    """Gives the ill shape, of a severity."""
     rectangle: Callable[[Shape], Rectangle]
     """Where to look, (u0, u1), (v0, v1), given the shape with all its illnesses."""
 
 
-def _aortic_enlargement(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    radius = shape.knob_radius + rng.uniform(0.009, 0.030)
+def _aortic_enlargement(shape: Shape, rng: Generator, severity: float) -> tuple[Shape, Attributes]:
+    radius = shape.knob_radius + severity * rng.uniform(0.009, 0.030)
     return replace(shape, knob_radius=radius), Attributes("right", "apical", radius, 1)
 
 
@@ -31,8 +31,8 @@ def _knob(shape: Shape) -> Rectangle:
     return (u - radius, u + radius), (v - radius, v + radius)
 
 
-def _enlarged_pa(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    radius = shape.artery_radius + rng.uniform(0.009, 0.028)
+def _enlarged_pa(shape: Shape, rng: Generator, severity: float) -> tuple[Shape, Attributes]:
+    radius = shape.artery_radius + severity * rng.uniform(0.009, 0.028)
     return replace(shape, artery_radius=radius), Attributes("right", "mid", radius, 1)
 
 
@@ -42,9 +42,9 @@ def _artery(shape: Shape) -> Rectangle:
     return (max(0.515, u - radius), u + radius), (v - PA_TALL * radius, v + PA_TALL * radius)
 
 
-def _cardiomegaly(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
+def _cardiomegaly(shape: Shape, rng: Generator, severity: float) -> tuple[Shape, Attributes]:
     # By definition wider than half the thorax; a healthy heart takes less.
-    bulge = rng.uniform(0.505, 0.60) * THORAX_WIDTH / 2 - shape.heart_half
+    bulge = severity * (rng.uniform(0.505, 0.60) * THORAX_WIDTH / 2 - shape.heart_half)
     return replace(shape, heart_bulge=bulge), Attributes("both", "basal", shape.heart_half + bulge, 1)
 
 
@@ -55,8 +55,8 @@ def _heart(shape: Shape) -> Rectangle:
     return (u - half, u + half), (v - 0.08, v + 0.11)
 
 
-def _mediastinal_shift(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    side, shift = (-1, 1)[rng.random() < 0.5], rng.uniform(0.024, 0.052)
+def _mediastinal_shift(shape: Shape, rng: Generator, severity: float) -> tuple[Shape, Attributes]:
+    side, shift = (-1, 1)[rng.random() < 0.5], severity * rng.uniform(0.024, 0.052)
     return replace(shape, shift=side * shift), Attributes("midline", "apical", shift, 1)
 
 
@@ -66,18 +66,23 @@ def _trachea(shape: Shape) -> Rectangle:
     return (left - 0.062, right + 0.092), (0.0, 0.55)
 
 
-def _emphysema(shape: Shape, rng: Generator) -> tuple[Shape, Attributes]:
-    depth = rng.uniform(0.010, 0.050)
+def _emphysema(shape: Shape, rng: Generator, severity: float) -> tuple[Shape, Attributes]:
+    depth = severity * rng.uniform(0.010, 0.050)
     ill = replace(
         shape,
         domes=(shape.domes[0] + depth, shape.domes[1] + depth),
-        dome_bend=rng.uniform(1.2, 3.2),
-        lung_widening=1.03,
-        lung_depth=shape.lung_depth + rng.uniform(0.01, 0.05),
-        markings=rng.uniform(0.55, 0.9),
-        heart_half=0.92 * shape.heart_half,
+        dome_bend=_toward(shape.dome_bend, rng.uniform(1.2, 3.2), severity),
+        lung_widening=_toward(shape.lung_widening, 1.03, severity),
+        lung_depth=shape.lung_depth + severity * rng.uniform(0.01, 0.05),
+        markings=_toward(shape.markings, rng.uniform(0.55, 0.9), severity),
+        heart_half=_toward(shape.heart_half, 0.92 * shape.heart_half, severity),
     )
     return ill, Attributes("both", "whole", depth, 1)
+
+
+def _toward(healthy: float, ill: float, severity: float) -> float:
+    """A value that far on the way from one to the other; at 1 the other to the bit."""
+    return ill - (1 - severity) * (ill - healthy)
 
 
 def _both_lungs(shape: Shape) -> Rectangle:

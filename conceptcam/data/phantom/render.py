@@ -5,31 +5,32 @@ labels, each finding, the noise. So a finding can be left out and nothing else m
 depend on which others were drawn before it, or where.
 """
 
+import copy
 from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from conceptcam.data.phantom.anatomy import Chest, draw_frame, draw_shape
+from conceptcam.data.phantom.anatomy import Chest, Frame, draw_frame, draw_shape
 from conceptcam.data.phantom.arrays import Bools, Floats, Ints
-from conceptcam.data.phantom.concepts import INDEX, PHANTOM_CONCEPTS, draw_concepts
+from conceptcam.data.phantom.concepts import INDEX, PHANTOM_CONCEPTS, PHANTOM_DISEASES, draw_concepts
 from conceptcam.data.phantom.config import PhantomConfig
+from conceptcam.data.phantom.confusers import add_confusers
 from conceptcam.data.phantom.diseases import TRAITS, draw_diseases, draw_traits
 from conceptcam.data.phantom.findings import PAINTERS
 from conceptcam.data.phantom.outlines import OUTLINES
 from conceptcam.data.phantom.scene import Attributes, Box, Scene
+from conceptcam.data.phantom.shortcuts import box_around, draw_shortcut, shortcut_mask
 from conceptcam.data.phantom.textures import textures_of
 
 # Streams 0 to 21 are the findings'.
-_LABELS, _MARKER, _BODY, _NOISE = range(100, 104)
+_LABELS, _MARKER, _BODY, _NOISE, _CONFUSERS, _SHORTCUT = range(100, 106)
 
 _GAMMAS = np.linspace(0.85, 1.15, 31)
 _BRIGHTEST = 1.6  # the attenuation at which the table that maps it to a grey value ends
 _TABLE = 2048
 _GREY = 255 * 0.95
-_MARKER_BOX: Box = (0.90, 0.03, 0.95, 0.10)
-_MARKER_GREY = 250
 
 
 class PhantomCase(NamedTuple):
@@ -42,7 +43,7 @@ class PhantomCase(NamedTuple):
     traits: Bools
     """(4,) hidden traits, in the order of `TRAITS`; without meaning where their finding is absent."""
     marker: bool
-    """Whether the shortcut is burnt in."""
+    """Whether the shortcut is there."""
 
 
 class PhantomSample(NamedTuple):
@@ -61,7 +62,7 @@ class PhantomSample(NamedTuple):
     attributes: dict[str, Attributes]
     """Finding present -> its side, zone, size and number, which the concepts do not tell."""
     marker_box: Box | None
-    """Where the shortcut marker is, or None if there is none."""
+    """Where the shortcut is, or None if there is none."""
 
 
 class Phantom:
@@ -86,9 +87,15 @@ class Phantom:
         if unknown := sorted(set(without) - set(PHANTOM_CONCEPTS)):
             raise ValueError(f"unknown findings {unknown} to leave out; known: {list(PHANTOM_CONCEPTS)}")
         labels = self._stream(index, _LABELS)
-        drawn, traits = draw_concepts(labels), draw_traits(labels)
+        drawn, traits = draw_concepts(labels, self.config.co_occurrence), draw_traits(labels)
         # The marker goes with what was drawn: taking a finding away must not take the marker with it.
-        marker = self._draw_marker(index, bool(drawn[INDEX[self.config.shortcut_concept]]))
+        tied = self.config.shortcut_concept
+        if tied in INDEX:
+            present = bool(drawn[INDEX[tied]])
+        else:
+            diseases = draw_diseases(copy.deepcopy(labels), drawn, traits, self.config)
+            present = bool(diseases[PHANTOM_DISEASES.index(tied)])
+        marker = self._draw_marker(index, present)
         concepts = drawn.copy()
         concepts[[INDEX[name] for name in without]] = 0
         diseases = draw_diseases(labels, concepts, traits, self.config)
@@ -110,10 +117,11 @@ class Phantom:
         scene, attributes = self._scene(index, case)
         image = self._expose(scene.attenuation, self._stream(index, _NOISE))
         if case.marker:
-            image[self._marker()] = _MARKER_GREY
+            kind, stream = self.config.shortcut_kind, self._stream(index, _SHORTCUT)
+            image = draw_shortcut(kind, image, scene.chest.frame, stream)
         boxes = np.array([box for _, box in scene.boxes], np.float32).reshape(-1, 4)
         named = np.array([INDEX[name] for name, _ in scene.boxes], np.int64)
-        marker_box = self._marker_box() if case.marker else None
+        marker_box = box_around(self.marker_mask(index)) if case.marker else None
         return PhantomSample(image, case.concepts, case.diseases, boxes, named, attributes, marker_box)
 
     def masks(self, index: int) -> dict[str, Bools]:
@@ -128,9 +136,19 @@ class Phantom:
         present = [name for name, there in zip(PHANTOM_CONCEPTS, case.concepts, strict=True) if there]
         return {name: self._scene(index, self.case(index, without=[name]))[0].attenuation != whole for name in present}
 
-    def marker_mask(self) -> Bools:
-        """(size, size) True on the pixels of the shortcut marker, where an image has it."""
-        return self._marker().copy()
+    def marker_mask(self, index: int = 0) -> Bools:
+        """(size, size) True on the pixels of the shortcut in image `index`, if it has it.
+
+        A marker and a border are at the same place in every image. The noise of another hospital is everywhere and not
+        in the mask.
+        """
+        frame, _ = self._body(index)
+        return shortcut_mask(self.config.shortcut_kind, frame, self._stream(index, _SHORTCUT))
+
+    def _body(self, index: int) -> tuple[Frame, Generator]:
+        """How the body lies in an image, and the stream that the rest of it is drawn from."""
+        stream = self._stream(index, _BODY)
+        return draw_frame(stream, self.config.size, self.config.anatomy), stream
 
     def _stream(self, index: int, part: int) -> Generator:
         return default_rng((self.seed, index, part))
@@ -147,12 +165,14 @@ class Phantom:
 
     def _scene(self, index: int, case: PhantomCase) -> tuple[Scene, dict[str, Attributes]]:
         """The chest with its findings, before it is exposed."""
-        body = self._stream(index, _BODY)
-        frame, shape = draw_frame(body, self.config.size), draw_shape(body)
+        frame, body = self._body(index)
+        shape = draw_shape(body, self.config.anatomy)
         attributes: dict[str, Attributes] = {}
         outlines = [name for name in OUTLINES if case.concepts[INDEX[name]]]
         for name in outlines:
-            shape, attributes[name] = OUTLINES[name].change(shape, self._stream(index, INDEX[name]))
+            shape, attributes[name] = OUTLINES[name].change(
+                shape, self._stream(index, INDEX[name]), self.config.severity
+            )
         scene = Scene(Chest(frame, shape, self._textures, body), self.config.contrast)
         for name in outlines:
             scene.mark(name, *OUTLINES[name].rectangle(shape))
@@ -162,6 +182,8 @@ class Phantom:
                     t.property: bool(has) for t, has in zip(TRAITS, case.traits, strict=True) if t.finding == name
                 }
                 attributes[name] = paint(scene, self._stream(index, INDEX[name]), traits)
+        if self.config.confusers:
+            add_confusers(scene.chest, scene.attenuation, self._stream(index, _CONFUSERS), self.config.confusers)
         return scene, attributes
 
     def _expose(self, attenuation: Floats, rng: Generator) -> Ints:
@@ -176,18 +198,3 @@ class Phantom:
         grey += (0.020 * self.config.noise) * grain * (0.6 + 0.6 * grey)
         grey *= _GREY
         return grey.clip(0, 255).astype(np.uint8)
-
-    def _marker_box(self) -> Box:
-        size = self.config.size
-        left, top, right, bottom = (round(edge * size) / size for edge in _MARKER_BOX)
-        return left, top, right, bottom
-
-    def _marker(self) -> Bools:
-        """The letter L, as technicians put it on the patient's left."""
-        size = self.config.size
-        left, top, right, bottom = (round(edge * size) for edge in _MARKER_BOX)
-        stroke = max(2, round(0.018 * size))
-        mask = np.zeros((size, size), bool)
-        mask[top:bottom, left : left + stroke] = True
-        mask[bottom - stroke : bottom, left:right] = True
-        return mask
