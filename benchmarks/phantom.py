@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
+from measuring import append, arguments_told, finished, machine_line, markdown, replace_block, table, write_json
 from phantom_rows import COMPLETENESS, DISEASE_FIGURES, ROWS, Scale, run_row
 
 Result = Mapping[str, Any]
@@ -119,16 +119,6 @@ WHERE = ("--results", "--seen", "--page", "--json", "--threads")
 """Options that figures do not depend on."""
 
 
-def told(arguments: Sequence[str]) -> list[str]:
-    """The arguments that say what was computed."""
-    kept, skip = [], False
-    for one in arguments:
-        skip = (skip and not one.startswith("--")) or one in WHERE
-        if not skip and one != "--table":
-            kept.append(one)
-    return kept
-
-
 def main() -> None:
     options = parser().parse_args()
     if options.threads:
@@ -155,7 +145,7 @@ def main() -> None:
         )
     print(f"{scale}; {machine_line()}")
     if options.page is not None:
-        replace_block(options.page, "presets", document(tables, scale, told(sys.argv[1:])))
+        replace_block(options.page, "presets", document(tables, scale, arguments_told(sys.argv[1:], WHERE)))
     if options.json is not None:
         write_json(options.json, {"scale": scale, "tables": tables})
 

@@ -7,16 +7,22 @@ with the letter on the others. Every finished training is a line in a file, as i
 
 import argparse
 import math
-import multiprocessing
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-from measuring import append, finished, machine_line, markdown, replace_block, table, write_json
+from measuring import (
+    arguments_told,
+    finished,
+    machine_line,
+    markdown,
+    replace_block,
+    run_side_by_side,
+    table,
+    write_json,
+)
 from phantom import by_row, columns
 from shortcut_rows import CONCEPT, ROWS, Scale, draw, run_row
 
@@ -68,7 +74,7 @@ def document(rows: Sequence[Mapping[str, str]], scale: Scale, options: Sequence[
         f"Printed by `{command}`: {scale.images:,} images of {scale.size} pixels, {scale.epochs} epochs of stage 1 of "
         f"`{scale.backbone}`, tested on {scale.test_images:,}; mean (standard deviation) over seeds."
     )
-    shown = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    shown = [{key: value for key, value in row.items() if key not in ("near marker", "seconds")} for row in rows]
     return f"{intro}\n\n{markdown(shown)}"
 
 
@@ -88,37 +94,12 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
     asked.add_argument("--json", type=Path, help="also write the table here")
     asked.add_argument("--page", type=Path, help="also write the table between the marks in this Markdown page")
+    asked.add_argument("--block", default="shortcut", help="the name of these marks")
     return asked
 
 
-WHERE = ("--results", "--page", "--json", "--jobs", "--device")
+WHERE = ("--results", "--page", "--block", "--json", "--jobs", "--device")
 """Options that figures do not depend on."""
-
-
-def told(arguments: Sequence[str]) -> list[str]:
-    """The arguments that say what was computed."""
-    kept, skip = [], False
-    for one in arguments:
-        skip = (skip and not one.startswith("--")) or one in WHERE
-        if not skip and one != "--table":
-            kept.append(one)
-    return kept
-
-
-def train(wanted: Sequence[tuple[str, int]], scale: Scale, device: str, jobs: int, results: Path) -> None:
-    """Train rows and seeds that are not there yet, some at a time, and keep each result as it comes."""
-    for seed in sorted({seed for _, seed in wanted}):
-        draw(seed, scale)  # into the cache, before several processes need it
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running = {pool.submit(run_row, name, seed, scale, device): (name, seed) for name, seed in wanted}
-        for done in as_completed(running):
-            name, seed = running[done]
-            if (error := done.exception()) is not None:  # the other rows are worth their time
-                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
-                continue
-            append(results, done.result())
-            print(f"{name}, seed {seed}: {done.result()['seconds']} s", flush=True)
 
 
 def main() -> None:
@@ -128,7 +109,9 @@ def main() -> None:
         there = finished(options.results, scale)
         everything = [(name, seed) for seed in range(options.seeds) for name in options.rows]
         missing = [one for one in everything if one not in there]
-        train(missing, scale, options.device, options.jobs, options.results)
+        for seed in sorted({seed for _, seed in missing}):
+            draw(seed, scale)  # into the cache, before several processes need it
+        run_side_by_side(run_row, missing, scale, options.device, jobs=options.jobs, path=options.results)
     done = finished(options.results, scale)
     results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
     rows = rows_of(results)
@@ -136,7 +119,7 @@ def main() -> None:
         print(f"{CONCEPT}\n{table(list(rows[0]), [list(row.values()) for row in rows])}")
     print(f"{scale}; {machine_line()}")
     if options.page is not None:
-        replace_block(options.page, "shortcut", document(rows, scale, told(sys.argv[1:])))
+        replace_block(options.page, options.block, document(rows, scale, arguments_told(sys.argv[1:], WHERE)))
     if options.json is not None:
         write_json(options.json, {"scale": scale, "rows": rows})
 

@@ -33,7 +33,7 @@ measuring, heads, losses, phantom_rows, phantom, bugs = map(
     script, ("measuring", "heads", "losses", "phantom_rows", "phantom", "bugs")
 )
 training, training_steps = map(script, ("training", "training_steps"))
-shortcut, shortcut_rows = map(script, ("shortcut", "shortcut_rows"))
+shortcut, shortcut_rows, difficulty = map(script, ("shortcut", "shortcut_rows", "difficulty"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
 
@@ -132,7 +132,11 @@ def test_the_tables_replace_what_a_page_said_and_name_the_command(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures:presets -->\nold\n<!-- /figures:presets -->\nafter\n")
     arguments = ["--seeds", "2", "--page", str(page), "--table", "--rows", "original", "paper"]
-    text = phantom.document({"T": [{"row": "original", "AUROC": ".9"}]}, phantom_rows.Scale(), phantom.told(arguments))
+    text = phantom.document(
+        {"T": [{"row": "original", "AUROC": ".9"}]},
+        phantom_rows.Scale(),
+        measuring.arguments_told(arguments, phantom.WHERE),
+    )
     measuring.replace_block(page, "presets", text)
     said = page.read_text()
     assert said.startswith("before\n") and said.endswith("-->\nafter\n") and "old" not in said
@@ -235,6 +239,15 @@ def test_a_way_against_the_shortcut_has_every_figure(name, marked, tmp_path):
     done = measuring.finished(tmp_path / "results.jsonl", MARKS)
     (row,) = shortcut.rows_of(list(done.values()))
     assert set(shortcut.COLUMNS) <= row.keys() and row["aligned"] != "-" and row["cured"] in ("0 of 1", "1 of 1")
+
+
+@pytest.mark.parametrize("name", ["all five", "one reader, tests too"])
+def test_a_setting_of_the_phantom_has_every_figure(name, monkeypatch, letter_cache):
+    monkeypatch.setenv("CONCEPTCAM_CACHE", letter_cache)
+    scale = difficulty.Scale(images=60, test_images=80, size=64, epochs=1, backbone="tiny_cnn_s8")
+    (row,) = difficulty.rows_of([difficulty.run_row(name, 0, scale)])
+    assert "-" not in {row[column] for column in difficulty.COLUMNS}
+    assert (row["ceiling"] == "1.000") == (name == "all five")
 
 
 def test_images_of_the_three_tests_differ_in_the_letter_alone(marked):
