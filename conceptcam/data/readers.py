@@ -109,7 +109,9 @@ class SimulatedReaders(ConceptDataset):
                 by_concept.setdefault(pair[1], []).append(pair)
             by_pair.setdefault(pair, []).append(row)
         called = (self.readings == 1) & (self.concept_labels > 0)[:, None]
-        rows, images, concepts = [], [], []
+        rows: list[int] = []
+        images: list[int] = []
+        concepts: list[int] = []
         for image, _, concept in called.nonzero().tolist():
             pair = (image, concept)
             if pair not in by_pair and self.dataset.concept_labels[image, concept] == 0 and concept in by_concept:
