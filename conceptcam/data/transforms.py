@@ -203,8 +203,7 @@ class FindingTransplant:
         host = self.dataset.load_item(_pick(self.hosts)).image
         if item.image.is_floating_point() != host.is_floating_point():
             host = host / 255 if item.image.is_floating_point() else host * 255
-        if host.shape[1:] != item.image.shape[1:]:
-            host = interpolate(host[None].float(), size=(height, width), mode="bilinear", antialias=True)[0]
+        host = resize_image(host, (height, width))
         mixed = patches * item.image + (1 - patches) * host
         return item._replace(image=mixed if item.image.is_floating_point() else mixed.round().to(item.image.dtype))
 
