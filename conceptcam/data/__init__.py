@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
+    from conceptcam.data.adapter import DatasetAdapter as DatasetAdapter
     from conceptcam.data.batch import (
         ConceptBatch as ConceptBatch,
         ConceptDataset as ConceptDataset,

@@ -70,7 +70,7 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
         return tensor
     _check_bit_depth(bit_depth)
     if isinstance(image, Tensor):
-        return _from_numbers(image.detach(), bit_depth, prefer_last=False)
+        return _from_numbers(image.detach().as_subclass(Tensor), bit_depth, prefer_last=False)
     if isinstance(image, np.ndarray):
         # A copy in the machine's byte order, which torch needs.
         native = np.array(image, dtype=image.dtype.newbyteorder("="))
