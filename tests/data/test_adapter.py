@@ -38,7 +38,7 @@ def test_tuples_and_dicts_give_the_same_item(image: Any, labels: Any):
         assert collate([item, item]).images.shape == (2, 3, 20, 30)
 
 
-def test_a_wrapped_torchvision_dataset_is_what_our_reader_makes_of_its_file(tmp_path: Path):
+def test_a_wrapped_torchvision_dataset_reads_as_our_reader_does(tmp_path: Path):
     from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 
     pytest.importorskip("pycocotools")
