@@ -107,7 +107,7 @@ def test_each_finished_stage_is_on_disk_before_the_next_begins(tmp_path):
 
         def __getitem__(self, index):
             type(self).calls += 1
-            if type(self).calls > 3 * len(self):  # twice for stage 1, once for how training images look: stage 2
+            if type(self).calls > 8 + 3 * len(self):  # a trial, twice for stage 1, once for how images look: stage 2
                 raise OSError("disk gone")
             return super().__getitem__(index)
 
