@@ -29,7 +29,9 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS images (path BLOB, how TEXT, bytes INTEGER, mtime INTEGER, height INTEGER, "
     "width INTEGER, checksum INTEGER, pixels BLOB, PRIMARY KEY (path, how))"
 )
-_FIND = "SELECT height, width, checksum, pixels FROM images WHERE path = ? AND how = ? AND bytes = ? AND mtime = ?"
+_FIND = (
+    "SELECT rowid, height, width, checksum, pixels FROM images WHERE path = ? AND how = ? AND bytes = ? AND mtime = ?"
+)
 _KEEP = "REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 # Codes of SQLite's errors: busy and locked; another table, corrupt, and not its file at all.
 _BUSY = (5, 6)
@@ -77,6 +79,7 @@ class ImageCache:
         self.file, self.image_size, self.limit = Path(folder) / "images.sqlite", (height, width), limit
         self._open: dict[tuple[int, int], tuple[sqlite3.Connection, int]] = {}
         self._reason = ""  # why nothing more is kept
+        self._checked = bytearray()  # 1 for each row whose checksum this process has compared
 
     def load(self, path: str | os.PathLike[str], *, bit_depth: int | None = None) -> ReadImage:
         """An image in place of `load_image`: as it is kept, or decoded, resized and kept.
@@ -127,7 +130,7 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: where the file is."""
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_checked": bytearray()}
 
     def _find(self, key: tuple[bytes, str, int, int]) -> ReadImage | None:
         import sqlite3
@@ -141,13 +144,23 @@ class ImageCache:
             return None
         if row is None:
             return None
-        height, width, checksum, pixels = row
-        area = self.image_size[0] * self.image_size[1]
-        if len(pixels) not in (area, 3 * area) or zlib.crc32(pixels) != checksum:
+        number, height, width, checksum, pixels = row
+        if not self._is_right(number, checksum, pixels):
             _log.warning("what the cache %s holds of %s is damaged; it is decoded anew", self.file, os.fsdecode(key[0]))
             return None
         image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, *self.image_size)
         return ReadImage(image if len(image) == 3 else image.repeat(3, 1, 1), (height, width))
+
+    def _is_right(self, number: int, checksum: int, pixels: bytes) -> bool:
+        """Whether the bytes of a row are those that were kept, compared when this process first reads it."""
+        area = self.image_size[0] * self.image_size[1]
+        if len(pixels) not in (area, 3 * area):
+            return False
+        if number >= len(self._checked):
+            self._checked.extend(bytes(number + 1000 - len(self._checked)))
+        if not self._checked[number]:
+            self._checked[number] = zlib.crc32(pixels) == checksum
+        return bool(self._checked[number])
 
     def _add(self, key: tuple[bytes, str, int, int], image: Tensor, size: tuple[int, ...]) -> None:
         """Keep an image, if there is room; one channel of a grey one is enough."""
@@ -203,6 +216,7 @@ class ImageCache:
     def _rebuild(self, error: "sqlite3.Error") -> None:
         """Begin anew in place of a damaged file, unless another process has."""
         _log.warning("the image cache %s is damaged and made anew: %s", self.file, error)
+        self._checked = bytearray()
         opened = self._open.pop((os.getpid(), threading.get_ident()), None)
         if opened is not None:
             opened[0].close()
