@@ -27,6 +27,7 @@ from conceptcam.analysis.evaluation_table import (
     column_means,
     columns_of,
     confusion_lines,
+    data_frame,
     interval_lines,
     left_out_lines,
     table_lines,
@@ -55,6 +56,7 @@ from conceptcam.model.predictions import concept_probabilities, task_probabiliti
 from conceptcam.model.taught import check_taught, tasks_taught
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 
@@ -192,6 +194,15 @@ class Evaluation:
             title = f"fitted on {self.baseline_images} training images"
             lines += ["", *comparison_lines({**self.baselines, "this model": own}, title)]
         return "\n".join(lines) + "\n"
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The figures of `table` as a pandas data frame: a row per concept and per task, NaN where undefined.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        concepts, tasks = (self.concepts, self._concept_columns()), (self.tasks, self._task_columns())
+        return data_frame({"concept": concepts, "task": tasks})
 
     def plot(self) -> "Figure":
         """AUROC of each concept and task as bars, however few images have the label; half is what guessing reaches.

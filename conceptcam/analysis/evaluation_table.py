@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from conceptcam.metrics.calibration import CalibrationScores
 from conceptcam.metrics.classification import LabelScores, macro_average, well_supported
 from conceptcam.metrics.intervals import Interval
 from conceptcam.metrics.localization import LocalizationScores
+
+if TYPE_CHECKING:
+    import pandas
 
 SIZES = ("small", "medium", "large")
 _COUNTS = ("pos", "neg", "boxes")
@@ -105,3 +109,20 @@ def cell(value: float, *, count: bool = False) -> str:
         return "-"
     # Soft labels are counted in part, and counts of them have a fraction.
     return f"{value:.1f}".removesuffix(".0") if count else f"{value:.3f}"
+
+
+def data_frame(parts: Mapping[str, tuple[Sequence[str], Mapping[str, Tensor]]]) -> "pandas.DataFrame":
+    """Kind of label -> names and columns, as one data frame: a row per name, and its kind beside it.
+
+    Raises:
+        ImportError: If pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("a data frame needs pandas: pip install pandas; `as_dict` works without it") from error
+    frames = []
+    for kind, (names, columns) in parts.items():
+        values = {title: column.double().tolist() for title, column in columns.items()}
+        frames.append(pandas.DataFrame({"name": list(names), "kind": kind, **values}))
+    return pandas.concat([frame for frame in frames if len(frame)], ignore_index=True)

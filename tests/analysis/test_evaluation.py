@@ -214,7 +214,8 @@ def test_an_evaluation_prints_a_line_and_shows_its_table(model):
         f"Evaluation of 3 concepts and 2 tasks on 40 images: concept_auroc {result.summary()['concept_auroc']:.3f}"
     )
     assert repr(result).startswith(expected) and "\n" not in repr(result)
-    assert result._repr_html_() == f"<pre>{html.escape(result.table())}</pre>"
+    shown = result._repr_html_()
+    assert "font-family: monospace" in shown and shown.endswith(f">{html.escape(result.table())}</pre>")
 
 
 def test_a_plot_has_a_bar_as_long_as_each_auroc(model):
@@ -232,3 +233,14 @@ def test_a_plot_without_matplotlib_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'conceptcam\[viz\]'"):
         evaluate(model, TEST).plot()
+
+
+def test_a_data_frame_has_the_figures_of_the_table(model):
+    pytest.importorskip("pandas")
+    evaluation = evaluate(model, batches(Squares(24, seed=2)))
+    frame = evaluation.to_dataframe().set_index("name")
+    assert list(frame.index) == [*evaluation.concepts, *evaluation.tasks]
+    assert list(frame["kind"]) == ["concept"] * 3 + ["task"] * 2
+    expected = [*evaluation.concept_scores.auroc.tolist(), *evaluation.task_scores.auroc.tolist()]
+    assert frame["AUROC"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert frame["point"].isna().tolist()[-2:] == [True, True]  # tasks have no maps
