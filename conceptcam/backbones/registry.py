@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from conceptcam._checks import did_you_mean
+from conceptcam._checks import brief, did_you_mean
 from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.hub.download import check_download, download
@@ -128,8 +128,8 @@ def _build(name: str, request: BackboneOptions) -> Backbone:
         return TimmBackbone(record.architecture, request)
     if name not in _FACTORIES:
         raise ValueError(
-            f"unknown backbone {name!r}{did_you_mean(name, list_backbones())}; registered: "
-            f"{list_backbones()}. For a timm model write 'timm:{name}'; for your own, use `register_backbone`."
+            f"unknown backbone {brief(name)}{did_you_mean(name, list_backbones())}; registered: "
+            f"{list_backbones()}. For a timm model write 'timm:NAME'; for your own, use `register_backbone`."
         )
     return _FACTORIES[name](request)
 

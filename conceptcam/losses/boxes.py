@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptcam._checks import check_choice, check_number
+from conceptcam._checks import brief, check_choice, check_number
 from conceptcam.data.boxes import ConceptBoxes, ImageBoxes, MaskRule
 from conceptcam.losses.classification import AsymmetricLoss, FocalLoss, multilabel_loss
 from conceptcam.losses.masking import as_labels, at_least_float32, masked_mean, split_known
@@ -209,7 +209,7 @@ class BBoxGuidedConceptLoss(nn.Module):
         presence: Presence = "anywhere",
     ) -> None:
         super().__init__()
-        if isinstance(classification, str):
+        if isinstance(classification, str) or not callable(classification):
             check_choice("classification", classification, Classification)
         if pos_weight is not None and classification != "bce":
             raise ValueError(
@@ -220,8 +220,8 @@ class BBoxGuidedConceptLoss(nn.Module):
         check_choice("presence", presence, Presence)
         check_number("`alpha`", alpha, 0, _LARGEST)
         check_number("`beta`", beta, 0, _LARGEST)
-        if pos_weight is not None and (pos_weight.ndim != 1 or not ((pos_weight >= 0) & pos_weight.isfinite()).all()):
-            raise ValueError(f"`pos_weight` must be (K,) finite numbers from 0 on, one per concept; got {pos_weight}")
+        if pos_weight is not None:
+            _check_pos_weight(pos_weight)
         self.alpha = float(alpha)
         self.beta = float(beta)
         # None is binary cross-entropy, to which alone `pos_weight` belongs.
@@ -269,6 +269,16 @@ class BBoxGuidedConceptLoss(nn.Module):
         if boxes is None or self.beta == 0:
             return loss
         return loss + self.beta * self.localization(concept_maps, boxes, labels)
+
+
+def _check_pos_weight(weights: object) -> None:
+    if not isinstance(weights, Tensor):
+        raise ValueError(f"`pos_weight` must be a tensor (K,), one weight per concept; got {brief(weights)}")
+    if weights.ndim != 1 or not ((weights >= 0) & weights.isfinite()).all():
+        raise ValueError(
+            f"`pos_weight` must be (K,) finite numbers from 0 on, one per concept; got the shape "
+            f"{tuple(weights.shape)}, {brief(weights.flatten().tolist())}"
+        )
 
 
 def _checked(loss: Tensor, labels: Tensor) -> Tensor:

@@ -214,8 +214,9 @@ def stop_held_back(*, wanted: bool = True) -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     noted: list[int] = []
-    # A handler that Python did not set is None, and cannot be set again.
-    before = {one: handler for one in _ASKING_TO_STOP if (handler := signal.getsignal(one)) is not None}
+    # A handler that Python did not set is None, and cannot be set again; what is ignored asks nobody to stop.
+    before = {one: signal.getsignal(one) for one in _ASKING_TO_STOP}
+    before = {one: handler for one, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def put_back() -> None:
         for one, handler in before.items():

@@ -74,6 +74,7 @@ class TrainingLoop:
         self.state = LoopState()
         self.epoch_random: dict[str, Any] | None = None  # the random states that this epoch started from
         self.saved: dict[str, Any] = {}  # what is still to be taken from the checkpoint resumed from
+        self.lost: RuntimeError | None = None  # of processes that load data and died of a signal
         self.digests: dict[str, str] = {}  # of the data, by what of them
         self.typical: tuple[Tensor, ...] | None = None  # evidence, in a stage that learns from corrections
         self.checkpoints: Checkpoints | None = None
@@ -160,7 +161,7 @@ class TrainingLoop:
 
     def _learn(self, optimizer: StageOptimizer, train: Source, bar: Any, started: float) -> None:
         """Learn from the rest of an epoch."""
-        state, every = self.state, self.options.checkpoint_every
+        state = self.state
         resumed = self.saved.pop("epoch_random", None)
         if resumed is not None:  # the plan of this epoch is drawn once more
             set_random_states(resumed["global"], self.device)
@@ -171,25 +172,46 @@ class TrainingLoop:
             set_random_states(self.saved.pop("random")[distributed.rank()], self.device)
         self.model.train()
         bar.update(state.batches)
-        with stop_held_back(wanted=self.checkpoints is not None) as asked:
-            stops = False
-            while not stops:
-                group, stops = self._next(step_inputs, asked)
-                if not group:
-                    break
-                loss, samples = optimizer.step(group)
-                state.loss_total += loss * samples
-                state.loss_count += samples
-                state.batches += len(group)
-                state.steps += 1
-                bar.set_postfix(loss=f"{state.mean_loss():.3f}", refresh=False)
-                bar.update(len(group))
-                if every is not None and state.steps % every == 0:
-                    self._save(optimizer, since=started)
-            if stops and state.batches:
-                self._save(optimizer, since=started)
+        ends = False
+        while not ends:  # a signal whose handler returns lets training go on
+            with stop_held_back(wanted=self.checkpoints is not None) as asked:
+                ends = self._steps(optimizer, step_inputs, bar, started, asked)
+            if self.lost is not None:  # and nobody stops, so that the rest of the epoch would be left out
+                raise self.lost
         if not state.loss_count:
             raise no_batches("train_batches")
+
+    def _steps(
+        self,
+        optimizer: StageOptimizer,
+        step_inputs: Iterator[StepInput],
+        bar: Any,
+        started: float,
+        asked: Callable[[], bool],
+    ) -> bool:
+        """Learn until the epoch ends, or a signal asks to stop, over which a checkpoint is written.
+
+        Returns:
+            Whether the epoch is at its end.
+        """
+        state, every = self.state, self.options.checkpoint_every
+        group, stops = self._next(step_inputs, asked)
+        while group:
+            loss, samples = optimizer.step(group)
+            state.loss_total += loss * samples
+            state.loss_count += samples
+            state.batches += len(group)
+            state.steps += 1
+            bar.set_postfix(loss=f"{state.mean_loss():.3f}", refresh=False)
+            bar.update(len(group))
+            if every is not None and state.steps % every == 0:
+                self._save(optimizer, since=started)
+            if stops:
+                break
+            group, stops = self._next(step_inputs, asked)
+        if stops and state.batches:
+            self._save(optimizer, since=started)
+        return not group
 
     def _next(self, step_inputs: Iterator[StepInput], asked: Callable[[], bool]) -> tuple[list[StepInput], bool]:
         """The batches of the next step, and whether to stop behind it because a signal asks to.
@@ -200,10 +222,10 @@ class TrainingLoop:
         wanted = 0
         try:
             group = list(islice(step_inputs, self.options.gradient_accumulation_steps))
-        except RuntimeError:
+        except RuntimeError as error:
             if not asked():
                 raise
-            group, wanted = [], 2
+            group, wanted, self.lost = [], 2, error
         if self.checkpoints is not None:
             wanted = distributed.highest(max(wanted, int(asked())))
         return [] if wanted == 2 else group, wanted > 0

@@ -622,3 +622,12 @@ def test_boxes_come_in_each_form_that_training_code_has():
 def test_boxes_without_their_concepts_are_told_what_to_be(boxes, message):
     with pytest.raises(ValueError, match=message):
         box_localization_loss(torch.zeros(2, 3, 4, 4), boxes)
+
+
+@pytest.mark.parametrize("weights", [3.0, [1.0, 2.0], torch.ones(2, 2), torch.tensor([math.nan, 1]), -torch.ones(2)])
+def test_positive_weights_that_are_none_are_a_sentence(weights):
+    with pytest.raises(ValueError, match=r"`pos_weight` must be .*\(K,\).* per concept; got") as caught:
+        BBoxGuidedConceptLoss(pos_weight=weights)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="unknown `classification` 3"):
+        BBoxGuidedConceptLoss(classification=3)

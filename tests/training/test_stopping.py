@@ -79,7 +79,7 @@ class Interrupted:
         for batch in self.batches:
             self.read += 1
             if self.read == self.at:
-                os.kill(os.getpid(), self.number)
+                signal.raise_signal(self.number)  # at once, in this thread
             yield batch
 
 
@@ -99,4 +99,17 @@ def test_a_stopped_training_goes_on_from_the_step_it_stopped_at(tmp_path, number
     newest = Checkpoints(tmp_path / "run", 2).paths()[-1]
     assert newest.name == f"checkpoint-{at:09d}.pt"
     again = train(tmp_path / "run", Interrupted(number, -1), resume=True)
+    assert all(torch.equal(value, whole[name]) for name, value in again.items())
+
+
+@BOTH
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_signal_that_stops_nobody_changes_no_weights(tmp_path, number, handler):
+    """It is ignored, as SIGINT is in the background of a shell, or a handler of the user's only notes it."""
+    whole = train(tmp_path / "whole", Interrupted(number, -1))
+    before = signal.signal(number, handler)
+    try:
+        again = train(tmp_path / "run", Interrupted(number, 3))
+    finally:
+        signal.signal(number, before)
     assert all(torch.equal(value, whole[name]) for name, value in again.items())

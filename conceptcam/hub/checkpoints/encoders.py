@@ -94,6 +94,10 @@ def fit_encoder(
     prefix = _find_prefix(found, (*_LANDMARKS, *list(wanted)[:1]), source)
     beside = [name for name in found if not name.startswith(prefix)]
     inside = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    if twin := _twin(inside, {*beside}):
+        raise ValueError(
+            f"{source} holds several encoders, under the names {[prefix, twin]}; save the one you mean alone"
+        )
     spelling, named = _translate(inside, beside, wanted)
     named = fold_class_place(named, wanted)
     more = named.keys() - wanted.keys()
@@ -119,6 +123,14 @@ def _find_prefix(tensors: Tensors, landmarks: Collection[str], source: str) -> s
     if len(found) > 1:
         raise ValueError(f"{source} holds several encoders, under the names {found}; save the one you mean alone")
     return found[0] if found else ""
+
+
+def _twin(inside: Tensors, beside: Collection[str]) -> str:
+    """What stands before the names of a second encoder with nearly the same tensors; empty if there is none."""
+    first = next(iter(inside), "")
+    others = {name.removesuffix(first) for name in beside if name.endswith(f".{first}")}
+    held = {other: sum(other + name in beside for name in inside) for other in sorted(others)}
+    return next((other for other, count in held.items() if count > 0.9 * len(inside)), "")
 
 
 def _translate(tensors: Tensors, beside: Collection[str], wanted: Mapping[str, Tensor]) -> tuple[str, Tensors]:

@@ -524,11 +524,12 @@ def test_reading_an_encoder_is_quiet_and_keeps_the_random_state(transformers, tm
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_encoders_under_two_names_are_refused(tmp_path):
+@pytest.mark.parametrize("other", ["backbone.", "encoder.", "ema.model."])
+def test_two_encoders_under_two_names_are_refused(tmp_path, other):
     real = timm_vit().state_dict()
     both = {f"model.{name}": torch.zeros_like(value) for name, value in real.items()}
-    path = saved(tmp_path / "two.pth", both | {f"backbone.{name}": value for name, value in real.items()})
+    path = saved(tmp_path / "two.pth", both | {f"{other}{name}": value for name, value in real.items()})
     with pytest.raises(
-        ValueError, match=r"two.pth holds several encoders, under the names \['model.', 'backbone.'\]; save"
+        ValueError, match=rf"two.pth holds several encoders, under the names \['model.', '{other}'\]; save"
     ):
         read_encoder(path, real)
