@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         HardSoftFigures as HardSoftFigures,
         hard_soft_figures as hard_soft_figures,
         measure_leakage as measure_leakage,
+        task_completeness as task_completeness,
     )
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
     from conceptcam.analysis.spatial_curves import SpatialCurve as SpatialCurve, spatial_curve as spatial_curve

@@ -95,6 +95,10 @@ class Baselines:
             for name in concept_logits
         }
 
+    def black_box(self, features: Tensor) -> Tensor:
+        """(N, T) task logits from features (N, C), without concepts."""
+        return self._logits("pooled_tasks", features.double())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `load` reads.
 

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 
 from conceptcam.analysis.answers import Answers, collect_answers
+from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.intervention_curves import answered_evidence, task_figures
 from conceptcam.data.batch import Batches
-from conceptcam.metrics.leakage import LeakageMetrics, LeakageScores
+from conceptcam.metrics.classification import task_scores
+from conceptcam.metrics.leakage import LeakageMetrics, LeakageScores, completeness
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.taught import check_taught
 
@@ -60,6 +62,27 @@ def figures_of_answers(model: ConceptModel, answers: Answers) -> HardSoftFigures
     hard, true = (answered_evidence(model, answers.evidence, told) for told in (called, answers.concepts))
     kinds = (answers.evidence, hard, true)
     return HardSoftFigures(*(float(task_figures(model, evidence, answers.targets)[0]) for evidence in kinds))
+
+
+def task_completeness(model: ConceptModel, batches: Batches, baselines: Baselines) -> dict[str, float]:
+    """How much of what a black box gains over chance, in AUROC, comes through the concepts (Yeh et al., 2020), by task.
+
+    Args:
+        model: A model that was taught a task.
+        batches: As `evaluate` takes, not the data that the baselines were fitted on.
+        baselines: Simpler models of the same backbone's features, one of which is the black box; see `fit_baselines`.
+
+    Returns:
+        Task -> 1 if nothing is lost, 0 if the concepts tell nothing; NaN where the black box is no better than chance.
+
+    Raises:
+        ValueError: If the model was never taught its tasks, or there are no batches.
+    """
+    answers = _collect(model, batches)
+    kind = model.config.task_kind
+    through = task_scores(answers.task_logits, answers.targets, kind).auroc
+    full = task_scores(baselines.black_box(answers.features), answers.targets, kind).auroc
+    return dict(zip(model.config.tasks, completeness(through, full).tolist(), strict=True))
 
 
 def measure_leakage(model: ConceptModel, batches: Batches, *, most_rows: int = 1000) -> LeakageScores:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from conceptcam.analysis.answers import collect_answers
+from conceptcam.analysis.baselines import fit_baselines
 from conceptcam.analysis.intervention import Intervention, apply_interventions
-from conceptcam.analysis.leakage import figures_of_answers, hard_soft_figures, measure_leakage
+from conceptcam.analysis.leakage import figures_of_answers, hard_soft_figures, measure_leakage, task_completeness
 from conceptcam.metrics.classification import per_label_metrics
 from conceptcam.metrics.leakage import LeakageMetrics
 from tests.analysis.test_intervention_curves import BOTH, CONCEPTS, DATA, TEST, answer_of, output_of, taught
@@ -60,3 +61,17 @@ def test_leakage_is_that_of_the_evidence():
     metric.update(answers.evidence, answers.concepts, answers.targets)
     for found, expected in zip(measure_leakage(model, TEST), metric.compute(), strict=True):
         torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_completeness_is_the_share_of_what_a_black_box_gains():
+    model = taught()
+    answers = collect_answers(model, TEST)
+    simple = fit_baselines(answers.features, answers.concepts, answers.targets, kind="multilabel")
+    found = task_completeness(model, TEST, simple)
+    scores = simple.score(answers.features, answers.concepts, answers.targets)["logistic regression on pooled features"]
+    through, full = (
+        per_label_metrics(logits, DATA.task_labels).auroc
+        for logits in (output_of(model).task_logits, simple.black_box(answers.features))
+    )
+    assert scores.task_auroc == pytest.approx(float(full.mean()))
+    assert list(found.values()) == pytest.approx(((through - 0.5) / (full - 0.5)).tolist())
