@@ -42,14 +42,14 @@ class DatasetAdapter(ConceptDataset):
         image: Where the image is, in a form that `load_image` takes.
         labels: Where the (K,) labels of concepts are: 0 to 1, NaN or None where unknown. None takes them from entries
             that are called like the concepts or, with `boxes`, calls a concept present where it has a box.
-        targets: Where the (T,) labels of tasks are, or the number or name of the class if they exclude each other. None
-            takes them from entries that are called like the tasks.
+        targets: Where the (T,) labels of tasks are. For exclusive tasks it may be the number or name of the
+            class, NaN or None where unknown. None takes the labels from entries that are called like the tasks.
         task_kind: As in `ConceptConfig`.
         boxes: Where the target of a detector is, `{"boxes": (N, 4), "labels": (N,)}` as `ConceptBoxes.from_dicts` reads
             one. One without boxes is of an image in which somebody looked and found none; None is of one in which
             nobody looked.
         box_classes: Which concept each label of a box is, such as `{3: "nodule"}`; boxes of others are left out. None
-            counts concepts from 0.
+            counts concepts from 0, and refuses other labels.
         name: Where the name of the image is; None calls images by their number.
         patient: Where the patient is.
         labels_from: The same samples in the same order without images, such as `rows.remove_columns("image")`.
@@ -85,7 +85,7 @@ class DatasetAdapter(ConceptDataset):
         self.dataset, self.concepts, self.tasks, self.task_kind = dataset, tuple(concepts), tuple(tasks), task_kind
         self.augmentation, self.preprocess = augmentation, preprocess
         self._image, self._labels, self._targets, self._boxes = image, labels, targets, boxes
-        self._classes = self._concept_numbers(box_classes)
+        self._classes, self._leaves_out = self._concept_numbers(box_classes), box_classes is not None
         source = dataset if labels_from is None else labels_from
         if len(source) != len(dataset):
             raise ValueError(f"`labels_from` has {len(source)} samples, and the data set {len(dataset)}")
@@ -154,8 +154,8 @@ class DatasetAdapter(ConceptDataset):
         return _numbers(value, self.tasks, "targets", index)
 
     def _one_hot(self, value: Any, index: int) -> list[float]:
-        """Labels of classes from the number or name of one; unknown of None."""
-        if value is None:
+        """Labels of classes from the number or name of one; unknown if it is None or NaN."""
+        if value is None or value != value:
             return [torch.nan] * len(self.tasks)
         number = self.tasks.index(value) if value in self.tasks else value
         if isinstance(number, str) or int(number) != number or not 0 <= number < len(self.tasks):
@@ -174,21 +174,37 @@ class DatasetAdapter(ConceptDataset):
             raise ValueError(
                 f"the boxes of sample {index} are {brief(target)}; expected a dict with 'boxes' and 'labels'"
             )
-        if not len(target.get("boxes", ())):
+        boxes = target.get("boxes", ())
+        if not len(boxes):
             return ConceptBoxes.empty()
-        labels = torch.as_tensor(target.get("labels", ())).tolist()
-        kept = [row for row, label in enumerate(labels) if label in self._classes]
-        concept = torch.tensor([self._classes[labels[row]] for row in kept], dtype=torch.long)
-        boxes = target["boxes"]
+        rows, concept = self._concepts_of_boxes(target, index)
         try:
             if type(boxes).__name__ == "BoundingBoxes":  # torchvision takes seconds to import
                 size, form = boxes.canvas_size, boxes.format.name.lower()
                 return ConceptBoxes.from_pixels(
-                    torch.as_tensor(boxes)[kept].as_subclass(Tensor), concept, size, form=form
+                    torch.as_tensor(boxes)[rows].as_subclass(Tensor), concept, size, form=form
                 )
-            return ConceptBoxes.from_dicts([{"boxes": torch.as_tensor(boxes)[kept], "labels": concept}])
+            return ConceptBoxes.from_dicts([{"boxes": torch.as_tensor(boxes)[rows], "labels": concept}])
         except (ValueError, IndexError) as error:
             raise ValueError(f"the boxes of sample {index} cannot be used: {error}") from error
+
+    def _concepts_of_boxes(self, target: Mapping[str, Any], index: int) -> tuple[list[int], Tensor]:
+        """Which boxes of a target are of a concept, and of which (n,) each."""
+        given = target.get("labels", ())
+        labels = given.tolist() if isinstance(given, Tensor | np.ndarray) else list(given)
+        if len(labels) != len(target["boxes"]):
+            raise ValueError(
+                f"sample {index} has {len(target['boxes'])} boxes and {len(labels)} labels of boxes; give one label "
+                "for each box, under 'labels'"
+            )
+        unknown = [label for label in labels if label not in self._classes]
+        if unknown and not self._leaves_out:
+            raise ValueError(
+                f"a box of sample {index} has the label {brief(unknown[0])}, but the {len(self.concepts)} concepts "
+                "count from 0; say with `box_classes` which concept each label is"
+            )
+        rows = [row for row, label in enumerate(labels) if label in self._classes]
+        return rows, torch.tensor([self._classes[labels[row]] for row in rows], dtype=torch.long)
 
 
 def _part(sample: Any, key: Key | None, index: int) -> Any:

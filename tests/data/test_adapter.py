@@ -169,3 +169,26 @@ def test_an_image_or_box_that_cannot_be_is_named_by_its_sample():
     data = DatasetAdapter([{"image": EXPECTED.float(), "a": 1}], concepts=["a"])
     with pytest.raises(ValueError, match=r"the image of sample 0 cannot be used: float image spans .*; divide by 255"):
         data[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ({"boxes": [[0.1, 0.1, 0.4, 0.5]], "category": [0]}, "sample 0 has 1 boxes and 0 labels of boxes; give one"),
+        ({"boxes": [[0.1, 0.1, 0.4, 0.5]] * 2, "labels": [0]}, "sample 0 has 2 boxes and 1 labels of boxes"),
+        (
+            {"boxes": [[0.1, 0.1, 0.4, 0.5]], "labels": [1]},
+            "has the label 1, but the 1 concepts count from 0; say with",
+        ),
+        ({"boxes": [[0.1, 0.1, 0.4, 0.5]], "labels": ["a"]}, "has the label 'a', but the 1 concepts count from 0"),
+    ],
+)
+def test_a_box_of_no_known_concept_is_never_called_absent(target: dict[str, Any], sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        DatasetAdapter([{"image": PICTURE, "t": target}], concepts=["a"], boxes="t")
+
+
+def test_a_class_that_is_nan_is_unknown():
+    row = {"image": PICTURE, "a": 1, "kind": float("nan")}
+    data = DatasetAdapter([row], concepts=["a"], tasks=["x", "y"], targets="kind", task_kind="multiclass")
+    assert data.task_labels.isnan().all()
