@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam._checks import check_number
 from conceptcam.data.images import decode_file, load_image, notice_sliver, resize_image
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ LIMIT = 32_000_000_000
 # Part of what identifies an image in a cache: to be raised when images are decoded or resized in another way.
 _VERSION = 1
 _PAGE = 16384  # bytes; a file of SQLite is made of pages
+_MOST = 64e12  # bytes; SQLite counts at most 2**32 - 2 pages
 _PATIENCE = 10.0  # seconds to wait for another process that writes
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS images (path BLOB, how TEXT, bytes INTEGER, mtime INTEGER, height INTEGER, "
@@ -69,13 +71,14 @@ class ImageCache:
         limit: Bytes that the file may take, whichever process fills it.
 
     Raises:
-        ValueError: If the size or the limit is not above 0.
+        ValueError: If the size is not above 0, or the limit is not from 16,384 bytes to 64 TB.
     """
 
     def __init__(self, folder: str | os.PathLike[str], image_size: tuple[int, int], *, limit: float = LIMIT) -> None:
         height, width = image_size
-        if not min(height, width) > 0 or not limit >= _PAGE:
-            raise ValueError(f"`image_size` must be above 0 and `limit` at least {_PAGE}, got {image_size} and {limit}")
+        if not min(height, width) > 0:
+            raise ValueError(f"`image_size` must be above 0, got {image_size}")
+        check_number("`limit`", limit, _PAGE, _MOST)
         self.file, self.image_size, self.limit = Path(folder) / "images.sqlite", (height, width), limit
         self._open: dict[tuple[int, int], tuple[sqlite3.Connection, int]] = {}
         self._reason = ""  # why nothing more is kept
@@ -117,7 +120,7 @@ class ImageCache:
         return ReadImage(small, (image.shape[1], image.shape[2]))
 
     def close(self) -> None:
-        """Close the file in this process; reading opens it again."""
+        """Close the file in all threads of this process; reading opens it again. No thread may be reading meanwhile."""
         own = [key for key in self._open if key[0] == os.getpid()]
         for key in own:
             self._open.pop(key)[0].close()
@@ -140,7 +143,7 @@ class ImageCache:
         try:
             row = self._connection().execute(_FIND, key).fetchone()
         except sqlite3.Error as error:
-            self._mind(error)
+            self._handle(error)
             return None
         if row is None:
             return None
@@ -173,7 +176,7 @@ class ImageCache:
         try:
             self._connection().execute(_KEEP, (*key, *size, zlib.crc32(pixels), pixels))
         except sqlite3.Error as error:
-            self._mind(error)
+            self._handle(error)
 
     def _connection(self) -> "sqlite3.Connection":
         """The file, opened by this process and thread: neither may use what another has opened."""
@@ -183,7 +186,8 @@ class ImageCache:
         if key not in self._open:
             with contextlib.suppress(OSError):  # SQLite says that it cannot open a file there
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None)
+            # Each thread uses its own alone, but `close` closes those of all threads.
+            connection = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 for setting in (
                     f"page_size = {_PAGE}", f"max_page_count = {int(self.limit // _PAGE)}",
@@ -197,8 +201,8 @@ class ImageCache:
             self._open[key] = connection, self.file.stat().st_ino
         return self._open[key][0]
 
-    def _mind(self, error: "sqlite3.Error") -> None:
-        """Go on after an error: the image is decoded, and kept the next time, or nothing is kept any more."""
+    def _handle(self, error: "sqlite3.Error") -> None:
+        """Say what an error means: the image is decoded, and kept the next time, or nothing is kept any more."""
         code = error.sqlite_errorcode & 0xFF
         if code in _BUSY:
             _log.info("another process holds the image cache %s; an image is decoded without it", self.file)

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,20 @@ def test_a_broken_image_is_refused_and_not_kept(tmp_path: Path):
 def test_a_size_of_nothing_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="`image_size` must be above 0"):
         ImageCache(tmp_path, (0, 5))
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("inf"), float("nan")])
+def test_a_limit_that_sqlite_cannot_keep_is_refused(tmp_path: Path, limit: float):
+    with pytest.raises(ValueError, match="`limit` must be a finite int or float from 16384"):
+        ImageCache(tmp_path, SIZE, limit=limit)
+
+
+def test_one_thread_closes_what_another_has_opened(files: list[Path], tmp_path: Path):
+    cache = ImageCache(tmp_path / "cache", SIZE)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.load, files[0]).result()
+    cache.close()
+    assert torch.equal(cache.load(files[0]).image, first.image)
 
 
 def test_a_sliver_is_said_once_per_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture):
