@@ -1,7 +1,7 @@
-"""Whether a prototype means one thing: always the same part of images, also under noise, and does the diagnosis use it.
+"""Whether a prototype means one thing: it shows the same part in all images, also under noise, and the tasks use it.
 
-A part is what the boxes of a concept mark (Huang et al., 2023, who have points of birds' parts): a prototype shows the
-parts in whose boxes the highest place of its similarity map lies.
+A part is what the boxes of a concept mark; Huang et al. (2023) have annotated points of birds' parts instead. A
+prototype shows the parts in whose boxes the highest place of its similarity map lies.
 """
 
 from typing import NamedTuple
@@ -15,20 +15,25 @@ from conceptcam.metrics.faithfulness import rank_correlation
 
 
 class PrototypePartScores(NamedTuple):
-    """How much each of K x M prototypes means one part; float64 on the CPU, NaN where no image says."""
+    """How much each of K x M prototypes means one part; float64 on the CPU, NaN where there are no such images."""
 
     share: Tensor
-    """(K, M) of the images of the concept that have boxes of some part, the share in which the prototype shows that
-    part, for the part of which it is highest."""
+    """(K, M) in [0, 1]. For each part, take the images that have the concept and boxes of the part, and the fraction of
+    them in which the prototype shows the part. This is the highest of these fractions."""
     part: Tensor
     """(K, M) which part that is, by the index of its concept; -1 where there is none."""
     stability: Tensor
-    """(K, M) share of images in which the prototype shows the same parts under noise; NaN if no noise was given."""
+    """(K, M) in [0, 1]. Take the images that have the concept and any box: this is the fraction of them in which the
+    prototype shows the same parts under noise; NaN if no noisy maps were given."""
     support: Tensor
     """(K,) how many images of the concept there are."""
 
     def consistency(self, threshold: float = 0.8) -> float:
-        """Share of the prototypes that show one part in so many images: Huang et al. take 80 %."""
+        """Fraction of the prototypes whose `share` is at least the threshold; .8 is that of Huang et al. (2023).
+
+        Returns:
+            In [0, 1]; NaN if no prototype has a `share`.
+        """
         known = ~self.share.isnan()
         return float((self.share[known] >= threshold).double().mean())
 
@@ -112,26 +117,36 @@ class PrototypeParts(Metric):
         self.seen += here.sum(dim=0)
         self.images += present.sum(dim=0)
         if noisy_maps is not None:
+            # Without boxes no part can be shown, with or without noise, which says nothing about the prototype.
+            counted = present & has_boxes.any(dim=1, keepdim=True)
             same = (parts == shown_parts(noisy_maps, boxes)).all(dim=-1)
-            self.same += (same & present[..., None]).sum(dim=0)
-            self.compared += present.sum(dim=0)
+            self.same += (same & counted[..., None]).sum(dim=0)
+            self.compared += counted.sum(dim=0)
 
     def compute(self) -> PrototypePartScores:
         """The scores of each prototype."""
         enough = self.seen >= self.min_images
-        shares = (self.shown / self.seen[:, None]).double().masked_fill(~enough[:, None], -1).cpu()
+        shares = (self.shown.double() / self.seen[:, None]).masked_fill(~enough[:, None], -1).cpu()
         share, part = shares.max(dim=-1)
         none = share < 0
         return PrototypePartScores(
             share=share.masked_fill(none, torch.nan),
             part=part.masked_fill(none, -1),
-            stability=(self.same / self.compared[:, None]).double().cpu(),
+            stability=(self.same.double() / self.compared[:, None]).cpu(),
             support=self.images.cpu(),
         )
 
 
 def add_noise(images: Tensor, *, std: float = 0.2, limit: float = 0.25, seed: int = 0) -> Tensor:
-    """Normalized images with normal noise, cut off at a limit, that a person would not see (Huang et al., 2023)."""
+    """Images plus normal noise that is clipped at a limit, so small that a person hardly sees it.
+
+    Args:
+        images: (B, C, H, W), normalized.
+        std: Standard deviation of the noise before it is clipped, in units of normalized images. This default and the
+            next are those of Huang et al. (2023).
+        limit: The noise is clipped to [-limit, limit].
+        seed: Of the noise.
+    """
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=random).mul(std).clamp(-limit, limit)
     return images + noise.to(images)

@@ -45,11 +45,12 @@ def test_scores_equal_a_loop_over_images(min_images):
                 if len(drawn) >= min_images:
                     shows = [part in slow_parts(maps[i, k, m].tolist(), boxes, i) for i in drawn]
                     shares[part] = sum(shows) / len(drawn)
-            for i in rows:
+            boxed = [i for i in rows if (boxes.image == i).any()]
+            for i in boxed:
                 same += slow_parts(maps[i, k, m].tolist(), boxes, i) == slow_parts(noisy[i, k, m].tolist(), boxes, i)
             assert float(scores.share[k, m]) == pytest.approx(max(shares.values()))
             assert shares[int(scores.part[k, m])] == max(shares.values())
-            assert float(scores.stability[k, m]) == pytest.approx(same / len(rows))
+            assert float(scores.stability[k, m]) == pytest.approx(same / len(boxed))
 
 
 def test_a_prototype_of_one_part_is_consistent_a_wanderer_is_not():
@@ -67,10 +68,25 @@ def test_what_no_image_says_is_undefined():
     maps = torch.rand(2, 2, 1, 3, 3)
     scores = scores_of(maps, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), ConceptBoxes.empty(), maps)
     assert scores.share.isnan().all() and scores.part.eq(-1).all()
-    assert scores.stability[0] == 1 and scores.stability[1].isnan()
+    assert scores.stability.isnan().all()
     untouched = PrototypeParts(2, 1)
     untouched.update(maps, torch.ones(2, 2), None)
     assert untouched.images.eq(0).all()
+
+
+def test_a_share_at_the_threshold_counts():
+    boxes = boxes_of(*((image, 0, (0.0, 0.0, 0.5, 0.5)) for image in range(10)))
+    maps = torch.zeros(10, 1, 1, 4, 4)
+    maps[:7, 0, 0, 1, 1] = maps[7:, 0, 0, 3, 3] = 1.0
+    scores = scores_of(maps, torch.ones(10, 1), boxes)
+    assert float(scores.share) == 0.7 and scores.consistency(0.7) == 1
+
+
+def test_images_without_boxes_do_not_count_as_stable():
+    boxes = boxes_of((0, 0, (0.0, 0.0, 0.5, 0.5)))
+    maps, noisy = torch.zeros(5, 1, 1, 4, 4), torch.zeros(5, 1, 1, 4, 4)
+    maps[:, 0, 0, 0, 0] = noisy[:, 0, 0, 3, 3] = 1.0
+    assert float(scores_of(maps, torch.ones(5, 1), boxes, noisy).stability) == 0
 
 
 def test_shards_merge_to_the_same_number():
