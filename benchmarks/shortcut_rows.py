@@ -16,7 +16,7 @@ from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.backbones.registry import register_backbone
 from conceptcam.backbones.small_cnn import SmallCnn
 from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_VERSION, Phantom, PhantomConfig, PhantomDataset
-from conceptcam.data.transforms import FindingTransplant
+from conceptcam.data.transplant import FindingTransplant
 from conceptcam.losses import BBoxGuidedConceptLoss, class_balanced_loss
 from conceptcam.metrics.classification import LabelScores, macro_average, per_label_metrics
 from conceptcam.metrics.localization import LocalizationMetrics

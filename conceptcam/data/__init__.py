@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from conceptcam.data.table import TableDataset as TableDataset
     from conceptcam.data.transforms import (
         BoxAwareTransform as BoxAwareTransform,
-        FindingTransplant as FindingTransplant,
         Preprocess as Preprocess,
         default_augmentation as default_augmentation,
     )
+    from conceptcam.data.transplant import FindingTransplant as FindingTransplant
     from conceptcam.data.vindr import VINDR_CONCEPTS as VINDR_CONCEPTS, VINDR_TASKS as VINDR_TASKS
 
 __getattr__, __dir__ = hand_on(__name__)

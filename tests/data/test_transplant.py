@@ -6,7 +6,7 @@ from torch import Tensor
 
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.transforms import FindingTransplant, soft_boxes
+from conceptcam.data.transplant import FindingTransplant, soft_boxes
 
 SIDE = 20
 CORNER = (slice(0, 3), slice(17, 20))
@@ -50,6 +50,16 @@ def test_the_finding_stays_and_what_is_far_from_it_is_the_hosts(fade):
     reach[8 - width : 12 + width, 8 - width : 12 + width] = True
     assert (moved.image[:, ~reach] == 1).all()
     assert moved.concepts is item.concepts and moved.boxes is item.boxes and moved.name == item.name
+
+
+def test_the_region_is_the_hosts_where_its_pixels_are():
+    data = Marked([1.0, 0.0])
+    regions = torch.ones(SIDE, SIDE, dtype=torch.uint8), torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    load_item = data.load_item
+    data.load_item = lambda index: load_item(index)._replace(region=regions[index])
+    moved = FindingTransplant(data, fade=0.0)(data.load_item(0)).region
+    assert moved is not None and torch.equal(moved.bool(), inside())
+    assert FindingTransplant(data)(data.load_item(0)._replace(region=None)).region is None
 
 
 def test_a_mark_that_goes_with_a_finding_is_gone_with_it():
