@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
+    from conceptcam.analysis.answers import EvaluatedImages as EvaluatedImages
     from conceptcam.analysis.baselines import (
         Baselines as Baselines,
         BaselineScores as BaselineScores,
         fit_baselines as fit_baselines,
     )
+    from conceptcam.analysis.comparison import Comparison as Comparison, compare as compare
     from conceptcam.analysis.evaluation import (
         Evaluation as Evaluation,
         evaluate as evaluate,

@@ -1,5 +1,8 @@
 """What a model says of all images of some data, beside what is true."""
 
+import math
+from collections.abc import Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import torch
@@ -10,6 +13,7 @@ from conceptcam.metrics.localization import LocalizationMetrics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.model.novelty import unlikeness
+from conceptcam.model.predictions import Predictions
 
 
 class Answers(NamedTuple):
@@ -29,6 +33,47 @@ class Answers(NamedTuple):
     """(N, K, M), or (N, 0, M) if it was not asked for."""
     unlikeness: Tensor
     """(N,) how unlike the training images each one is; NaN if the model cannot tell."""
+    names: tuple[str, ...]
+    """Of the images, or empty if the data do not name them."""
+
+
+class EvaluatedImages(NamedTuple):
+    """What was said of each of N images, in the model's order, and what is true."""
+
+    names: tuple[str, ...]
+    """Of the images; their numbers if the data do not name them."""
+    concept_names: tuple[str, ...]
+    concept_probabilities: Tensor
+    """(N, K) float64, as `predict` reports them."""
+    concepts: Tensor
+    """(N, K) labels; NaN where nobody knows."""
+    task_names: tuple[str, ...]
+    """Empty if no task was taught or labelled."""
+    task_probabilities: Tensor
+    """(N, T) float64."""
+    targets: Tensor
+    """(N, T) labels; NaN where nobody knows."""
+    unlikeness: Tensor
+    """(N,); NaN if the model cannot tell."""
+
+    def to_csv(self, path: str | PathLike[str], *, patients: Sequence[str] | None = None) -> None:
+        """Write a row per image: its name, each true label, empty where unknown, each probability, and unlikeness.
+
+        Args:
+            path: The file to write.
+            patients: (N) the patient of each image, for a column of its own.
+        """
+        known = (*self.concept_names, *(f"{name} (task)" for name in self.task_names))
+        truths = torch.cat([self.concepts, self.targets], dim=1).T.tolist()
+        labels = {
+            f"true {name}": ["" if math.isnan(value) else f"{value:g}" for value in column]
+            for name, column in zip(known, truths, strict=True)
+        }
+        told = None if bool(self.unlikeness.isnan().all()) else self.unlikeness
+        table = Predictions(
+            self.names, self.concept_names, self.task_names, self.concept_probabilities, self.task_probabilities, told
+        )
+        table.to_csv(path, more=({"patient": patients} if patients is not None else {}) | labels)
 
 
 @torch.inference_mode()
@@ -53,6 +98,7 @@ def collect_answers(
         ValueError: If there are no batches.
     """
     rows: list[tuple[Tensor, ...]] = []
+    names: tuple[str, ...] = ()
     # Iterating a `DataLoader` draws a number from the global generator, shuffled or not.
     with eval_mode(model, device) as where, torch.random.fork_rng(devices=[]):
         for given in batches:
@@ -66,6 +112,8 @@ def collect_answers(
             kept = output.evidence if evidence else output.evidence[:, :0]
             strange = unlikeness(model.record, output.features)
             rows.append(tuple(part.cpu() for part in (*parts, features, kept, strange)))
+            names += batch.names
     if not rows:
         raise ValueError("there are no batches to evaluate on")
-    return Answers(*map(torch.cat, zip(*rows, strict=True)))
+    parts = tuple(map(torch.cat, zip(*rows, strict=True)))
+    return Answers(*parts, names if len(names) == len(parts[0]) else ())

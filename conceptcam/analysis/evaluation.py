@@ -13,7 +13,7 @@ from torch import Tensor
 from conceptcam._checks import check_known, check_names, check_not_str
 from conceptcam._files import nan_to_null
 from conceptcam._text import html_text, new_figure
-from conceptcam.analysis.answers import collect_answers
+from conceptcam.analysis.answers import EvaluatedImages, collect_answers
 from conceptcam.analysis.baselines import Baselines, BaselineScores, comparison_lines
 from conceptcam.analysis.evaluation_table import (
     CALIBRATION,
@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SCHEMA_VERSION = 1
+"""Of what `Evaluation.as_dict` gives and `metrics.json` holds."""
+
 _SHORT = ("concept_auroc", "pointing", "task_auroc", "task_accuracy")  # what a line can show
 
 
@@ -90,6 +93,7 @@ class Evaluation:
             columns; else (0, 0).
         baselines: Headline figures of simpler models on the same images by their name; empty if none were given.
         baseline_images: How many training images they were fitted on.
+        per_image: What was said of each image and what is true; `per_image.to_csv(path)` writes it.
     """
 
     images: int
@@ -110,6 +114,7 @@ class Evaluation:
     confusion: Tensor
     baselines: Mapping[str, BaselineScores]
     baseline_images: int
+    per_image: EvaluatedImages
 
     def summary(self) -> dict[str, float]:
         """Headline figures: macro averages over what is defined, and their controls.
@@ -142,6 +147,8 @@ class Evaluation:
         """Everything, ready for JSON; an undefined figure is None."""
         undefined = self.concept_scores.auroc.isnan().tolist()
         content = {
+            "schema_version": SCHEMA_VERSION,
+            "images": self.images,
             "summary": self.summary(),
             "concepts": by_name(self.concepts, self._concept_columns()),
             "tasks": by_name(self.tasks, self._task_columns()),
@@ -302,8 +309,8 @@ def evaluate(
     concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
     order = [config.concepts.index(name) for name in concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
-    said = concept_probabilities(answers.concept_logits, config, model.record)
-    said_of_tasks = task_probabilities(answers.task_logits, config, model.record)[:, : len(tasks)]
+    said = concept_probabilities(answers.concept_logits.double(), config, model.record)
+    said_of_tasks = task_probabilities(answers.task_logits.double(), config, model.record)[:, : len(tasks)]
     confusion = confusion_matrix(task_logits, targets) if exclusive else torch.zeros(0, 0, dtype=torch.float64)
     thresholds = torch.tensor([model.record.thresholds.get(name, math.nan) for name in concepts], dtype=torch.float64)
     return Evaluation(
@@ -325,7 +332,11 @@ def evaluate(
         confusion=confusion,
         baselines={} if baselines is None else baselines.score(answers.features, answers.concepts, targets),
         baseline_images=0 if baselines is None else baselines.images,
-    )
+        per_image=EvaluatedImages(
+            answers.names or tuple(map(str, range(len(logits)))),
+            config.concepts, said, answers.concepts, tasks, said_of_tasks, targets, answers.unlikeness,
+        ),
+    )  # fmt: skip
 
 
 def _intervals(

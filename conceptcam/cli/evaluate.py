@@ -2,7 +2,8 @@
 
 Measures how right a model is on annotated images: for each concept AUROC, average precision, F1 and the mean
 probability; whether its map peaks in the boxes (beside a random map, the image centre, and mirrored and transposed
-boxes); and the tasks, if they were taught. Writes metrics.json, metrics.txt and figures/.
+boxes); and the tasks, if they were taught. Writes metrics.json, metrics.txt, predictions.csv with a row per image, and
+figures/.
 
 Examples:
     conceptcam evaluate runs/train-20260101-120000 smears --annotations val.json
@@ -10,6 +11,7 @@ Examples:
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure a trained model."""
     from conceptcam.analysis.baselines import Baselines
+    from conceptcam.analysis.evaluation_figures import evaluation_figures
     from conceptcam.model.concept_model import ConceptModel
     from conceptcam.runs.folder import BASELINES_FILE, RunFolder
     from conceptcam.runs.reports import measure, save_explanations
@@ -45,5 +48,9 @@ def run(options: argparse.Namespace) -> None:
     baselines = Baselines.load(own) if own.is_file() else None
     result = measure(model, dataset, folder, how, sided_concepts=options.sided, baselines=baselines)
     drawn = range(min(options.figures, len(dataset)))
+    if importlib.util.find_spec("matplotlib") is not None:
+        for name, figure in evaluation_figures(result).items():
+            folder.figures.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder.figures / f"{name}.png")
     save_explanations(model, [dataset.load_item(i) for i in drawn], folder.explanations)
     show(f"{result.table()}\nWritten to {place}")

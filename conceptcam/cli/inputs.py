@@ -113,11 +113,11 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
-def show_origin(record: "TrainingRecord") -> None:
+def show_origin(record: "TrainingRecord", *, start: str = "A model") -> None:
     """Print what a model was trained on, what it is not for, and whether it can tell images unlike those."""
     data = record.training_data or "data that nobody named"
     blind = "" if record.feature_statistics else " It cannot tell whether an image is unlike those."
-    show(f"A model trained on {data}; research software, not for diagnosis.{blind}")
+    show(f"{start} trained on {data}; research software, not for diagnosis.{blind}")
 
 
 def load_model(options: argparse.Namespace) -> "ConceptModel":

@@ -14,7 +14,19 @@ from typing import NoReturn
 from conceptcam._version import __version__
 from conceptcam.cli.errors import USER_ERRORS, processes, sentence, tell
 
-COMMANDS = ("demo", "inspect", "train", "evaluate", "explain", "predict", "models", "verify", "convert", "export")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "train",
+    "evaluate",
+    "compare",
+    "explain",
+    "predict",
+    "models",
+    "verify",
+    "convert",
+    "export",
+)
 """Each has a file here of its name. Its docstring is its manual; it has `add_arguments(parser)` and `run(options)`."""
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from conceptcam.analysis.intervention import Intervention, intervene
 from conceptcam.backbones import create_backbone
 from conceptcam.cli.inputs import make_options
 from conceptcam.cli.main import build_parser, main
@@ -307,6 +308,46 @@ def test_explain_says_what_changes_if_a_concept_is_set(run, data, tmp_path, caps
     assert width(tmp_path / "x" / "val-0-told.png") > 100
 
 
+def test_explain_takes_places_and_rejected_prototypes(run, data, tmp_path, capsys):
+    image = str(data / "images" / "val-0.png")
+    told = ["--here", "bright=0,0,0.5,0.5", "--not-here", "dark=0.5,0,1,1", "--reject", "striped=1", "--reject", "dark"]
+    assert main(["explain", str(run), image, "--out", str(tmp_path / "x"), *told]) == 0
+    printed = capsys.readouterr().out
+    assert "rejected: prototype 1 of striped" in printed and "rejected: dark" in printed
+    content = json.loads((tmp_path / "x" / "val-0.json").read_text())
+    assert set(content["intervention"]["concepts"]) == {"bright", "dark", "striped"}
+    expected = intervene(
+        ConceptModel.from_pretrained(run),
+        image,
+        Intervention(
+            here={"bright": [[0, 0, 0.5, 0.5]]}, not_here={"dark": [[0.5, 0, 1, 1]]}, rejected=[("striped", 1), "dark"]
+        ),
+    )
+    assert content["after"] == json.loads(json.dumps(expected.as_dict()["after"]))
+    assert width(tmp_path / "x" / "val-0-told.png") > 100
+
+
+def test_compare_puts_two_models_side_by_side(run, data, tmp_path, capsys):
+    arguments = ["compare", str(run), str(run), str(data), "--draws", "5", "--out", str(tmp_path / "x")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("A: a model trained on 24 images") and "B: a model" in printed
+    content = json.loads((tmp_path / "x" / "comparison.json").read_text())
+    assert content["concepts"]["bright"]["auroc"]["interval"] == [0, 0]
+    assert "macro mean" in (tmp_path / "x" / "comparison.txt").read_text()
+
+
+def test_evaluate_writes_predictions_and_figures(run, data, tmp_path):
+    place = tmp_path / "x"
+    assert main(["evaluate", str(run), str(data), "--figures", "0", "--out", str(place)]) == 0
+    with (place / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"val-{index}.png" for index in range(12)]
+    assert json.loads((place / "metrics.json").read_text())["schema_version"] == 1
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert {path.name for path in (place / "figures").glob("*.png")} == {"reliability.png", "precision-recall.png"}
+
+
 def test_an_unlike_image_is_said_to_be_so_unless_hidden(run, data, tmp_path, capsys):
     Image.effect_noise((64, 48), 90).save(tmp_path / "noise.png")
     noise = str(tmp_path / "noise.png")
@@ -384,6 +425,9 @@ def test_demo_runs_through_in_small(tmp_path, capsys, monkeypatch):
         (["explain", "{run}", "{data}/images/val-0.png", "--concept", "brihgt"], "did you mean ['bright']"),
         (["explain", "{run}", "{data}/images/val-0.png", "--set", "brihgt=absent"], "did you mean ['bright']"),
         (["explain", "{run}", "{data}/images/val-0.png", "--set", "bright"], "expected NAME=present, NAME=absent"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--here", "bright=0,0,2"], "--here expects NAME=LEFT,TOP"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--not-here", "bright=.5,0,.4,1"], "--not-here expects"),
+        (["explain", "{run}", "{data}/images/val-0.png", "--reject", "bright=99"], "cannot reject 99"),
         (["explain", "{data}", "{data}/images/val-0.png"], "holds no config.json"),
     ],
 )

@@ -1,0 +1,112 @@
+"""Figures of an evaluation: how far probabilities come true, precision over recall, which class is taken for which."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from conceptcam.analysis.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 10
+_COLUMNS = 4
+
+
+def evaluation_figures(evaluation: Evaluation) -> dict[str, "Figure"]:
+    """Figures by their name: `reliability`, `precision-recall` and, of a multi-class task, `confusion`.
+
+    Labels that no known image has, or lacks, are left out.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    rows = evaluation.per_image
+    tasks = [f"{name} (task)" for name in rows.task_names]
+    names = [*rows.concept_names, *tasks]
+    said = torch.cat([rows.concept_probabilities, rows.task_probabilities], dim=1)
+    true = torch.cat([rows.concepts, rows.targets], dim=1)
+    shown = [i for i in range(len(names)) if (true[:, i] > 0.5).any() and (true[:, i] < 0.5).any()]
+    figures = {}
+    if shown:
+        panels = [(names[i], said[:, i][~true[:, i].isnan()], true[:, i][~true[:, i].isnan()]) for i in shown]
+        figures["reliability"] = _panels(panels, _draw_reliability, "mean probability", "true fraction")
+        figures["precision-recall"] = _panels(panels, _draw_precision, "recall", "precision")
+    if len(evaluation.confusion):
+        figures["confusion"] = _confusion(rows.task_names, evaluation.confusion)
+    return figures
+
+
+def reliability_bins(said: Tensor, true: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean probability, true fraction and number of images in bins of equal width; empty bins are left out.
+
+    Args:
+        said: (N,) probabilities.
+        true: (N,) labels in [0, 1], all known.
+        bins: How many.
+    """
+    which = (said * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(which, minlength=bins).double()
+    mean, fraction = (torch.bincount(which, weights=one.double(), minlength=bins) / count for one in (said, true))
+    filled = count > 0
+    return mean[filled], fraction[filled], count[filled]
+
+
+def precision_recall(said: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Recall and precision at each distinct probability, from the highest down; arguments as `reliability_bins`."""
+    order = said.argsort(descending=True)
+    found = true[order].double().cumsum(dim=0)
+    last = torch.cat([said[order][1:] != said[order][:-1], torch.ones(1, dtype=torch.bool)])
+    called = torch.arange(1, len(said) + 1, dtype=torch.float64)
+    return (found / found[-1])[last], (found / called)[last]
+
+
+def _draw_reliability(axes: Any, said: Tensor, true: Tensor) -> None:
+    mean, fraction, count = reliability_bins(said, true)
+    axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+    axes.plot(mean, fraction, color="#0072B2", linewidth=1)
+    axes.scatter(mean, fraction, s=8 + 80 * (count / count.sum()).sqrt(), color="#0072B2")
+
+
+def _draw_precision(axes: Any, said: Tensor, true: Tensor) -> None:
+    recall, precision = precision_recall(said, true)
+    axes.axhline(float(true.double().mean()), color="#999999", linestyle="--", linewidth=1)
+    axes.plot(recall, precision, color="#D55E00", linewidth=1.5, drawstyle="steps-pre")
+
+
+def _panels(panels: Sequence[tuple[str, Tensor, Tensor]], draw: Any, across: str, up: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    rows = -(-len(panels) // _COLUMNS)
+    figure = Figure(figsize=(2.4 * _COLUMNS, 2.4 * rows + 0.4), layout="constrained", dpi=100)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True, sharey=True).flat
+    for axes, (name, said, true) in zip(grid, panels, strict=False):
+        draw(axes, said, true)
+        axes.set_title(f"{name}, {int((true > 0.5).sum())} of {len(true)}", fontsize=8)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.tick_params(labelsize=7)
+    for axes in list(grid)[len(panels) :]:
+        axes.axis("off")
+    figure.supxlabel(across, fontsize=9)
+    figure.supylabel(up, fontsize=9)
+    return figure
+
+
+def _confusion(names: Sequence[str], confusion: Tensor) -> "Figure":
+    from matplotlib.figure import Figure
+
+    size = 1.5 + 0.7 * len(names)
+    figure = Figure(figsize=(size + 0.5, size), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    part = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
+    for row, values in enumerate(confusion.tolist()):
+        for column, value in enumerate(values):
+            color = "white" if part[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{value:g}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="called", ylabel="true")
+    return figure
