@@ -66,7 +66,10 @@ def precision_recall(said: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 def _draw_reliability(axes: Any, said: Tensor, true: Tensor) -> None:
     mean, fraction, count = reliability_bins(said, true)
     axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
-    axes.plot(mean, fraction, color="#0072B2", linewidth=1)
+    # The interval of Agresti and Coull (1998): a bin of one image says nothing, and shows it.
+    center = (fraction * count + 2) / (count + 4)
+    half = 1.96 * (center * (1 - center) / (count + 4)).sqrt()
+    axes.vlines(mean, (center - half).clamp(min=0), (center + half).clamp(max=1), color="#0072B2", alpha=0.35)
     axes.scatter(mean, fraction, s=8 + 80 * (count / count.sum()).sqrt(), color="#0072B2")
 
 
