@@ -115,5 +115,6 @@ def collect_answers(
             names += batch.names
     if not rows:
         raise ValueError("there are no batches to evaluate on")
-    parts = tuple(map(torch.cat, zip(*rows, strict=True)))
-    return Answers(*parts, names if len(names) == len(parts[0]) else ())
+    first, concepts, second, targets, pooled, kept, strange = map(torch.cat, zip(*rows, strict=True))
+    named = names if len(names) == len(first) else ()
+    return Answers(first, concepts, second, targets, pooled, kept, strange, named)

@@ -99,12 +99,12 @@ def _compared(
     macro = label_intervals(
         scores[:, counted], labels[:, counted], minus=others[:, counted], groups=groups, draws=draws
     )
-    figures = [
+    own, other = (
         torch.stack([found.auroc, found.average_precision], dim=1)
         for found in (per_label_metrics(one, labels) for one in (scores, others))
-    ]
+    )
     return ComparedLabels(
-        names, *figures, each.auroc, each.average_precision, macro.macro_auroc, macro.macro_average_precision
+        names, own, other, each.auroc, each.average_precision, macro.macro_auroc, macro.macro_average_precision
     )
 
 
