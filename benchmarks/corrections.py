@@ -26,9 +26,8 @@ from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.data.table import TableDataset
 from conceptcam.losses.classification import class_balanced_loss
 from conceptcam.metrics.classification import balanced_accuracy, confusion_matrix, macro_average, task_scores
-from conceptcam.model.corrections import TypicalEvidence, correct_evidence, typical_evidence_of
+from conceptcam.model.corrections import TypicalEvidence, correct_evidence, corrected_copies, typical_evidence_of
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.training.corrections import corrected_copies
 
 POLICIES = ("random", "ucp", "cctp")
 DRAWS = 10  # of the random policy

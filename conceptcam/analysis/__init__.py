@@ -6,6 +6,14 @@ from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
     from conceptcam.analysis.answers import EvaluatedImages as EvaluatedImages
+    from conceptcam.analysis.atlas import (
+        Atlas as Atlas,
+        AtlasEntry as AtlasEntry,
+        build_atlas as build_atlas,
+        drop_prototypes as drop_prototypes,
+        merge_prototypes as merge_prototypes,
+        refit_task_head as refit_task_head,
+    )
     from conceptcam.analysis.baselines import (
         Baselines as Baselines,
         BaselineScores as BaselineScores,

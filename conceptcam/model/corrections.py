@@ -7,6 +7,9 @@ from torch import Tensor
 
 from conceptcam.metrics.classification import typical_values
 
+PROBABILITIES = (0.0, 0.5, 1.0)
+"""With which a concept is corrected, in each third of the rows."""
+
 
 class TypicalEvidence(NamedTuple):
     """Evidence that is typical of each concept; each (K, M), NaN where no image tells."""
@@ -38,3 +41,24 @@ def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence)
     present, absent = (part.to(evidence).expand_as(evidence) for part in typical)
     true = labels[..., None]
     return torch.where(true.isnan(), evidence, absent.lerp(present, true.nan_to_num().to(evidence)))
+
+
+def corrected_copies(evidence: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
+    """Evidence (N, K, M) three times over, one copy for each of `PROBABILITIES`: (3 N, K, M)."""
+    typical = typical_evidence_of(evidence, labels)
+    generator = torch.Generator().manual_seed(seed)
+    copies = [
+        mix_corrections(evidence, labels, typical, torch.full((len(labels), 1), one), generator)
+        for one in PROBABILITIES
+    ]
+    return torch.cat(copies)
+
+
+def mix_corrections(
+    evidence: Tensor, labels: Tensor, typical: TypicalEvidence, probability: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Evidence (N, K, M) in which each known concept is corrected with a probability (N, 1) of its row."""
+    corrected = correct_evidence(evidence, labels, typical)
+    drawn = torch.rand(labels.shape, generator=generator) < probability
+    # A concept that no training image has, or lacks, has nothing typical: it stays.
+    return torch.where(drawn.to(labels.device)[..., None] & ~corrected.isnan(), corrected, evidence)

@@ -9,37 +9,12 @@ that have the concept, or lack it. The idea is RandInt of Espinosa Zarlenga et a
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from conceptcam.model.corrections import TypicalEvidence, correct_evidence, typical_evidence_of
+from conceptcam.model.corrections import PROBABILITIES, TypicalEvidence, mix_corrections, typical_evidence_of
 from conceptcam.training import distributed
 from conceptcam.training.batches import EpochPlan
 from conceptcam.training.inputs import Source, StepInput
 from conceptcam.training.passes import no_batches
-
-PROBABILITIES = (0.0, 0.5, 1.0)
-"""With which a concept is corrected, in each third of the rows."""
-
-
-def corrected_copies(evidence: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
-    """Evidence (N, K, M) three times over, one copy for each of `PROBABILITIES`: (3 N, K, M)."""
-    typical = typical_evidence_of(evidence, labels)
-    generator = torch.Generator().manual_seed(seed)
-    copies = [
-        mix_corrections(evidence, labels, typical, torch.full((len(labels), 1), one), generator)
-        for one in PROBABILITIES
-    ]
-    return torch.cat(copies)
-
-
-def mix_corrections(
-    evidence: Tensor, labels: Tensor, typical: TypicalEvidence, probability: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Evidence (N, K, M) in which each known concept is corrected with a probability (N, 1) of its row."""
-    corrected = correct_evidence(evidence, labels, typical)
-    drawn = torch.rand(labels.shape, generator=generator) < probability
-    # A concept that no training image has, or lacks, has nothing typical: it stays.
-    return torch.where(drawn.to(labels.device)[..., None] & ~corrected.isnan(), corrected, evidence)
 
 
 def collect_typical(source: Source, plan: EpochPlan) -> TypicalEvidence:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.concept_solver import ConceptSolver
+from conceptcam.model.corrections import corrected_copies
 from conceptcam.model.heads import ConceptHead, LinearProjector, Prototypes, TaskHead
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.model.outputs import ConceptPart, TaskPart
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
-from conceptcam.training.corrections import corrected_copies
 from conceptcam.training.inputs import Source, StepInput
 from conceptcam.training.passes import no_batches, plan_without_drawing
 from conceptcam.training.prototype_init import PrototypePlacement, fit_projector, init_prototypes

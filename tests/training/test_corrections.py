@@ -6,17 +6,18 @@ import torch
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.losses.classification import multilabel_loss
-from conceptcam.model.corrections import TypicalEvidence, correct_evidence, typical_evidence_of
+from conceptcam.model.corrections import (
+    PROBABILITIES,
+    TypicalEvidence,
+    correct_evidence,
+    corrected_copies,
+    mix_corrections,
+    typical_evidence_of,
+)
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.options import RunOptions, make_plan
 from conceptcam.training.batches import EpochPlan
-from conceptcam.training.corrections import (
-    PROBABILITIES,
-    CorrectedInputs,
-    collect_typical,
-    corrected_copies,
-    mix_corrections,
-)
+from conceptcam.training.corrections import CorrectedInputs, collect_typical
 from conceptcam.training.inputs import StepInput
 from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import concept_stage, task_stage

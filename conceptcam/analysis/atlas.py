@@ -1,0 +1,262 @@
+"""The prototypes of a model, each bound to the image that shows it best: look at them, and drop or merge what is wrong.
+
+A prototype that looks at the wrong thing is dropped: its vector becomes 0, so that it is like nothing and its evidence
+is 0 in every image. Two that show the same are merged. Afterwards the task head, and nothing else, is solved for anew.
+An atlas holds names of images and places, no pixels: `Atlas.figure` draws from the images while they are at hand.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conceptcam._checks import check_known
+from conceptcam._files import nan_to_null
+from conceptcam._text import text_table
+from conceptcam.analysis.answers import collect_answers
+from conceptcam.config import ConceptConfig
+from conceptcam.data.batch import Batches, as_batch
+from conceptcam.losses.classification import multiclass_loss, multilabel_loss
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import corrected_copies, typical_evidence_of
+from conceptcam.model.device import eval_mode
+from conceptcam.model.heads import Prototypes, TaskHead
+from conceptcam.model.linear_solver import LinearSolver
+
+Prototype = tuple[str, int]
+"""The name of a concept and the number of one of its prototypes, from 0."""
+
+
+class AtlasEntry(NamedTuple):
+    """One prototype and the image that shows it best."""
+
+    concept: str
+    number: int
+    image: str
+    """Name of the image with the concept that is most similar to it; its number if images have no names."""
+    place: tuple[float, float, float, float]
+    """The most similar cell there: left, top, right and bottom as fractions of the image."""
+    similarity: float
+    """Cosine there, in [0, 1]; NaN if no image has the concept."""
+    usage: float
+    """Fraction of the images with the concept in which it is the most similar of the concept's prototypes."""
+    twin: float
+    """Highest cosine with another prototype of the concept: 1 is a duplicate; NaN if it is dropped or alone."""
+    weight: float
+    """Largest weight in the task head, up or down: how much a task can rest on it; NaN without tasks."""
+    dropped: bool
+    name: str = ""
+    """What a person calls it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """All prototypes of a model, concept by concept.
+
+    Attributes:
+        entries: K times M of them.
+    """
+
+    entries: tuple[AtlasEntry, ...]
+
+    def __getitem__(self, prototype: Prototype) -> AtlasEntry:
+        """The entry of a concept's prototype."""
+        return next(one for one in self.entries if (one.concept, one.number) == prototype)
+
+    def renamed(self, names: Mapping[Prototype, str]) -> "Atlas":
+        """The atlas in which some prototypes have names of your own."""
+        entries = (one._replace(name=names.get((one.concept, one.number), one.name)) for one in self.entries)
+        return Atlas(tuple(entries))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; an undefined figure is None."""
+        return {"schema_version": 1, "prototypes": nan_to_null([one._asdict() for one in self.entries])}
+
+    def table(self) -> str:
+        """A line per prototype, with what is told of its health."""
+        rows = [["prototype", "name", "image", "similarity", "usage", "twin", "weight"]]
+        for one in self.entries:
+            figures = (one.similarity, one.usage, one.twin, one.weight)
+            shown = ["dropped", "", "", ""] if one.dropped else [f"{value:.3f}" for value in figures]
+            rows.append([f"{one.concept} {one.number}", one.name, one.image, *shown])
+        return "\n".join(text_table(rows)) + "\n"
+
+    def figure(self, load: Callable[[str], Any], *, concepts: Sequence[str] = ()) -> Any:
+        """The images that show the prototypes best, with a box around the place, as a Pillow image.
+
+        Args:
+            load: Gives the picture of an image's name, as `explain` takes: a path, an array, a tensor.
+            concepts: Whose prototypes to draw; empty draws all.
+        """
+        from conceptcam.analysis.figures import Tile, blend, contact_sheet  # needs Pillow
+        from conceptcam.data.images import load_image
+
+        shown = [one for one in self.entries if not one.dropped and (not concepts or one.concept in concepts)]
+        tiles = [
+            Tile(
+                f"{one.concept} {one.number}{f': {one.name}' if one.name else ''}",
+                blend(load_image(load(one.image)), boxes=[one.place]),
+                f"similarity {one.similarity:.2f}, usage {one.usage:.0%}",
+            )
+            for one in shown
+        ]
+        return contact_sheet(tiles)
+
+
+@torch.inference_mode()
+def build_atlas(model: ConceptModel, batches: Batches) -> Atlas:
+    """Bind each prototype to the image, and the place in it, that is most like it among those with its concept.
+
+    Args:
+        model: With prototypes.
+        batches: Images with concept labels, such as the training data, not augmented; named ones are found again.
+
+    Raises:
+        ValueError: If the model has no prototypes, or there are no batches.
+    """
+    vectors = _vectors(model)
+    concepts, each = vectors.shape[:2]
+    best = torch.full((concepts, each), -1.0)
+    where = torch.zeros(concepts, each, dtype=torch.long)
+    row, wins, present, seen = torch.zeros_like(where), torch.zeros(concepts, each), torch.zeros(concepts), 0
+    names: list[str] = []
+    grid = (1, 1)
+    with eval_mode(model) as device, torch.random.fork_rng(devices=[]):
+        for given in batches:
+            batch = as_batch(given).to(device)
+            similarity = model(batch.images).similarity_maps.cpu()
+            grid = (similarity.shape[-2], similarity.shape[-1])
+            shows = batch.concepts.cpu() > 0.5
+            top, place = similarity.flatten(3).max(dim=-1)  # (B, K, M)
+            nearest = F.one_hot(top.argmax(dim=-1), each) * shows[..., None] * (top.amax(dim=-1) > 0)[..., None]
+            wins, present = wins + nearest.sum(dim=0), present + shows.sum(dim=0)
+            value, image = top.masked_fill(~shows[..., None], -1.0).max(dim=0)
+            better = value > best
+            best, row = torch.where(better, value, best), torch.where(better, image + seen, row)
+            where = torch.where(better, place.gather(0, image[None])[0], where)
+            names += batch.names or map(str, range(seen, seen + len(shows)))
+            seen += len(shows)
+    if not seen:
+        raise ValueError("there are no batches to look for prototypes in")
+    return _atlas(model, best, where, row, wins / present[:, None], names, grid)
+
+
+def _atlas(
+    model: ConceptModel, best: Tensor, where: Tensor, row: Tensor, usage: Tensor, names: Sequence[str],
+    grid: tuple[int, int],
+) -> Atlas:  # fmt: skip
+    vectors = F.normalize(_vectors(model).detach().float().cpu(), dim=-1)
+    dropped = vectors.norm(dim=-1) == 0
+    cosines = (vectors @ vectors.mT).masked_fill(torch.eye(vectors.shape[1], dtype=torch.bool), -torch.inf)
+    twin = cosines.masked_fill(dropped[:, None, :], -torch.inf).amax(dim=-1)
+    twin = twin.masked_fill(dropped | twin.isinf(), torch.nan)
+    head = model.task_head
+    weight = torch.full_like(twin, torch.nan)
+    if isinstance(head, TaskHead) and len(head.weight):
+        weight = head.weight.detach().float().cpu().abs().amax(dim=0)
+    height, width = grid
+    entries = []
+    for k, concept in enumerate(model.config.concepts):
+        for m in range(vectors.shape[1]):
+            y, x = divmod(int(where[k, m]), width)
+            known = float(best[k, m]) >= 0
+            entries.append(
+                AtlasEntry(
+                    concept, m, names[int(row[k, m])] if known else "",
+                    (x / width, y / height, (x + 1) / width, (y + 1) / height),
+                    float(best[k, m]) if known else float("nan"), float(usage[k, m]), float(twin[k, m]),
+                    float(weight[k, m]), bool(dropped[k, m]),
+                )
+            )  # fmt: skip
+    return Atlas(tuple(entries))
+
+
+@torch.no_grad()
+def drop_prototypes(model: ConceptModel, prototypes: Iterable[Prototype]) -> None:
+    """Make prototypes like nothing, for good: their evidence is 0 in every image from now on.
+
+    The model counts as untaught in its tasks until `refit_task_head`.
+
+    Raises:
+        ValueError: If the model has no such prototype.
+    """
+    vectors = _vectors(model)
+    for concept, number in [*prototypes]:
+        vectors[_index(model.config, concept, number)] = 0
+    model.record = model.record.after("prototypes", ["prototypes"])
+
+
+@torch.no_grad()
+def merge_prototypes(model: ConceptModel, concept: str, numbers: Sequence[int]) -> None:
+    """Put the mean direction of some prototypes of a concept in the place of the first, and drop the others.
+
+    The model counts as untaught in its tasks until `refit_task_head`.
+
+    Raises:
+        ValueError: If the model has no such prototype, or fewer than two are given.
+    """
+    if len(set(numbers)) < 2:
+        raise ValueError(f"at least two prototypes can be merged, got {list(numbers)}")
+    vectors = _vectors(model)
+    rows = [_index(model.config, concept, number) for number in dict.fromkeys(numbers)]
+    vectors[rows[0]] = torch.stack([F.normalize(vectors[one], dim=-1) for one in rows]).mean(dim=0)
+    drop_prototypes(model, [(concept, number) for _, number in rows[1:]])
+
+
+def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool = True) -> None:
+    """Solve for the task head anew, and for nothing else, after prototypes were dropped or merged.
+
+    Class weights are those that the record keeps of training. What is typical of a concept's evidence is taken from the
+    same images; `fit_thresholds` and `fit_calibration` take it, and the calibration of tasks, from validation data.
+
+    Args:
+        model: With tasks.
+        batches: Training data, not augmented.
+        corrections: As in `conceptcam.training.stages.Stage`.
+
+    Raises:
+        ValueError: If the model has no tasks, or its head is of another kind than `TaskHead`.
+    """
+    head, config = model.task_head, model.config
+    if not isinstance(head, TaskHead) or not config.tasks:
+        raise ValueError("there is no linear task head to solve for in this model")
+    weights = model.record.task_weights
+    answers = collect_answers(model, batches, evidence=True)
+    weight = torch.tensor([weights.get(name, 1.0) for name in config.tasks])
+    loss = multiclass_loss if config.task_kind == "multiclass" else multilabel_loss
+    evidence = answers.evidence.clone()
+    rows = corrected_copies(evidence, answers.concepts) if corrections else evidence
+    copies = len(rows) // len(evidence)
+    solved = LinearSolver(l2=None).solve(
+        rows, answers.targets.clone().repeat(copies, 1), lambda logits, true: loss(logits, true, weight),
+        groups=list(range(len(evidence))) * copies,
+    )  # fmt: skip
+    with torch.no_grad():
+        head.weight.copy_(solved[0])
+        head.bias.copy_(solved[1])
+    typical = typical_evidence_of(evidence, answers.concepts)
+    present, absent = (
+        {name: tuple(row) for name, row in zip(config.concepts, part.tolist(), strict=True)} for part in typical
+    )
+    record = model.record.after("task", ["task_head"])
+    model.record = dataclasses.replace(
+        record, evidence_present=present, evidence_absent=absent, task_weights=dict(weights)
+    )
+
+
+def _vectors(model: ConceptModel) -> Tensor:
+    if not isinstance(model.prototypes, Prototypes):
+        raise ValueError("a 'concepts' bottleneck has no prototypes, so there is no atlas of it")
+    return model.prototypes.vectors
+
+
+def _index(config: ConceptConfig, concept: str, number: int) -> tuple[int, int]:
+    check_known("concept", concept, config.concepts)
+    if not 0 <= number < config.prototypes_per_concept:
+        raise ValueError(
+            f"{concept!r} has {config.prototypes_per_concept} prototypes, counted from 0; there is no {number}"
+        )
+    return config.concepts.index(concept), number

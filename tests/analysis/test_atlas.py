@@ -1,0 +1,101 @@
+import json
+import math
+
+import pytest
+import torch
+
+from conceptcam.analysis.atlas import build_atlas, drop_prototypes, merge_prototypes, refit_task_head
+from conceptcam.analysis.explanation import explain
+from tests.worlds import CONCEPTS, Squares, batches, tiny_model
+
+DATA = Squares(24, 2)
+BATCHES = batches(DATA, 8)
+
+
+@pytest.fixture
+def model():
+    model = tiny_model()
+    with torch.no_grad():
+        model.task_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    for stage, part in (("concepts", "backbone"), ("prototypes", "prototypes"), ("task", "task_head")):
+        model.record = model.record.after(stage, [part])
+    return model.eval()
+
+
+def evidence_of(model):
+    with torch.no_grad():
+        return torch.cat([model(batch.images).evidence for batch in BATCHES])
+
+
+def test_entries_equal_a_loop_over_images_and_places(model):
+    atlas = build_atlas(model, BATCHES)
+    with torch.no_grad():
+        maps = torch.cat([model(batch.images).similarity_maps for batch in BATCHES])
+    names = [name for batch in BATCHES for name in batch.names] or [str(i) for i in range(24)]
+    for k, concept in enumerate(CONCEPTS):
+        own = [i for i in range(24) if DATA.concept_labels[i, k] > 0.5]
+        for m in range(maps.shape[2]):
+            entry = atlas[concept, m]
+            value, image = max((float(maps[i, k, m].max()), -i) for i in own)
+            assert entry.similarity == pytest.approx(value, abs=1e-6)
+            assert entry.image == names[-image]
+            left, top, right, bottom = entry.place
+            height, width = maps.shape[-2:]
+            cell = maps[-image, k, m, round(top * height), round(left * width)]
+            assert float(cell) == pytest.approx(value, abs=1e-6)
+            assert (right - left, bottom - top) == pytest.approx((1 / width, 1 / height))
+            wins = [i for i in own if int(maps[i, k].amax(dim=(-2, -1)).argmax()) == m and maps[i, k].max() > 0]
+            assert entry.usage == pytest.approx(len(wins) / len(own))
+
+
+def test_a_dropped_prototype_has_no_evidence_and_others_keep_theirs(model):
+    before = evidence_of(model)
+    drop_prototypes(model, [("dark", 1)])
+    after = evidence_of(model)
+    assert (after[:, 1, 1] == 0).all()
+    after[:, 1, 1] = before[:, 1, 1]
+    assert torch.equal(after, before)
+    assert "task" not in model.record.stages
+    assert build_atlas(model, BATCHES)["dark", 1].dropped
+    assert math.isnan(build_atlas(model, BATCHES)["dark", 1].twin)
+
+
+def test_merging_duplicates_keeps_what_they_show(model):
+    with torch.no_grad():
+        model.prototypes.vectors[0, 1] = 3 * model.prototypes.vectors[0, 0]
+    assert build_atlas(model, BATCHES)["bright", 0].twin == pytest.approx(1, abs=1e-5)
+    before = evidence_of(model)
+    merge_prototypes(model, "bright", [0, 1])
+    torch.testing.assert_close(evidence_of(model)[:, 0, 0], before[:, 0, 0])
+    assert (evidence_of(model)[:, 0, 1] == 0).all()
+
+
+def test_refitting_changes_the_task_head_alone(model):
+    drop_prototypes(model, [("dark", 0)])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    refit_task_head(model, BATCHES)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"task_head.weight", "task_head.bias"}
+    assert model.task_head.weight[:, 1, 0].abs().max() < 1e-6 * model.task_head.weight.abs().max() + 1e-12
+    assert model.record.stages == ("concepts", "prototypes", "task")
+    assert explain(model, DATA.load_item(0).image).tasks
+
+
+def test_an_atlas_is_listed_renamed_drawn_and_written(model):
+    atlas = build_atlas(model, BATCHES).renamed({("dark", 0): "a shadow"})
+    assert "a shadow" in atlas.table() and len(atlas.table().splitlines()) > len(atlas.entries)
+    assert json.loads(json.dumps(atlas.as_dict()))["prototypes"][0]["concept"] == "bright"
+    names = [name for batch in BATCHES for name in batch.names] or [str(i) for i in range(24)]
+    picture = atlas.figure(lambda name: DATA.load_item(names.index(name)).image, concepts=["dark"])
+    assert picture.width > 100
+
+
+def test_impossible_prototypes_are_refused(model):
+    with pytest.raises(ValueError, match="did you mean"):
+        drop_prototypes(model, [("drak", 0)])
+    with pytest.raises(ValueError, match="there is no 99"):
+        drop_prototypes(model, [("dark", 99)])
+    with pytest.raises(ValueError, match="at least two"):
+        merge_prototypes(model, "dark", [1, 1])
+    with pytest.raises(ValueError, match="no prototypes"):
+        build_atlas(tiny_model(bottleneck="concepts"), BATCHES)
