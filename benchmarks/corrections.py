@@ -4,7 +4,7 @@
     python benchmarks/corrections.py --ph2 DATA --runs runs/ph2        # fold-1 ... of `conceptcam train --folds`
 
 The front of each model stays as it is. Its task head is solved for anew, from evidence as the model gives it, and with
-corrected concepts beside it (`conceptcam.training.corrections`). Each is read on images that it has not seen: as the
+corrected concepts beside it (`conceptcam.model.corrections`). Each is read on images that it has not seen: as the
 model gives evidence, with one concept of each image corrected by a policy, and with all of them. Below is a head on
 the true concepts themselves.
 """

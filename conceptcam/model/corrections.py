@@ -1,4 +1,11 @@
-"""What a correction by a person puts in the place of evidence: that which is typical of a present or absent concept."""
+"""What a correction by a person puts in the place of evidence, and rows that teach a task head to profit from it.
+
+A correction gives a concept the median evidence of the images that have it, or lack it, as an `Intervention` does. A
+head that has only seen evidence as the model gives it may conclude less well once a person corrects concepts. So where
+a stage has `corrections`, a third of the rows that the head learns from are as they are, in a third each known concept
+is corrected with probability one half, and in a third all are. The idea is RandInt of Espinosa Zarlenga et al.
+(NeurIPS 2022).
+"""
 
 from typing import NamedTuple
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import PROBABILITIES, TypicalEvidence, mix_corrections
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader, EpochPlan, RankBatch
 from conceptcam.training.stages import SplitForward, Stage
@@ -80,6 +81,40 @@ class Images:
         parts = distributed.gather(share.batch.without_images().to("cpu").select(range(share.own)))
         whole = ConceptBatch.cat(parts).select(rank_order(share.size, len(parts)))
         return StepInput(inputs, whole.to(self._device, non_blocking=True), share.own)
+
+
+class CorrectedInputs:
+    """The inputs of a task stage, with some concepts corrected in each batch, alike in every process.
+
+    Args:
+        source: Gives evidence (B, K, M) and labels.
+        typical: What corrections put in the place of evidence.
+    """
+
+    divided = False
+
+    def __init__(self, source: Source, typical: TypicalEvidence) -> None:
+        assert not source.divided
+        self._source, self._typical, self.forward = source, typical, source.forward
+
+    @property
+    def cached(self) -> bool:
+        """As the source is."""
+        return self._source.cached
+
+    def load(self, plan: EpochPlan, start: int = 0) -> Iterator[StepInput]:
+        """The inputs of each batch of a plan, from the batch numbered `start` on."""
+        seed = distributed.broadcast(plan.seed)
+        step_inputs = self._source.load(plan, start)
+        return (self._corrected(one, seed + start + number) for number, one in enumerate(step_inputs))
+
+    def _corrected(self, step_input: StepInput, seed: int) -> StepInput:
+        evidence, labels = step_input.inputs[0], step_input.batch.concepts
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(PROBABILITIES), (len(labels), 1), generator=generator)
+        probability = torch.tensor(PROBABILITIES)[chosen]
+        mixed = mix_corrections(evidence, labels, self._typical, probability, generator)
+        return step_input._replace(inputs=(mixed, *step_input.inputs[1:]))
 
 
 def _notice_raw(images: Tensor) -> None:

@@ -30,13 +30,12 @@ from conceptcam.training.checkpoints import (
     fingerprint,
     stop_held_back,
 )
-from conceptcam.training.corrections import CorrectedInputs, collect_typical
 from conceptcam.training.feature_cache import FeatureCache
 from conceptcam.training.history import EpochResult
-from conceptcam.training.inputs import Source, StepInput
+from conceptcam.training.inputs import CorrectedInputs, Source, StepInput
 from conceptcam.training.optimizer import StageOptimizer, checkpointing, frozen_as_before, parameter_groups
 from conceptcam.training.options import TrainerOptions
-from conceptcam.training.passes import collect_vectors, no_batches, plan_without_drawing, validate
+from conceptcam.training.passes import collect_typical, collect_vectors, no_batches, plan_without_drawing, validate
 from conceptcam.training.precision import AUTOCAST
 from conceptcam.training.seeding import random_states, set_random_states
 from conceptcam.training.solvers import solve_stage

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import TypicalEvidence, typical_evidence_of
 from conceptcam.training.batches import BatchLoader, EpochPlan
 from conceptcam.training.inputs import Source, StageModule, StepInput, whole_output
 from conceptcam.training.precision import AUTOCAST, Precision
@@ -127,6 +128,23 @@ def collect_vectors(
     if not vectors:
         raise no_batches("train_batches")
     return torch.cat(vectors), torch.cat(concepts)
+
+
+@torch.no_grad()
+def collect_typical(source: Source, plan: EpochPlan) -> TypicalEvidence:
+    """What is typical of each concept in the evidence that a task stage's source gives.
+
+    Args:
+        source: Inputs of a stage whose forward pass is `TASK_FORWARD`.
+        plan: Of all training data.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    rows = [(one.inputs[0].float().cpu(), one.batch.concepts.cpu()) for one in source.load(plan)]
+    if not rows:
+        raise no_batches("train_batches")
+    return typical_evidence_of(*map(torch.cat, zip(*rows, strict=True)))
 
 
 def plan_without_drawing(loader: BatchLoader) -> EpochPlan:

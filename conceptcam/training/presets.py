@@ -111,7 +111,7 @@ class Preset:
             placement: Finds projector and prototypes at once.
             task_solver: Finds the weights of the task head at once; the third stage then has one epoch.
             corrections: Whether the task head also learns from rows with true concepts, so that it profits from
-                corrections; None does as the preset does. See `conceptcam.training.corrections`.
+                corrections; None does as the preset does. See `conceptcam.model.corrections`.
 
         Raises:
             ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for, or

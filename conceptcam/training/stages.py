@@ -160,7 +160,7 @@ class Stage:
             with `CONCEPT_FORWARD`; a `PrototypePlacement` projector and prototypes in a stage with
             `PLACEMENT_FORWARD`. `lr`, schedule and decay are not used.
         corrections: Whether a stage with `TASK_FORWARD` also learns from rows in which true concepts take the place of
-            what the model saw; see `conceptcam.training.corrections`. Its loss in `history.csv` is of the same rows.
+            what the model saw; see `conceptcam.model.corrections`. Its loss in `history.csv` is of the same rows.
         epochs: Passes over the training data; 1 if there is a solver.
         schedule: `"cosine"`: a linear warm-up, then half a cosine down to 0.
             `"constant"`: no change.

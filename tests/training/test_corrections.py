@@ -17,8 +17,8 @@ from conceptcam.model.corrections import (
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.options import RunOptions, make_plan
 from conceptcam.training.batches import EpochPlan
-from conceptcam.training.corrections import CorrectedInputs, collect_typical
-from conceptcam.training.inputs import StepInput
+from conceptcam.training.inputs import CorrectedInputs, StepInput
+from conceptcam.training.passes import collect_typical
 from conceptcam.training.presets import get_preset
 from conceptcam.training.stages import concept_stage, task_stage
 from conceptcam.training.trainer import Trainer
