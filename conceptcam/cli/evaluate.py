@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     baselines = Baselines.load(own) if own.is_file() else None
     result = measure(model, dataset, folder, how, sided_concepts=options.sided, baselines=baselines)
     drawn = range(min(options.figures, len(dataset)))
+    result.per_image.to_csv(place / "predictions.csv", patients=dataset.patients)
     if importlib.util.find_spec("matplotlib") is not None:
         for name, figure in evaluation_figures(result).items():
             folder.figures.mkdir(parents=True, exist_ok=True)

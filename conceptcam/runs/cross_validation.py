@@ -282,7 +282,6 @@ def _write(folder: Path, result: CrossValidation, *, final: bool) -> None:
         run = RunFolder(folder / "final")
         places.append((run.metrics, run.table))
         result.model.save_pretrained(run.path)
-        result.predictions.to_csv(run.predictions)
     baselines = {name: scores._asdict() for name, scores in result.baselines.items()}
     for figures, text in places:
         write_json(figures, nan_to_null({"out_of_fold": result.figures, "baselines": baselines}))

@@ -37,7 +37,6 @@ class RunFolder:
     | `checkpoints/` | what a killed run goes on from, until it is finished | the training loop |
     | `config.json`, `model.safetensors`, `README.md` | the model and its card | `ConceptModel.save_pretrained` |
     | `metrics.json`, `metrics.txt`, `summary.json` | figures | `reports.measure`, `train_run` |
-    | `predictions.csv` | what was said of each measured image, and what is true | `reports.measure` |
     | `figures/` | curves, maps epoch by epoch, images with what the model sees | `reports` |
 
     Attributes:
@@ -56,7 +55,6 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.metrics = self.path / "metrics.json"
         self.table = self.path / "metrics.txt"
-        self.predictions = self.path / "predictions.csv"
         self.summary = self.path / "summary.json"
         self.baselines = self.path / BASELINES_FILE
         self.tensorboard = self.path / "tensorboard"

@@ -112,10 +112,7 @@ def measure(
     sided_concepts: Sequence[str] = (),
     baselines: Baselines | None = None,
 ) -> Evaluation:
-    """Evaluate a model, beside baselines if any are given.
-
-    Writes `metrics.json`, `metrics.txt` and `predictions.csv` into a folder.
-    """
+    """Evaluate a model, beside baselines if any are given; writes `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
     result = evaluate(
         model,
@@ -127,7 +124,6 @@ def measure(
     )
     write_json(run.metrics, result.as_dict())
     write_text(run.table, result.table())
-    result.per_image.to_csv(run.predictions, patients=dataset.patients)
     return result
 
 
