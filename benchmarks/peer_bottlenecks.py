@@ -20,6 +20,7 @@ from conceptcam.data.phantom import PHANTOM_VERSION
 from conceptcam.data.phantom.dataset import PhantomData, phantom_data
 from conceptcam.losses import class_balanced_loss
 from conceptcam.metrics.classification import best_thresholds, macro_average, per_label_metrics
+from conceptcam.metrics.leakage import LeakageMetrics
 from conceptcam.runs.demo import demo_config
 from conceptcam.runs.options import RunOptions, loader
 
@@ -50,6 +51,8 @@ class Said(NamedTuple):
 
     concepts: Tensor
     """(N, K) logits."""
+    scores: Tensor
+    """(N, K) or (N, K, M), as they reach the tasks; of a CEM its probabilities, not its embeddings."""
     tasks: Callable[[Tensor], Tensor]
     """(N, K) answers in [0, 1], NaN where the model's own concept is left alone -> (N, T) task logits."""
 
@@ -118,7 +121,7 @@ def _said_by_ours(model: ConceptModel) -> Model:
             own = value.isnan() | told.isnan()  # the latter where validation images do not say what is typical
             return model.task_head(torch.where(own, output.evidence, told))
 
-        return Said(output.concept_logits, tasks)
+        return Said(output.concept_logits, output.evidence, tasks)
 
     return say
 
@@ -213,7 +216,7 @@ def _said_by_theirs(model: Any, concepts: list[str], tasks: list[str]) -> Model:
             evidence = {"concepts": torch.where(answers.isnan(), logits.sigmoid(), answers.to(logits))}
             return model(query=tasks, input=batch.images, evidence=evidence).logits.tensor
 
-        return Said(logits, told)
+        return Said(logits, logits.sigmoid(), told)
 
     return say
 
@@ -234,11 +237,11 @@ def _batches(data: PhantomData, model: ConceptModel, scale: PeerScale, seed: int
 @torch.inference_mode()
 def measure(model: Model, data: PhantomData, seed: int, scale: PeerScale) -> dict[str, float]:
     """Figures on test images; thresholds of hard concepts are chosen on validation images."""
-    val = _collect(model, data.val, scale, {})[0]
+    val, *_ = _collect(model, data.val, scale, {})
     thresholds = best_thresholds(val, data.val.concept_labels).nan_to_num(0.5)
     labels, count = data.test.concept_labels, len(data.test)
     wrong = labels[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
-    said = _collect(model, data.test, scale, {})[0]
+    said, scores, _ = _collect(model, data.test, scale, {})
     rank = (said.sigmoid() - 0.5).abs().argsort(dim=1).argsort(dim=1)  # the least certain is asked for first
     told = {f"{number} corrected": labels.masked_fill(rank >= number, torch.nan) for number in COUNTS}
     told |= {
@@ -246,28 +249,36 @@ def measure(model: Model, data: PhantomData, seed: int, scale: PeerScale) -> dic
         "hard": (said.sigmoid() > thresholds).float(),
         "of another image": wrong,
     }
-    tasks = _collect(model, data.test, scale, told)[1]
+    tasks = _collect(model, data.test, scale, told)[2]
     auroc = {name: _auroc(logits, data.test.task_labels) for name, logits in tasks.items()}
+    leakage = LeakageMetrics()
+    leakage.update(scores, labels, data.test.task_labels)
+    leaked = leakage.compute()
     return {
         "concept AUROC": _auroc(said, labels),
         "task AUROC": auroc["0 corrected"],
         **{name: auroc[name] for name in told if "corrected" in name and name != "0 corrected"},
         "hard concepts": auroc["hard"],
         "soft over hard": auroc["0 corrected"] - auroc["hard"],
+        "CTL": float(leaked.ctl.nanmean()),
+        "its control": float(leaked.ctl_control.nanmean()),
         "beside the concepts": auroc["of another image"],
     }
 
 
-def _collect(model: Model, data: Any, scale: PeerScale, told: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """(N, K) concept logits, and (N, T) task logits after each way to answer."""
-    concepts, tasks, start = [], {name: [] for name in told}, 0
+def _collect(
+    model: Model, data: Any, scale: PeerScale, told: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(N, K) concept logits, their scores as they reach the tasks, and (N, T) task logits after each way to answer."""
+    concepts, scores, tasks, start = [], [], {name: [] for name in told}, 0
     for batch in loader(data, RunOptions(batch_size=scale.batch_size)):
         said, rows = model(batch), slice(start, start + len(batch.images))
         concepts.append(said.concepts)
+        scores.append(said.scores)
         for name, answers in told.items():
             tasks[name].append(said.tasks(answers[rows]))
         start = rows.stop
-    return torch.cat(concepts), {name: torch.cat(parts) for name, parts in tasks.items()}
+    return torch.cat(concepts), torch.cat(scores), {name: torch.cat(parts) for name, parts in tasks.items()}
 
 
 def _auroc(logits: Tensor, labels: Tensor) -> float:

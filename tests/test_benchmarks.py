@@ -446,6 +446,7 @@ def test_one_way_to_measure_tells_a_leak_from_a_bottleneck(tiny_phantom, peer_sc
             tasks = len(tiny_phantom.test.tasks)
             return peer_bottlenecks.Said(
                 batch.concepts,
+                batch.concepts,
                 lambda told: told.nan_to_num(0).sum(1, keepdim=True).mul(1 - leak) + leak * images * torch.ones(tasks),
             )
 
