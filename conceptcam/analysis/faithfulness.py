@@ -1,4 +1,4 @@
-"""Whether a model's maps and scores rest on the findings: cells deleted, findings taken away, weights shuffled."""
+"""Whether maps and scores depend on the findings: delete cells, remove findings, or shuffle weights, and compare."""
 
 import copy
 import functools
@@ -26,31 +26,34 @@ Fill = Literal["blur", "mean"]
 
 
 class RemovalScores(NamedTuple):
-    """What happens as a finding is taken out of drawn images; (K,) float64 each, NaN for a finding that none has."""
+    """What changes when a finding is removed from drawn images.
+
+    Each is (K,) float64 on the CPU, a mean over the images that have the finding; NaN if no image has it.
+    """
 
     drop: Tensor
-    """By how much the logit of the concept falls, on average."""
+    """By how much the logit of the concept falls."""
     falls: Tensor
-    """Share of images in which it falls; 1/2 is chance."""
+    """Fraction of images in which it falls; 1/2 is chance."""
     largest: Tensor
-    """Share of images in which no other concept's logit changes more; 1/K is chance."""
+    """Fraction of images in which no other concept's logit changes more; 1/K is chance."""
     others: Tensor
-    """By how much the logits of other concepts change, up or down, on average."""
+    """Absolute change of the logits of the other concepts."""
     inside: Tensor
-    """Share of the change of the concept's map that lies where the finding was."""
+    """Fraction of the absolute change of the concept's map that lies where the finding was."""
     area: Tensor
-    """Share of the image in which it was: what `inside` would be by chance."""
+    """Fraction of the image that the finding covered: what `inside` is by chance."""
     support: Tensor
     """How many images had it."""
 
 
 class RandomizationScores(NamedTuple):
-    """How alike the maps are to those of the same model with some of its weights shuffled."""
+    """How similar the maps are to those of the same model with some of its weights shuffled; S steps of shuffling."""
 
     parts: tuple[str, ...]
-    """What was shuffled last, from the head down; each step keeps what was shuffled before."""
+    """(S,) the first part that each step shuffled, from the head down; parts shuffled by earlier steps stay so."""
     correlation: Tensor
-    """(S, K) mean rank correlation of the maps; near 0, as it should be, if maps depend on what was learned."""
+    """(S, K) mean Spearman correlation of the maps; near 0 if maps depend on learned weights, as they should."""
 
     @property
     def means(self) -> list[float]:
@@ -69,13 +72,13 @@ def measure_faithfulness(
 ) -> FaithfulnessScores:
     """Insertion and deletion of each concept's map, where the concept is present, beside a random order.
 
-    The score is the probability of the concept, as the model's own logit has it.
+    The score is the sigmoid of the concept's logit, without calibration (RISE; Petsiuk et al., 2018).
 
     Args:
-        model: Any; it is left as it is.
+        model: Any concept model; it is not changed.
         batches: As `evaluate` takes.
         fill: What replaces a cell: `"blur"`, the image without detail; `"mean"`, the mean of training images.
-        per_concept: How many maps of each concept to look at, the first that come.
+        per_concept: How many maps of each concept to measure at most, in the order of the batches.
         steps: As in `perturbation_curves`.
         seed: Of the random order.
 
@@ -110,14 +113,15 @@ def _probability(model: ConceptModel, concept: Tensor, images: Tensor) -> Tensor
 
 @torch.no_grad()
 def removal_effects(model: ConceptModel, data: PhantomDataset, *, images: int = 100) -> RemovalScores:
-    """Draw the same images without each finding that they have, and see what changes.
+    """Draw phantom images once more without each of their findings, and measure how logits and maps change.
 
-    Nothing else moves in such an image, which no deletion in a real image can promise.
+    All other pixels stay as they are, which no deletion in a real image can promise. Hesse et al. (2023) remove parts
+    of drawn birds in this way.
 
     Args:
-        model: A model of the phantom's concepts; it is left as it is.
-        data: Whose images to draw anew, the first of them.
-        images: How many.
+        model: A model of the phantom's concepts; it is not changed.
+        data: The phantom whose first images are drawn.
+        images: How many of them at most.
 
     Raises:
         ValueError: If the model's concepts are not the phantom's.
@@ -162,16 +166,16 @@ def _removal(change: Tensor, moved: Tensor, mask: Tensor, k: int) -> Tensor:
 def randomization_check(
     model: ConceptModel, batches: Batches, *, cascade: bool = True, steps: int = 4, seed: int = 0
 ) -> RandomizationScores:
-    """Shuffle weights from the head down, and see whether the maps notice (Adebayo et al., 2018).
+    """Shuffle weights from the head down, and compare the maps before and after (Adebayo et al., 2018).
 
-    Maps that stay as they are do not show what the model has learned. The entries of each weight are exchanged among
-    each other, so that their spread stays.
+    Maps that stay the same do not show what the model has learned. The numbers in each weight tensor are permuted, so
+    their distribution stays the same.
 
     Args:
-        model: Any; it is left as it is.
+        model: Any concept model; a copy of it is shuffled.
         batches: Images to compare maps on.
-        cascade: Whether to go on from the concept head through the backbone; False shuffles the head alone.
-        steps: In how many steps to go through the backbone.
+        cascade: Whether to shuffle the backbone too, after the concept head; False shuffles the head alone.
+        steps: In how many steps the layers of the backbone are shuffled, the last layers first.
         seed: Of the shuffling.
 
     Raises:

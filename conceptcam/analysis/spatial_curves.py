@@ -94,7 +94,16 @@ def spatial_curve(
 
 
 def move_boxes(boxes: ConceptBoxes, places: Places, random: torch.Generator) -> ConceptBoxes:
-    """Boxes as they are, jittered, or mirrored; a box that jitter would empty or push out keeps a sliver inside."""
+    """Boxes as they are, jittered, or mirrored left for right.
+
+    Args:
+        boxes: On the CPU.
+        places: As in `spatial_curve`.
+        random: Of the jitter.
+
+    Returns:
+        As many boxes, all inside the image; a jittered one is at least a thousandth of the image wide and high.
+    """
     left, top, right, bottom = boxes.xyxy.unbind(1)
     if places == "mirrored":
         xyxy = torch.stack([1 - right, top, 1 - left, bottom], dim=1)
@@ -110,7 +119,7 @@ def move_boxes(boxes: ConceptBoxes, places: Places, random: torch.Generator) -> 
 
 
 def _inside(boxes: ConceptBoxes, maps: Tensor, scope: Scope) -> Tensor:
-    """(B, K, h, w) how much each place is inside; 1 everywhere where nobody drew."""
+    """(B, K, h, w) in [0, 1], how much of each cell is in boxes; 1 everywhere if there are none."""
     inside = boxes.coverage(maps.shape).to(maps)
     if scope == "image":
         inside = inside.amax(dim=1, keepdim=True).expand_as(inside)

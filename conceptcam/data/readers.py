@@ -1,4 +1,4 @@
-"""Readers who err: what becomes of true labels and boxes when several people read the images."""
+"""Simulated readers: labels and boxes as several people, who make mistakes, would give them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,29 +18,29 @@ PerConcept = float | Mapping[str, float]
 
 
 class SimulatedReaders(ConceptDataset):
-    """A data set whose true labels and boxes are replaced by what simulated readers make of them.
+    """A data set with labels and boxes of simulated readers in place of the true ones.
 
-    Each reader calls each concept independently, by sensitivity and specificity, and draws boxes of what he calls: the
-    true ones, with edges moved at random; where he is wrong, those of another image that has the concept. Then the
-    readings are merged. Images, tasks and the truth, in `dataset`, stay. So labels that are noisy in a known way train
-    a model, and the truth tests it.
+    Each reader calls each concept present or absent independently, by sensitivity and specificity, and draws boxes of
+    what they call present: the true ones, with edges moved at random; if the concept is absent in truth, those of
+    another image that has it. Then the readings are merged. Images and tasks stay, and `dataset` keeps the truth. So a
+    model can be trained on labels that are noisy in a known way, and tested on the truth.
 
     Args:
         dataset: With the truth: concept labels 0, 1 or, where unknown, NaN, which stays unknown. Its augmentation and
             preprocessing are taken over, once.
         count: How many readers.
-        sensitivity: Chance of calling what is there.
-        specificity: Chance of not calling what is not there.
-        uncertainty: Chance that a reader hedges in place of saying yes or no.
+        sensitivity: Probability that a reader calls a concept present that is present.
+        specificity: Probability that a reader calls a concept absent that is absent.
+        uncertainty: Probability that a reader says "uncertain" in place of yes or no.
         box_jitter: Standard deviation of each edge of a box, as a fraction of the box's side.
-        rule: What is made of the readings of an image, as in `merge_readers`.
-        uncertain: What a label is on which readers are split, or that all of them hedge, as in `resolve_uncertain`.
-        seed: Of the readings; an image's do not depend on how many images follow.
+        rule: How the readings of an image are merged, as in `merge_readers`.
+        uncertain: What a label becomes if the readers disagree or all say "uncertain", as in `resolve_uncertain`.
+        seed: Of the readings. The readings of an image do not depend on how many images follow it.
 
     Attributes:
         readings: (N, R, K) what each reader says: 1, 0, -1 where uncertain, NaN where the truth is unknown.
-        ceiling: (K,) AUROC against these labels, on average over readings, of a model that knows the truth: nobody can
-            have a higher one. Exact, by enumeration of what the readers may say, at the data's own prevalence.
+        ceiling: (K,) the expected AUROC, against these labels, of a model that knows the truth; no model has a higher
+            one on average. It is exact: all answers of the readers are enumerated, at the prevalence of the data.
 
     Raises:
         ValueError: If an option is out of range, a name unknown, or the true labels are soft.
@@ -61,7 +61,7 @@ class SimulatedReaders(ConceptDataset):
     ) -> None:
         truth = dataset.concept_labels
         if not (truth.isnan() | (truth == 0) | (truth == 1)).all():
-            raise ValueError("simulated readers need true labels, 0 or 1 or NaN; some are between, so nobody knows")
+            raise ValueError("simulated readers need true labels, 0 or 1 or NaN; some are in between")
         if count < 1:
             raise ValueError(f"`count` must be at least 1 reader, got {count}")
         check_number("`box_jitter`", box_jitter, 0, 1)
@@ -115,7 +115,7 @@ class SimulatedReaders(ConceptDataset):
         for image, _, concept in called.nonzero().tolist():
             pair = (image, concept)
             if pair not in by_pair and self.dataset.concept_labels[image, concept] == 0 and concept in by_concept:
-                pair = by_concept[concept][int(rng.integers(len(by_concept[concept])))]  # he sees one that is not there
+                pair = by_concept[concept][int(rng.integers(len(by_concept[concept])))]  # a false positive needs boxes
             own = by_pair.get(pair, [])
             rows, images = rows + own, images + [image] * len(own)
             concepts += [concept] * len(own)

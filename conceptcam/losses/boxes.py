@@ -89,7 +89,7 @@ def box_localization_loss(
 
 
 def logits_in_boxes(concept_maps: Tensor, concept_logits: Tensor, labels: Tensor, boxes: BoxesLike) -> Tensor:
-    """Concept logits, those of present concepts that have boxes read within them.
+    """Concept logits; of present concepts that have boxes, the highest logit in the boxes.
 
     Args:
         concept_maps: (B, K, h, w) logits.
@@ -182,10 +182,10 @@ class BBoxGuidedConceptLoss(nn.Module):
         outside: See there.
         mask: See there.
         margin: See there.
-        presence: Where the logit of a present concept that has a box is read for classification. `"anywhere"` is the
-            pooled logit. `"in_box"` is the highest logit in a cell that its boxes touch, so that nothing outside of
-            them, such as a mark on the film, can speak for the concept; for `"max"` pooling. Absent concepts, and those
-            without a box, keep their pooled logit: they must be low everywhere.
+        presence: Which logit of a present concept that has a box is classified. `"anywhere"` is the pooled logit.
+            `"in_box"` is the highest logit in the cells that its boxes touch, so that a high logit outside, such as on
+            a mark on the film, earns nothing; meant for `"max"` pooling. Absent concepts, and those without a box, keep
+            their pooled logit: they must be low everywhere.
 
     Raises:
         ValueError: If `pos_weight` comes with a loss other than `"bce"`, an option is unknown, or a weight or margin is

@@ -92,23 +92,23 @@ def pixel_average_precision(counts: Tensor) -> Tensor:
 
 
 class Peaks(NamedTuple):
-    """Of one batch, which boxes have a peak, and which peaks are in no box."""
+    """The boxes of a batch with their highest peaks, N, and the peaks outside all boxes, A: false alarms."""
 
     concept_of_box: Tensor
     """(N,) concept of each box."""
     best: Tensor
     """(N,) highest peak in each box; -inf if there is none."""
     concept_of_alarm: Tensor
-    """(A,) concept of each peak in no box of its image and concept."""
+    """(A,) concept of each peak that is in no box of its image and concept."""
     alarm: Tensor
-    """(A,) how high it is."""
+    """(A,) value of the map at that peak."""
 
 
 def find_alarms(concept_maps: Tensor, boxes: ConceptBoxes) -> Peaks:
     """Hits and false alarms of the peaks of maps.
 
-    A peak is a cell that no neighbour exceeds, of eight; of equal neighbours the first, and never the lowest value of a
-    map. It is in a box if its cell is, by the rule for pixels.
+    A peak is a cell that none of its eight neighbours exceeds; of equal neighbours, the first is the peak. The lowest
+    value of a map is no peak. A peak is in a box if its cell is, by the rule that `map_scores` has for pixels.
 
     Args:
         concept_maps: (B, K, h, w), comparable between images.

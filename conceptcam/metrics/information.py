@@ -1,10 +1,11 @@
-"""How much scores tell of labels beyond what the true concepts tell, in nats over the entropy: CTL and ICL.
+"""Mutual information of scores with labels beyond that of the true concepts, over the entropy: CTL and ICL.
 
-Scores of a concept that are fed to a task can smuggle in what the concept does not say. Concepts-task leakage (CTL) is
-what a score tells of a task beyond what its concept tells; inter-concept leakage (ICL) what the scores of two concepts
-tell of each other beyond what the concepts do (Parisini et al., 2025). Information between continuous values is that
-of nearest neighbours (Kraskov et al., 2004; Ross, 2014). It is noisy and here cut off at 0, so compare each with its
-control: scores that are exchanged among images of the same concept label, which tell the concept and no more.
+The score of a concept can carry information that the concept itself does not have, and a task can use it. Concepts-task
+leakage (CTL) is the information of a score about a task, less that of its concept; inter-concept leakage (ICL) that of
+the scores of two concepts about each other, less that of the concepts (Parisini et al., 2025). Mutual information of
+continuous values is estimated from nearest neighbours (Kraskov et al., 2004; Ross, 2014). Estimates are noisy, and here
+at least 0, so compare each with its control: scores exchanged among images with the same label of the concept, which
+carry the concept and nothing else.
 """
 
 import itertools
@@ -20,7 +21,7 @@ _MOST_VALUES = 10  # a column with no more values than this is discrete
 
 
 def mutual_information(first: Tensor, second: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
-    """What two columns tell of each other, in nats.
+    """Mutual information of two columns, in nats; at least 0.
 
     A column of at most ten different values is discrete. Between two such columns it is the information of their
     frequencies, otherwise an estimate from distances to nearest neighbours, which may fall below 0 and is then 0. Time
@@ -41,7 +42,7 @@ def entropy(column: Tensor) -> float:
 
 
 def concept_task_leakage(scores: Tensor, concepts: Tensor, targets: Tensor) -> Tensor:
-    """What each concept's score tells of each task beyond the concept itself, over the entropy of the task.
+    """Information of each concept's score about each task beyond the concept's own, over the entropy of the task.
 
     Args:
         scores: (N, K), or (N, K, M) if M values of each concept reach the tasks.
@@ -62,7 +63,7 @@ def concept_task_leakage(scores: Tensor, concepts: Tensor, targets: Tensor) -> T
 
 
 def interconcept_leakage(scores: Tensor, concepts: Tensor) -> Tensor:
-    """What the scores of two concepts tell of each other beyond what the concepts do, over the concepts' entropies.
+    """Mutual information of the scores of two concepts, less that of the concepts, over the concepts' entropies.
 
     The source divides scores by an entropy of scores that grows with the number of images. Here both sides are divided
     by the geometric mean of the true concepts' entropies, so that they have one unit.

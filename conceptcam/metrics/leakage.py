@@ -1,8 +1,8 @@
-"""Whether scores of a concept carry more than the concept: impurity of single scores and of all others together.
+"""Whether scores of a concept carry more information than the concept: impurity of single scores and of all others.
 
-What one score tells of another concept is read by a naive Bayes rule: the score falls into one of ten bins, and its
+How well scores predict another concept is measured by naive Bayes: each score falls into one of ten bins, and its
 log-likelihood ratio is that of the bin in the other half of the images. The published measures train a small network
-instead; this needs no training, and sees any curve of a score, but no play of several scores together.
+instead. Naive Bayes needs no training and follows any curve of a score, but misses interactions between scores.
 """
 
 from typing import NamedTuple
@@ -22,21 +22,21 @@ class LeakageScores(NamedTuple):
     """How much the scores of K concepts carry beyond the concepts; each (K,), float64, NaN where undefined."""
 
     ctl: Tensor
-    """What a score tells of the tasks beyond its concept (`concept_task_leakage`), mean over tasks; 0 is none."""
+    """Information of a score about tasks beyond its concept (`concept_task_leakage`), mean over tasks; 0 is none."""
     ctl_control: Tensor
-    """The same of scores that carry nothing else: the height of the noise."""
+    """The same of scores exchanged among images that agree on the concept: what noise alone gives."""
     icl: Tensor
-    """What the scores of two concepts tell of each other (`interconcept_leakage`), mean over others; 0 is none."""
+    """Information of a score about the scores of other concepts (`interconcept_leakage`), mean over them; 0 is none."""
     icl_control: Tensor
-    """The same of scores that carry nothing else."""
+    """The same of exchanged scores."""
     ois: Tensor
-    """Oracle impurity: how far a score tells other concepts better or worse than its concept does; 0 is not at all."""
+    """Oracle impurity: how differently a score and its true concept predict all concepts; 0 is pure."""
     ois_control: Tensor
-    """The same of scores that carry nothing else: the height of the noise, of inaccurate scores too."""
+    """The same of exchanged scores: what noise and inaccurate scores alone give."""
     nis: Tensor
-    """Niche impurity: AUROC of a concept told by the scores of concepts that it has nothing to do with; .5 is pure."""
+    """Niche impurity: AUROC with which the scores of unrelated concepts predict a concept; .5 is pure."""
     nis_truth: Tensor
-    """The same told by the true labels of other concepts, which are never quite unrelated."""
+    """The same of the true labels of other concepts, which are never completely unrelated."""
     support: Tensor
     """How many images have a known label of the concept."""
 
@@ -44,9 +44,9 @@ class LeakageScores(NamedTuple):
 def oracle_impurity(scores: Tensor, concepts: Tensor) -> Tensor:
     """Oracle impurity score (OIS; Espinosa Zarlenga et al., AAAI 2023) of each concept.
 
-    Of each pair of a score and a concept, the AUROC with which the score tells the concept is compared with that of the
-    score's own true concept; twice the root mean square of the differences. The published score of a model is twice
-    that over all pairs.
+    For each pair of a score and a concept, the AUROC with which the score predicts the concept is compared with the
+    AUROC with which the score's own true concept does. The result is twice the root mean square of the differences for
+    each score; the published number is the same over all pairs of a model.
 
     Args:
         scores: (N, K), or (N, K, M).
@@ -55,16 +55,16 @@ def oracle_impurity(scores: Tensor, concepts: Tensor) -> Tensor:
     Returns:
         (K,) float64 in [0, 1]; 0 is pure. NaN where nothing can be compared.
     """
-    told, true = (_told(_ratios(one, concepts), concepts) for one in (scores, concepts))
-    return 2 * (told - true).square().nanmean(dim=1).sqrt()
+    found, true = (_auroc(_ratios(one, concepts), concepts) for one in (scores, concepts))
+    return 2 * (found - true).square().nanmean(dim=1).sqrt()
 
 
 def niche_impurity(scores: Tensor, concepts: Tensor) -> Tensor:
     """Niche impurity score (NIS; Espinosa Zarlenga et al., AAAI 2023) of each concept.
 
-    Concepts whose scores correlate with a concept by more than a threshold are its niche. The rest should tell nothing
-    of it: their AUROC is averaged over thresholds from 0 to 1. The concept's own score never counts, so that a rare
-    concept, whose score correlates little with it, is not impure for that.
+    Concepts whose scores correlate with a concept by more than a threshold are its niche. The scores of all others
+    should not predict it: their AUROC is averaged over thresholds from 0 to 1. The concept's own score never counts;
+    otherwise a rare concept, which correlates little with its own score, would look impure.
 
     Args:
         scores: (N, K), or (N, K, M).
@@ -80,11 +80,11 @@ def niche_impurity(scores: Tensor, concepts: Tensor) -> Tensor:
     thresholds = torch.linspace(0, 1, _THRESHOLDS, dtype=torch.float64)
     outside = (related <= thresholds[:, None, None]).double()  # (thresholds, K, L)
     left = torch.einsum("nkl,tkl->ntl", ratios, outside).round(decimals=9)  # equal sums tie, in whatever order
-    return torch.trapezoid(_told(left, concepts).T, thresholds, dim=1)
+    return torch.trapezoid(_auroc(left, concepts).T, thresholds, dim=1)
 
 
 def completeness(score: float | Tensor, full: float | Tensor, chance: float | Tensor = 0.5) -> Tensor:
-    """How much of what the features tell of a task reaches it through the concepts (Yeh et al., 2020).
+    """How much of what a black box gains over chance is reached through the concepts (Yeh et al., 2020).
 
     Args:
         score: Of a task from concepts, such as its AUROC.
@@ -92,8 +92,8 @@ def completeness(score: float | Tensor, full: float | Tensor, chance: float | Te
         chance: What it is by chance: .5 for AUROC.
 
     Returns:
-        1 if nothing is lost, 0 if the concepts tell nothing; above 1 if the black box is worse. NaN where the black box
-        is no better than chance.
+        1 if nothing is lost, 0 if concepts are no better than chance; above 1 if the black box is worse. NaN where the
+        black box is no better than chance.
     """
     score, full, chance = (torch.as_tensor(one, dtype=torch.float64) for one in (score, full, chance))
     return ((score - chance) / (full - chance)).masked_fill(~(full > chance), torch.nan)
@@ -151,7 +151,7 @@ class LeakageMetrics(RowMetric):
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Rows (N, ...) in an order of their own, so that figures do not depend on who gathered which."""
+    """Rows (N, ...) sorted by their values, so that results do not depend on which process gave which row."""
     place = rows.nan_to_num(nan=-1e300).unique(dim=0, return_inverse=True)[1]
     return rows[place.argsort(stable=True)]
 
@@ -162,7 +162,7 @@ def _halves(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _ratios(scores: Tensor, concepts: Tensor) -> Tensor:
-    """(N, K, L) what each score says for each concept, learned from the half of the rows that it is not in."""
+    """(N, K, L) log-likelihood ratios of each concept given each score, learned from the other half of the rows."""
     values = scores.detach().double().cpu()
     values = values[..., None] if values.ndim == 2 else values
     labels = concepts.detach().double().cpu()
@@ -189,7 +189,7 @@ def _ratio(values: Tensor, labels: Tensor, learn: Tensor, apply: Tensor) -> Tens
     return torch.where(values[apply].isnan()[:, None], 0, (logs[0] - logs[1])[bins[apply]])
 
 
-def _told(ratios: Tensor, concepts: Tensor) -> Tensor:
+def _auroc(ratios: Tensor, concepts: Tensor) -> Tensor:
     """(J, L) AUROC of each concept from ratios (N, J, L), mean over both halves."""
     labels = concepts.detach().double().cpu()[:, None].expand(ratios.shape)
     found = [

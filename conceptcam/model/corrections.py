@@ -19,7 +19,7 @@ PROBABILITIES = (0.0, 0.5, 1.0)
 
 
 class TypicalEvidence(NamedTuple):
-    """Evidence that is typical of each concept; each (K, M), NaN where no image tells."""
+    """Evidence that is typical of each concept; (K, M) each, NaN where no image has, or lacks, the concept."""
 
     present: Tensor
     """Of images that have the concept."""
@@ -40,10 +40,16 @@ def typical_evidence_of(evidence: Tensor, labels: Tensor) -> TypicalEvidence:
 
 
 def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence) -> Tensor:
-    """Evidence (N, K, M) as it is once every known label (N, K) is given.
+    """Evidence after every concept with a known label is corrected.
 
-    A soft label lies in between. Evidence of an unknown label stays. It is NaN where a typical value is needed and
-    nobody knows it.
+    Args:
+        evidence: (N, K, M).
+        labels: (N, K) in [0, 1]; NaN where unknown.
+        typical: What takes the place of evidence.
+
+    Returns:
+        (N, K, M): typical evidence of the label, between both for a soft one; as it was where the label is unknown. NaN
+        where a label is known and one of its two typical values is NaN.
     """
     present, absent = (part.to(evidence).expand_as(evidence) for part in typical)
     true = labels[..., None]
