@@ -3,6 +3,7 @@
     python benchmarks/bundled.py
     python benchmarks/bundled.py --cards   # write configs and cards of present models anew, train nothing
     python benchmarks/bundled.py --records # the same, and first choose anew what is chosen on validation images
+    python benchmarks/bundled.py --heads   # the same, and first solve for the task heads anew, and measure
 
 Both are the demonstration's model (`conceptcam demo`), one for each bottleneck, the classic one with a narrower
 backbone. Their cards hold the figures on test images that neither has seen. On 2 cores it takes about ten minutes.
@@ -13,16 +14,18 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from conceptcam.analysis.evaluation import fit_thresholds
+from conceptcam.analysis.evaluation import evaluate, fit_thresholds
 from conceptcam.analysis.fitting import fit_calibration, fit_novelty
 from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
+from conceptcam.data.phantom import SIDED_CONCEPTS
 from conceptcam.data.phantom.dataset import phantom_data
 from conceptcam.hub.card import model_card
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, read_folder
 from conceptcam.hub.zoo import MODELS
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.runs.demo import demo_config, run_demo
-from conceptcam.runs.options import RunOptions
+from conceptcam.runs.demo import demo_config, headline, run_demo
+from conceptcam.runs.options import RunOptions, make_plan
+from conceptcam.training.trainer import Trainer
 
 MODELS_TO_TRAIN: dict[str, tuple[Bottleneck, str]] = {
     "phantom-csr": ("prototypes", "small_cnn_s4"),
@@ -66,6 +69,19 @@ def fit_record(name: str, folder: Path, options: argparse.Namespace) -> None:
     (folder / CONFIG_FILE).write_text(to_json(model.config, model.record), encoding="utf-8")
 
 
+def fit_head(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Solve for the task head of a present model anew, and measure the model; what it sees stays as it is."""
+    model = ConceptModel.from_pretrained(folder)
+    data = phantom_data(options.images, size=112, seed=0, progress=True)
+    for part in (data.train, data.val, data.test):
+        part.preprocess = model.preprocess
+    task = make_plan(RunOptions(epochs=EPOCHS), model.config, data.train).stages[-1]
+    Trainer(seed=0).fit(model, [task], data.train.dataloader(64), data.val.dataloader(64))
+    found = evaluate(model, data.test.dataloader(64), sided_concepts=SIDED_CONCEPTS)
+    model.record = dataclasses.replace(model.record, metrics=headline(model, found, data))
+    model.save_pretrained(folder)
+
+
 def write_card(name: str, folder: Path) -> None:
     """Write the config and the card of a model that is there anew, in today's formats; its weights stay."""
     config, record, _ = read_folder(folder)
@@ -83,12 +99,15 @@ def main() -> None:
     parser.add_argument(
         "--cards", action="store_true", help="write configs and cards of models that are there anew, and train nothing"
     )
+    parser.add_argument("--heads", action="store_true", help="as --records, after solving for the task heads anew")
     parser.add_argument("--records", action="store_true", help="as --cards, after fitting records on validation images")
     options = parser.parse_args()
     for name in options.names:
-        if options.records:
+        if options.heads:
+            fit_head(name, options.out / name, options)
+        if options.records or options.heads:
             fit_record(name, options.out / name, options)
-        if options.cards or options.records:
+        if options.cards or options.records or options.heads:
             write_card(name, options.out / name)
             continue
         train(name, options.out / name, options)
