@@ -10,6 +10,7 @@ from torch import Tensor
 from conceptcam._checks import check_known, check_number
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 from conceptcam.data.merging import ReaderRule, merge_readers
 
@@ -87,6 +88,15 @@ class SimulatedReaders(ConceptDataset):
     def all_boxes(self) -> ConceptBoxes | None:
         """The boxes that readers drew of what the merged labels say is there, numbered as the images."""
         return self._boxes
+
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """The cache that images are read through, if they are."""
+        return self.dataset.image_cache
+
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read images through a cache from now on; None ends that."""
+        self.dataset.cache_images(cache)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as the data set gives it, with the readers' labels and boxes; None where nobody drew."""

@@ -5,6 +5,8 @@ from typing import Any, overload
 
 import torch
 
+from conceptcam._checks import shorten
+
 
 class TextColumn(Sequence[str]):
     """N texts, kept as the bytes of two tensors.
@@ -46,4 +48,4 @@ class TextColumn(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]  # as of a list
 
     def __repr__(self) -> str:
-        return f"TextColumn({list(self)})"
+        return f"TextColumn of {len(self)} texts: {shorten(map(repr, self))}"

@@ -235,6 +235,8 @@ def _train(
 def _image_cache(options: RunOptions, config: ConceptConfig, parts: Sequence[ConceptDataset]) -> Iterator[None]:
     """Within it, data sets read their images through the cache that the options name, if they name one.
 
+    Afterwards they have the cache again that they had before.
+
     Raises:
         ValueError: If a data set does not read its images from files.
     """
@@ -242,14 +244,13 @@ def _image_cache(options: RunOptions, config: ConceptConfig, parts: Sequence[Con
         yield
         return
     limit = options.image_cache_limit * 1e9
-    with ImageCache(Path(options.image_cache).expanduser(), config.image_size, limit=limit) as cache:
-        try:
-            for part in parts:
-                part.cache_images(cache)
-            yield
-        finally:
-            for part in parts:
-                part.cache_images(None)
+    with contextlib.ExitStack() as undone:
+        cache = undone.enter_context(ImageCache(Path(options.image_cache).expanduser(), config.image_size, limit=limit))
+        for part in parts:
+            before = part.image_cache
+            part.cache_images(cache)
+            undone.callback(part.cache_images, before)
+        yield
 
 
 def _loading_speed(

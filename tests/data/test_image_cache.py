@@ -18,11 +18,14 @@ from PIL import Image
 from conceptcam.data import image_cache
 from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.images import load_image
+from conceptcam.data.readers import SimulatedReaders
 from conceptcam.data.regions import WithRegions
 from conceptcam.data.splits import ConceptSubset
 from conceptcam.data.table import TableDataset
 from conceptcam.data.transforms import BoxAwareTransform, Preprocess, default_augmentation
-from tests.worlds import Squares
+from conceptcam.runs.options import RunOptions
+from conceptcam.runs.run import _image_cache as run_image_cache
+from tests.worlds import Squares, tiny_config
 
 SIZE = (24, 32)
 PREPROCESS = Preprocess(SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -244,6 +247,23 @@ def test_parts_of_a_data_set_read_through_its_cache(dataset: TableDataset, tmp_p
         assert part.load_item(0).image.shape == (3, *SIZE)
         part.cache_images(None)
         assert part.load_item(0).image.shape == (3, 60, 90)
+
+
+def test_simulated_readers_read_through_the_cache_of_their_data(dataset: TableDataset, tmp_path: Path):
+    read = SimulatedReaders(dataset)
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        read.cache_images(cache)
+        assert read.image_cache is cache and read.load_item(0).image.shape == (3, *SIZE)
+
+
+def test_a_run_gives_data_their_own_cache_back(dataset: TableDataset, tmp_path: Path):
+    parts = ConceptSubset(dataset, [0, 1]), ConceptSubset(dataset, [2, 3])
+    config, options = tiny_config(), RunOptions(image_cache=tmp_path / "run")
+    with ImageCache(tmp_path / "own", SIZE) as own:
+        dataset.cache_images(own)
+        with run_image_cache(options, config, parts):
+            assert dataset.image_cache is not own
+        assert dataset.image_cache is own
 
 
 def test_images_that_are_no_files_cannot_be_cached():

@@ -26,3 +26,8 @@ def test_a_row_that_is_not_there_is_an_error():
 def test_a_file_name_that_is_no_utf8_survives():
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     assert TextColumn(["a", name])[1] == name and TextColumn(["a"]) != ["b"]
+
+
+def test_a_long_column_prints_a_few_of_its_texts():
+    printed = repr(TextColumn([f"{number}.png" for number in range(1000)]))
+    assert printed == "TextColumn of 1000 texts: '0.png', '1.png', '2.png' and 997 more"
