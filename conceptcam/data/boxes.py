@@ -73,9 +73,15 @@ class ConceptBoxes:
         valid = (left >= 0) & (top >= 0) & (right <= 1) & (bottom <= 1) & (left < right) & (top < bottom)
         if not valid.all():
             first = int((~valid).nonzero()[0])
+            pixels = bool((self.xyxy[first].abs() > 1).any())
+            advice = (
+                "Divide pixel boxes by the image size first."
+                if pixels
+                else "To a box (x, y, width, height) add its x and y: (x, y, x + width, y + height)."
+            )
             raise ValueError(
                 f"box {first} is {self.xyxy[first].tolist()}; expected 0 <= left < right <= 1 and "
-                "0 <= top < bottom <= 1. Divide pixel boxes by the image size first."
+                f"0 <= top < bottom <= 1. {advice}"
             )
         if len(self):
             if min(self.concept.min(), self.image.min()) < 0:

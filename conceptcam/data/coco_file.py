@@ -186,7 +186,7 @@ def draw_boxes(
             raise ValueError(
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
                 "pixels, not in fractions, with an area, inside the image. Correct them, or set `invalid_boxes` to "
-                "'skip'"
+                "'skip' (--invalid-boxes skip)"
             )
         _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
     good = ~bad

@@ -189,7 +189,8 @@ def _tell_invalid(
         return
     raise ValueError(
         f"{found} cannot be: {shown}; expected boxes with an area, inside the image. If they were drawn on images of "
-        "another size, give it in the columns image_width and image_height; or set `invalid_boxes` to 'skip'"
+        "another size, give it in the columns image_width and image_height; or set `invalid_boxes` to 'skip' "
+        "(--invalid-boxes skip)"
     )
 
 

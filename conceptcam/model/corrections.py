@@ -49,11 +49,13 @@ def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence)
 
     Returns:
         (N, K, M): typical evidence of the label, between both for a soft one; as it was where the label is unknown. NaN
-        where a label is known and one of its two typical values is NaN.
+        where a label is known and what is typical of it is NaN.
     """
     present, absent = (part.to(evidence).expand_as(evidence) for part in typical)
     true = labels[..., None]
-    return torch.where(true.isnan(), evidence, absent.lerp(present, true.nan_to_num().to(evidence)))
+    told = absent.lerp(present, true.nan_to_num().to(evidence))
+    told = torch.where(true == 1, present, torch.where(true == 0, absent, told))  # one side may be unknown
+    return torch.where(true.isnan(), evidence, told)
 
 
 def corrected_copies(evidence: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:

@@ -216,7 +216,7 @@ def _train(
             # Once more at the end, when there are prototypes whose typical evidence can be recorded.
             fit_thresholds(model, loader(val, options), thresholds_source=f"highest F1 on {len(val)} validation images")
             fit_calibration(model, loader(val, options), calibration_source=f"platt on {len(val)} validation images")
-            if phase == "concepts" and len(train) >= 8:  # the backbone stays as it is from now on
+            if part[0] is stages[0] and len(train) >= 8:  # the backbone stays as it is from now on
                 train.augmentation = None
                 with seeded(options.seed):  # a table may be sorted
                     fit_novelty(model, loader(train, options, shuffle=True), loader(val, options))

@@ -59,7 +59,12 @@ def faster_precision(
         if time.perf_counter() - began > TRIAL_SECONDS:
             break
         seconds[precision] = min(seconds[precision], _step_seconds(trial, images, device, precision))
-    echo(f"a step on {len(images)} images takes {seconds['fp32']:.3f} s in fp32 and {seconds['bf16']:.3f} s in bf16")
+    if math.isinf(seconds["bf16"]):
+        echo(f"a step on {len(images)} images takes {seconds['fp32']:.3f} s in fp32; there was no time to try bf16")
+    else:
+        echo(
+            f"a step on {len(images)} images takes {seconds['fp32']:.3f} s in fp32 and {seconds['bf16']:.3f} s in bf16"
+        )
     return min(seconds, key=lambda precision: seconds[precision])
 
 

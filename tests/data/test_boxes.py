@@ -241,6 +241,7 @@ def make(
         ({"xyxy": [[0.1, nan, 0.2, 0.3]]}, "box 0 is .*nan"),
         ({"xyxy": [[0.1, 0.1, inf, 0.3]]}, "box 0 is .*inf"),
         ({"xyxy": [[10.0, 20.0, 50.0, 60.0]]}, "Divide pixel boxes by the image size first"),
+        ({"xyxy": [[0.5, 0.6, 0.3, 0.2]]}, r"\(x, y, x \+ width, y \+ height\)"),
         ({"xyxy": [[10, 20, 50, 60]], "dtype": torch.int64}, r"must be floats of shape \(N, 4\), got torch.int64"),
         ({"xyxy": [0.1, 0.1, 0.2, 0.2]}, r"must be floats of shape \(N, 4\), got .* \(4,\)"),
         ({"xyxy": [[0.1, 0.1, 0.2]]}, r"shape \(N, 4\)"),

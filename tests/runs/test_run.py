@@ -63,6 +63,11 @@ def test_seed_decides_the_weights_at_the_start_and_repeats_a_run(tmp_path):
     assert not torch.equal(*starts)
 
 
+@pytest.mark.parametrize("options", [{}, {"freeze_backbone": True, "epochs": {}}], ids=["learned", "solved"])
+def test_a_run_keeps_what_tells_unlike_images(tmp_path, options):
+    assert run(tmp_path, **options).record.unlike_from > 0
+
+
 def test_global_random_state_does_not_decide_a_run(tmp_path):
     torch.manual_seed(1)
     first = run(tmp_path / "a").state_dict()

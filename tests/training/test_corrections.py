@@ -58,6 +58,13 @@ def test_corrected_evidence_equals_a_loop_over_rows():
             torch.testing.assert_close(found[row, k], expected)
 
 
+def test_presence_can_be_told_where_nobody_knows_absence():
+    typical = TypicalEvidence(torch.full((1, 2), 0.9), torch.full((1, 2), torch.nan))
+    evidence, labels = torch.full((3, 1, 2), 0.4), torch.tensor([[1.0], [torch.nan], [0.0]])
+    told = correct_evidence(evidence, labels, typical)
+    assert (told[0] == 0.9).all() and (told[1] == 0.4).all() and told[2].isnan().all()
+
+
 def test_copies_have_none_about_half_and_all_corrected():
     evidence, labels = world(400)
     hard = correct_evidence(evidence, labels, typical_evidence_of(evidence, labels))
