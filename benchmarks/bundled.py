@@ -72,13 +72,17 @@ def fit_record(name: str, folder: Path, options: argparse.Namespace) -> None:
 def fit_head(name: str, folder: Path, options: argparse.Namespace) -> None:
     """Solve for the task head of a present model anew, and measure the model; what it sees stays as it is."""
     model = ConceptModel.from_pretrained(folder)
+    before = model.record
     data = phantom_data(options.images, size=112, seed=0, progress=True)
     for part in (data.train, data.val, data.test):
         part.preprocess = model.preprocess
     task = make_plan(RunOptions(epochs=EPOCHS), model.config, data.train).stages[-1]
     Trainer(seed=0).fit(model, [task], data.train.dataloader(64), data.val.dataloader(64))
     found = evaluate(model, data.test.dataloader(64), sided_concepts=SIDED_CONCEPTS)
-    model.record = dataclasses.replace(model.record, metrics=headline(model, found, data))
+    model.record = dataclasses.replace(
+        model.record, metrics=headline(model, found, data), license=before.license, measured_on=before.measured_on,
+        training_data=before.training_data, thresholds_source=before.thresholds_source,
+    )  # fmt: skip
     model.save_pretrained(folder)
 
 

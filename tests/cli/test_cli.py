@@ -497,7 +497,7 @@ def test_models_shows_a_bundled_model_in_readable_lines(capsys):
     assert main(["models", "phantom-csr"]) == 0
     lines = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if not line.startswith(" ")}
-    assert shown["backbone"] == "small_cnn_s8" and shown["image_size"] == "112, 112"
+    assert shown["backbone"] == "small_cnn_s4" and shown["image_size"] == "112, 112"
     assert shown["tasks"].startswith("Pneumonia, Tuberculosis, ")
     assert shown["stages"] == "concepts, prototypes, task"
     assert max(map(len, lines)) <= 110

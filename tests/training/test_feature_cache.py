@@ -96,7 +96,8 @@ def test_the_cache_changes_no_bit_of_losses_scores_and_weights(kind, storage):
     data = Resized if kind == "vit" else Squares
 
     def run(cache):
-        return fit(cache, (data(21, 0).dataloader(8, shuffle=True), data(13, 1).dataloader(5)), **MODELS[kind])
+        # All batches to learn from have one size: a row may have other last bits in a batch of another size.
+        return fit(cache, (data(24, 0).dataloader(8, shuffle=True), data(13, 1).dataloader(5)), **MODELS[kind])
 
     cached, anew = run(storage), run("off")
     assert same(cached, anew)
@@ -211,6 +212,7 @@ def test_what_was_kept_is_not_used_after_its_parts_have_learned():
 def test_stage_whose_backbone_learns_reads_images(source):
     model = tiny_model()
     row, *_, task = stages_of(model)
+    task = dataclasses.replace(task, corrections=False)  # which need a frozen front
     loader = BatchLoader(batches(Squares(4)))
     for stage in (row, task):
         for part in ("backbone", "concept_head"):
