@@ -118,7 +118,7 @@ def chest(size: int) -> Tensor:
 
 def marker_of(data: PhantomDataset) -> Tensor:
     """(size, size) bool, the letter's strokes."""
-    return torch.from_numpy(Phantom(data.config).marker_mask())
+    return torch.from_numpy(Phantom(data.config).marker_mask(0))
 
 
 def widened(mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from conceptcam.model.predictions import concept_probabilities
 from conceptcam.model.taught import check_taught
 
 Policy = Literal["random", "ucp", "lcp", "cctp", "ectp", "eudtp"]
-Answers = Literal["right", "wrong", "self"]
+AnswerKind = Literal["right", "wrong", "self"]
 
 
 class InterventionCurve(NamedTuple):
@@ -45,7 +45,7 @@ def intervention_curve(
     batches: Batches,
     *,
     policy: Policy = "ucp",
-    answers: Answers = "right",
+    answers: AnswerKind = "right",
     counts: Sequence[int] | None = None,
     seed: int = 0,
 ) -> InterventionCurve:
@@ -71,7 +71,7 @@ def intervention_curve(
             there are no batches.
     """
     check_choice("policy", policy, Policy)
-    check_choice("answers", answers, Answers)
+    check_choice("answers", answers, AnswerKind)
     config = model.config
     check_taught(config, model.record, task=next(iter(config.tasks), "any"))
     evidence, logits, labels, targets = _collect(model, batches)

@@ -76,7 +76,8 @@ def _draw_bars(axes: "Axes", rows: Mapping[str, Tensor], labels: Sequence[str] |
         axes.barh(places, values.tolist(), width, color=_COLORS[number % len(_COLORS)], label=name.replace("_", " "))
     axes.set_yticks([place + 0.4 - width / 2 for place in range(count)], names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
+    drawn = torch.cat([values.float().flatten() for values in rows.values()]).nan_to_num(0)
+    axes.set_xlim(min(0.0, float(drawn.min())), max(1.0, float(drawn.max())))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 

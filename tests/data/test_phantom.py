@@ -248,7 +248,7 @@ def test_the_marker_changes_its_pixels_alone_and_outlives_findings():
     column = PHANTOM_CONCEPTS.index("Infiltration")
     cases = ((index, marked.case(index)) for index in range(1000))
     index = next(index for index, case in cases if case.marker and case.concepts[column])
-    mask, sample = marked.marker_mask(), marked.sample(index)
+    mask, sample = marked.marker_mask(index), marked.sample(index)
     assert ((sample.image != plain.sample(index).image) <= mask).all()
     assert (sample.image[mask] > 200).all()
     left, top, right, bottom = (round(edge * 112) for edge in sample.marker_box)

@@ -136,7 +136,7 @@ class Phantom:
         present = [name for name, there in zip(PHANTOM_CONCEPTS, case.concepts, strict=True) if there]
         return {name: self._scene(index, self.case(index, without=[name]))[0].attenuation != whole for name in present}
 
-    def marker_mask(self, index: int = 0) -> Bools:
+    def marker_mask(self, index: int) -> Bools:
         """(size, size) True on the pixels of the shortcut in image `index`, if it has it.
 
         A marker and a border are at the same place in every image. The noise of another hospital is everywhere and not
