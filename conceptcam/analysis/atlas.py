@@ -76,7 +76,7 @@ class Atlas:
         return {"schema_version": 1, "prototypes": nan_to_null([one._asdict() for one in self.entries])}
 
     def table(self) -> str:
-        """A line per prototype, with what is told of its health."""
+        """A line per prototype, with its health."""
         rows = [["prototype", "name", "image", "similarity", "usage", "twin", "weight"]]
         for one in self.entries:
             figures = (one.similarity, one.usage, one.twin, one.weight)
