@@ -84,13 +84,13 @@ def _panels(panels: Sequence[tuple[str, Tensor, Tensor]], draw: Any, across: str
 
     rows = -(-len(panels) // _COLUMNS)
     figure = Figure(figsize=(2.4 * _COLUMNS, 2.4 * rows + 0.4), layout="constrained", dpi=100)
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True, sharey=True).flat
-    for axes, (name, said, true) in zip(grid, panels, strict=False):
+    grid = list(figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, (name, said, true) in zip(grid[: len(panels)], panels, strict=True):
         draw(axes, said, true)
         axes.set_title(f"{name}, {int((true > 0.5).sum())} of {len(true)}", fontsize=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.tick_params(labelsize=7)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.axis("off")
     figure.supxlabel(across, fontsize=9)
     figure.supylabel(up, fontsize=9)

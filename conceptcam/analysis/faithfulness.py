@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 from typing import Literal, NamedTuple
 
 import torch
@@ -191,7 +192,7 @@ def randomization_check(
     groups: list[list[tuple[str, nn.Module]]] = [[("concept_head", other.concept_head)]]
     if cascade:
         edges = [len(layers) * step // steps for step in range(steps, -1, -1)]
-        groups += [layers[low:high] for high, low in zip(edges, edges[1:], strict=False) if high > low]
+        groups += [layers[low:high] for high, low in itertools.pairwise(edges) if high > low]
     images = [as_batch(given).images for given in batches]
     if not images:
         raise ValueError("there are no batches to compare maps on")

@@ -1,5 +1,6 @@
 """A column of many texts, such as the names of images, that loader processes share."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -39,7 +40,7 @@ class TextColumn(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         ends, content = self._ends.tolist(), self._bytes.numpy().tobytes()
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in itertools.pairwise(ends):
             yield content[start:end].decode("utf-8", "surrogateescape")
 
     def __eq__(self, other: Any) -> bool:
