@@ -19,8 +19,9 @@ from conceptcam.config import Bottleneck
 from conceptcam.data.phantom import PHANTOM_VERSION
 from conceptcam.data.phantom.dataset import PhantomData, phantom_data
 from conceptcam.losses import class_balanced_loss
-from conceptcam.metrics.classification import best_thresholds, macro_average, per_label_metrics
+from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.metrics.leakage import LeakageMetrics
+from conceptcam.metrics.thresholds import best_thresholds
 from conceptcam.runs.demo import demo_config
 from conceptcam.runs.options import RunOptions, loader
 

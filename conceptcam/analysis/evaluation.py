@@ -37,18 +37,16 @@ from conceptcam.metrics.calibration import CalibrationScores, calibration_scores
 from conceptcam.metrics.classification import (
     LabelScores,
     balanced_accuracy,
-    best_thresholds,
     confusion_matrix,
     macro_average,
     per_label_metrics,
     task_scores,
-    thresholds_at,
     top_accuracy,
-    typical_probabilities,
     well_supported,
 )
 from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
+from conceptcam.metrics.thresholds import best_thresholds, thresholds_at, typical_probabilities
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import typical_evidence_of
 from conceptcam.model.novelty import can_tell

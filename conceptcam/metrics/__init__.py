@@ -22,15 +22,11 @@ if TYPE_CHECKING:
         MacroAUROC as MacroAUROC,
         Top1Accuracy as Top1Accuracy,
         balanced_accuracy as balanced_accuracy,
-        best_thresholds as best_thresholds,
         confusion_matrix as confusion_matrix,
         macro_average as macro_average,
         per_label_metrics as per_label_metrics,
         task_scores as task_scores,
-        thresholds_at as thresholds_at,
         top_accuracy as top_accuracy,
-        typical_probabilities as typical_probabilities,
-        typical_values as typical_values,
         well_supported as well_supported,
     )
     from conceptcam.metrics.components import best_overlaps as best_overlaps
@@ -115,6 +111,12 @@ if TYPE_CHECKING:
         box_regions as box_regions,
         map_logits as map_logits,
         region_scores as region_scores,
+    )
+    from conceptcam.metrics.thresholds import (
+        best_thresholds as best_thresholds,
+        thresholds_at as thresholds_at,
+        typical_probabilities as typical_probabilities,
+        typical_values as typical_values,
     )
 
 __getattr__, __dir__ = hand_on(__name__)

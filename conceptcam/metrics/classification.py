@@ -6,7 +6,6 @@ unknown and left out of its label alone. Where labels are soft, not even the bes
 that cannot be had is NaN, and so is no part of a macro average.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor
 from conceptcam._checks import check_choice
 from conceptcam.config import TaskKind
 from conceptcam.metrics.base import FractionMetric, RowMetric
-
-# As in the losses, so that what can be trained on can be measured: shares rounded to two digits, or in bfloat16.
-_SUM_TOLERANCE = 1e-2
+from conceptcam.metrics.label_rows import check_shapes, checked, known_rows, rankable, sides
 
 
 class LabelScores(NamedTuple):
@@ -76,7 +73,7 @@ def per_label_metrics(logits: Tensor, labels: Tensor, *, threshold: float | Tens
     Raises:
         ValueError: If shapes differ, a label or threshold lies outside [0, 1], or a logit is NaN.
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     cut = torch.as_tensor(threshold, dtype=torch.float64).cpu()
     if cut.shape not in ((), labels.shape[1:]) or ((cut < 0) | (cut > 1)).any():
         raise ValueError(
@@ -106,7 +103,7 @@ def task_scores(logits: Tensor, targets: Tensor, kind: TaskKind, *, threshold: f
     check_choice("kind", kind, TaskKind)
     if kind == "multilabel":
         return per_label_metrics(logits, targets, threshold=threshold)
-    logits, targets = _known_rows(*_checked(logits, targets))
+    logits, targets = known_rows(*checked(logits, targets))
     called = _called(logits)
     others = torch.eye(logits.shape[1], dtype=torch.bool)
     rest = logits[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=-1)  # (N, T), over the others
@@ -140,7 +137,7 @@ def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: As `task_scores`.
     """
-    logits, targets = _known_rows(*_checked(logits, targets))
+    logits, targets = known_rows(*checked(logits, targets))
     return targets.T @ _called(logits).double()
 
 
@@ -155,100 +152,6 @@ def balanced_accuracy(confusion: Tensor) -> Tensor:
     return macro_average(confusion.diagonal() / confusion.sum(dim=1))
 
 
-def best_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probability threshold of each label that gives the highest F1; choose it on validation data.
-
-    It lies half-way between the probabilities (in float64) it separates. Of equally good ones the highest
-    is given. Soft labels count in part, as in the F1 of `per_label_metrics`.
-
-    Args:
-        logits: (N, L).
-        labels: (N, L) in [0, 1]; NaN where unknown.
-
-    Returns:
-        (L,) float64; NaN for a label whose known rows do not differ, as there is nothing to weigh up.
-
-    Raises:
-        ValueError: As `per_label_metrics`.
-    """
-    logits, labels = _checked(logits, labels)
-    best = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
-    for label, ranked, truth in _rankable(logits, labels):
-        best[label] = _best_threshold(ranked.sigmoid(), truth)
-    return best
-
-
-def thresholds_at(
-    logits: Tensor, labels: Tensor, *, sensitivity: float | None = None, specificity: float | None = None
-) -> Tensor:
-    """Probability threshold of each label that reaches a target: choose it on validation data.
-
-    Of the thresholds with at least this sensitivity the highest is given, which has the best specificity; of those with
-    at least this specificity the lowest. It lies half-way between the probabilities (in float64) it separates.
-
-    Args:
-        logits: (N, L).
-        labels: (N, L) in [0, 1]; NaN where unknown. Soft ones count in part.
-        sensitivity: Fraction of positives to be called present, in (0, 1].
-        specificity: Fraction of negatives to be called absent, in (0, 1].
-
-    Returns:
-        (L,) float64; NaN for a label whose known rows do not differ.
-
-    Raises:
-        ValueError: As `per_label_metrics`, or unless just one target in (0, 1] is given.
-    """
-    target = specificity if sensitivity is None else sensitivity
-    if (sensitivity is None) == (specificity is None) or target is None or not 0 < target <= 1:
-        raise ValueError(
-            f"need a `sensitivity` or a `specificity` in (0, 1], and not both; got {sensitivity} and {specificity}"
-        )
-    logits, labels = _checked(logits, labels)
-    chosen = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
-    for label, ranked, truth in _rankable(logits, labels):
-        values, group = ranked.sigmoid().unique(return_inverse=True)  # ascending; no threshold lies between equal ones
-        edges = torch.cat([values.new_zeros(1), values, values.new_ones(1)])
-        positives, negatives = (
-            torch.cat([values.new_zeros(1), values.new_zeros(len(values)).index_add(0, group, weight).cumsum(0)])
-            for weight in (truth, 1 - truth)
-        )  # of the rows below each of the cuts, of which there is one below, between and above all values
-        reached = (positives[-1] - positives) / positives[-1] if specificity is None else negatives / negatives[-1]
-        enough = (reached >= target - 1e-12).nonzero()[:, 0]
-        cut = int(enough[-1] if specificity is None else enough[0])
-        chosen[label] = _middle(edges[cut], edges[cut + 1])
-    return chosen
-
-
-def typical_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Median probability of each label where it is present, and where it is absent.
-
-    Rows are weighted by y and by 1 - y, so a soft label has a say in both. Of two middle values the lower is given.
-
-    Args:
-        logits: (N, L).
-        labels: (N, L) in [0, 1]; NaN where unknown.
-
-    Returns:
-        (L,) and (L,), float64; NaN for a label that is never present, or never absent.
-
-    Raises:
-        ValueError: As `per_label_metrics`.
-    """
-    logits, labels = _checked(logits, labels)
-    return typical_values(logits.sigmoid(), labels)
-
-
-def typical_values(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As `typical_probabilities`, of any values (N, L), such as evidence.
-
-    Raises:
-        ValueError: As `per_label_metrics`.
-    """
-    values, labels = _checked(values, labels)
-    present, absent = _sides(labels)
-    return _medians(values, present), _medians(values, absent)
-
-
 class _LabelRows(RowMetric):
     """Base of metrics of logits and labels that are known only once all rows are."""
 
@@ -259,7 +162,7 @@ class _LabelRows(RowMetric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits (N, L) and labels (N, L) in [0, 1], NaN where unknown."""
-        _check_shapes(logits, labels)
+        check_shapes(logits, labels)
         at_least = torch.promote_types(logits.dtype, torch.float32)
         # (N, L, 2) of both, so that one gather moves them.
         self.keep(torch.stack([logits.to(at_least), labels.to(at_least)], dim=-1))
@@ -324,49 +227,15 @@ class Top1Accuracy(FractionMetric):
         self.count(hits, torch.ones_like(hits))
 
 
-def _check_shapes(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or logits.shape != labels.shape:
-        raise ValueError(f"logits and labels must both be (N, L), got {tuple(logits.shape)} and {tuple(labels.shape)}")
-
-
-def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 on the CPU."""
-    _check_shapes(logits, labels)
-    logits, labels = logits.detach().double().cpu(), labels.detach().double().cpu()
-    if len(strange := labels[(labels < 0) | (labels > 1)]):
-        raise ValueError(f"labels must lie in [0, 1], with NaN for unknown; got {strange[0]:g}")
-    if broken := logits.isnan().any(dim=0).nonzero()[:, 0].tolist():
-        raise ValueError(f"logits of labels {broken} hold NaN: the model or its input is broken")
-    return logits, labels
-
-
 def _scores(logits: Tensor, labels: Tensor, called: Tensor) -> LabelScores:
-    present, absent = _sides(labels)
+    present, absent = sides(labels)
     positives, negatives = present.sum(dim=0), absent.sum(dim=0)
     f1 = 2 * (called * present).sum(dim=0) / ((called * (present + absent)).sum(dim=0) + positives)
     auroc = torch.full(labels.shape[1:], torch.nan, dtype=torch.float64)
     precision = auroc.clone()
-    for label, ranked, truth in _rankable(logits, labels):
+    for label, ranked, truth in rankable(logits, labels):
         auroc[label], precision[label] = _areas(ranked, truth)
     return LabelScores(auroc, precision, f1.masked_fill(positives == 0, torch.nan), positives, negatives)
-
-
-def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How much each row counts as present, and as absent; unknown ones as neither."""
-    known = ~labels.isnan()
-    return torch.where(known, labels, 0), torch.where(known, 1 - labels, 0)
-
-
-def _rankable(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Index, logits and labels of the known rows of each label, unless they are all alike, hard or soft.
-
-    No order of such rows is better than another: they would have an AUROC of .5 whatever the logits.
-    """
-    for label in range(labels.shape[1]):
-        known = ~labels[:, label].isnan()
-        truth = labels[known, label]
-        if len(truth) and truth.min() < truth.max():
-            yield label, logits[known, label], truth
 
 
 def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -381,47 +250,11 @@ def _areas(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return auroc, (positives * right / (right + wrong)).sum() / positives.sum()
 
 
-def _best_threshold(probability: Tensor, truth: Tensor) -> Tensor:
-    values, order = probability.sort(descending=True)
-    f1 = 2 * truth[order].cumsum(0) / (torch.arange(1, len(values) + 1) + truth.sum())
-    below = torch.cat([values[1:], values.new_zeros(1)])
-    f1[values == below] = -1  # no threshold lies between equal values
-    best = f1.argmax()
-    return _middle(below[best], values[best])
-
-
-def _middle(low: Tensor, high: Tensor) -> Tensor:
-    """Half-way between two numbers, and below the upper one."""
-    middle = (low + high) / 2
-    # Between neighbouring floats the middle rounds to either.
-    return torch.where(middle < high, middle, low)
-
-
-def _medians(values: Tensor, weights: Tensor) -> Tensor:
-    """(L,) median of each column of (N, L) values by weights; NaN where nothing weighs."""
-    if not len(values):
-        return values.new_full(values.shape[1:], torch.nan)
-    values, order = values.sort(dim=0)
-    weights = weights.gather(0, order).cumsum(dim=0)
-    half = (weights >= weights[-1] / 2).int().argmax(dim=0)  # the first row that reaches it
-    return values.gather(0, half[None])[0].masked_fill(weights[-1] == 0, torch.nan)
-
-
-def _known_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The known rows of a multi-class task."""
-    rows = ~targets.isnan().any(dim=1)
-    logits, targets = logits[rows], targets[rows]
-    wrong = (targets.sum(dim=1) - 1).abs() > _SUM_TOLERANCE
-    if targets.shape[1] and wrong.any():
-        raise ValueError(f"multi-class targets must sum to 1 in each row, or be NaN; got {targets[wrong][0].tolist()}")
-    return logits, targets
-
-
 def _called(logits: Tensor) -> Tensor:
     """(N, T) bool, the class of the highest logit of each row, the first of equals."""
     return torch.arange(logits.shape[1]) == (logits.argmax(dim=1, keepdim=True) if logits.shape[1] else logits)
 
 
 def _top_hits(logits: Tensor, targets: Tensor) -> Tensor:
-    logits, targets = _known_rows(*_checked(logits, targets))
+    logits, targets = known_rows(*checked(logits, targets))
     return (_called(logits) * targets).sum(dim=1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam.metrics.classification import typical_values
+from conceptcam.metrics.thresholds import typical_values
 
 PROBABILITIES = (0.0, 0.5, 1.0)
 """With which a concept is corrected, in each third of the rows."""

@@ -19,15 +19,14 @@ from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
 from conceptcam.metrics.classification import (
     balanced_accuracy,
-    best_thresholds,
     confusion_matrix,
     macro_average,
     per_label_metrics,
     task_scores,
     top_accuracy,
-    typical_probabilities,
     well_supported,
 )
+from conceptcam.metrics.thresholds import best_thresholds, typical_probabilities
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.model.predictions import Predictions, task_probabilities
