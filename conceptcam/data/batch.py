@@ -308,7 +308,8 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
         Args:
             batch_size: Images per batch; the last one may have fewer.
             shuffle: Whether to draw a new order for each pass; for training.
-            num_workers: Processes that load data; 0 loads in this one.
+            num_workers: Processes that load data; 0 loads in this one. They start with the first pass and serve later
+                ones too, so change the data set before it.
             pin_memory: Whether batches are put where a GPU copies them from faster.
         """
         return DataLoader(
@@ -318,6 +319,7 @@ class ConceptDataset(Dataset[ConceptItem], ABC):
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,  # starting them costs time; Python 3.11 can hang in it, rarely
         )
 
     def __len__(self) -> int:
