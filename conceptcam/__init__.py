@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         list_backbones as list_backbones,
         register_backbone as register_backbone,
     )
-    from conceptcam.config import ConceptConfig as ConceptConfig, TrainingRecord as TrainingRecord
+    from conceptcam.config.concept_config import ConceptConfig as ConceptConfig
+    from conceptcam.config.training_record import TrainingRecord as TrainingRecord
     from conceptcam.data.batch import (
         ConceptBatch as ConceptBatch,
         ConceptDataset as ConceptDataset,

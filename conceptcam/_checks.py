@@ -5,7 +5,7 @@ import re
 import reprlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 _MANY = 8  # names that a line can still show
@@ -102,6 +102,16 @@ def shorten(texts: Iterable[str]) -> str:
     """Texts joined by commas; of more than eight, the first three and how many more there are; long ones are cut."""
     shown = [text if len(text) <= 200 else f"{text[:197]}..." for text in texts]
     return ", ".join(shown) if len(shown) <= _MANY else f"{', '.join(shown[:3])} and {len(shown) - 3} more"
+
+
+def short_value(value: object) -> str:
+    """A value as Python writes it; of a tuple or mapping of more than eight, the first three and how many more."""
+    if isinstance(value, tuple) and len(value) > _MANY:
+        return f"({shorten(map(repr, value))})"
+    if isinstance(value, Mapping) and len(value) > _MANY:
+        first = ", ".join(f"{key!r}: {inner!r}" for key, inner in list(value.items())[:3])
+        return f"{{{first} and {len(value) - 3} more}}"
+    return repr(value)
 
 
 def check_choice(option: str, value: Any, known: Any) -> None:

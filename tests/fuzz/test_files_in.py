@@ -19,8 +19,9 @@ from conceptcam.hub.checkpoints import read_checkpoint
 from conceptcam.hub.checkpoints.files import tensors_within
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
+from tests.config.test_concept_config import FULL
+from tests.config.test_training_record import RECORD
 from tests.fuzz.hostile import check_sentence, damaged, mutated, text
-from tests.test_config import FULL, RECORD
 from tests.worlds import tiny_model
 
 SHORT = dataclasses.replace(RECORD, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95})
