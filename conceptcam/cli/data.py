@@ -11,6 +11,7 @@ from conceptcam.cli.options import add_bit_depth, add_flag
 if TYPE_CHECKING:
     from conceptcam.config import ConceptConfig, TaskKind
     from conceptcam.data.batch import ConceptDataset
+    from conceptcam.data.faults import OnFault
     from conceptcam.data.labels import Uncertain
     from conceptcam.data.table import TableDataset
     from conceptcam.data.table_file import Table
@@ -58,7 +59,7 @@ class Divided(NamedTuple):
 def labels_file(options: argparse.Namespace, flag: str) -> Path:
     """The file of labels that DATA is, or that a flag names within the folder DATA or beside the file DATA."""
     data: Path = options.data
-    if is_file(data) and flag != "val":
+    if is_file(data) and flag not in ("val", "test"):
         return data
     folder = data.parent if is_file(data) else data
     return folder / (getattr(options, flag) or f"{flag}.json")
@@ -106,6 +107,7 @@ def read_data(
     like: "Known | None" = None,
     task_kind: "TaskKind | None" = None,
     uncertain: "Uncertain" = "ignore",
+    on_fault: "OnFault | None" = None,
 ) -> "ConceptDataset":
     """The data set of a file of labels.
 
@@ -115,11 +117,13 @@ def read_data(
         like: Training data or a model, whose concepts and tasks these data must have.
         task_kind: None takes that of `like`, else what a table shows, else `"multilabel"`.
         uncertain: What a label of -1 counts as.
+        on_fault: Is told of what cannot be used, which is then left out; None refuses it.
 
     Raises:
         OSError: If a file or folder is not there, or cannot be read.
         ValueError: If the labels cannot be used.
     """
+    from conceptcam.data.faults import refuse_fault
     from conceptcam.data.regions import WithRegions
     from conceptcam.data.table_file import is_table
 
@@ -127,7 +131,9 @@ def read_data(
     path = labels_file(options, flag)
     read: Callable[..., ConceptDataset] = _read_table if is_table(path) else _read_coco
     try:
-        found = read(options, path, like=like, task_kind=task_kind, uncertain=uncertain)
+        found = read(
+            options, path, like=like, task_kind=task_kind, uncertain=uncertain, on_fault=on_fault or refuse_fault
+        )
         return found if options.regions is None else WithRegions(found, options.regions)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name the folder of the images with --images") from error
@@ -309,6 +315,7 @@ def _read_coco(
     like: "Known | None",
     task_kind: "TaskKind | None",
     uncertain: "Uncertain",
+    on_fault: "OnFault",
 ) -> "ConceptDataset":
     from conceptcam.data.coco import CocoDataset
 
@@ -317,7 +324,7 @@ def _read_coco(
             raise ValueError(f"--{flag.replace('_', '-')} is for a table of labels; {path} is a COCO file")
     concepts, tasks = (like.concepts, like.tasks) if like is not None else (options.concepts, options.task)
     how = {"invalid_boxes": options.invalid_boxes, "bit_depth": options.bit_depth, "uncertain": uncertain}
-    how |= {"concepts": concepts, "regions": options.region_categories or ()}
+    how |= {"on_fault": on_fault, "concepts": concepts, "regions": options.region_categories or ()}
     folder = images_folder(options, path)
     data = CocoDataset(path, folder, task_kind=task_kind or "multilabel", **how)
     # A model measured on data without tasks is measured by its concepts.
@@ -331,6 +338,7 @@ def _read_table(
     like: "Known | None",
     task_kind: "TaskKind | None",
     uncertain: "Uncertain",
+    on_fault: "OnFault",
 ) -> "TableDataset":
     from conceptcam.data.table import TableDataset
     from conceptcam.data.table_file import read_table

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     )
     from conceptcam.data.boxes import ConceptBoxes as ConceptBoxes
     from conceptcam.data.coco import CocoDataset as CocoDataset
+    from conceptcam.data.faults import Fault as Fault
     from conceptcam.data.image_cache import ImageCache as ImageCache
     from conceptcam.data.images import load_image as load_image
     from conceptcam.data.inspection import Inspection as Inspection, inspect_dataset as inspect_dataset
+    from conceptcam.data.joined import JoinedDataset as JoinedDataset
     from conceptcam.data.labels import resolve_uncertain as resolve_uncertain
     from conceptcam.data.merging import merge_readers as merge_readers
     from conceptcam.data.public_tables import (

@@ -26,6 +26,7 @@ from conceptcam.data.coco_file import (
     read_coco,
 )
 from conceptcam.data.coco_masks import check_outline, draw_outlines
+from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.image_cache import ImageCache, ImageReader
 from conceptcam.data.images import sample_mask
 from conceptcam.data.labels import Uncertain, resolve_uncertain
@@ -70,6 +71,8 @@ class CocoDataset(ConceptDataset):
         task_kind: As in `ConceptConfig`. The labels of a `"multiclass"` task sum to 1, and nobody can say which part of
             it an uncertain one has: it can only be ignored.
         bit_depth: Bits that 16-bit images really use; see `load_image`.
+        on_fault: Called with each fault of the file, such as a box that cannot be or a missing image. What is at fault
+            is then left out, as `conceptcam inspect` does to list them all. By default the first one raises.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -95,6 +98,7 @@ class CocoDataset(ConceptDataset):
         uncertain: Uncertain = "ignore",
         task_kind: TaskKind = "multilabel",
         bit_depth: int | None = None,
+        on_fault: OnFault = refuse_fault,
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -103,20 +107,20 @@ class CocoDataset(ConceptDataset):
         self.augmentation, self.preprocess, self.task_kind = augmentation, preprocess, task_kind
         self._reader = ImageReader(bit_depth)
         self.folder = Path(images)
-        content = read_coco(Path(annotations))
+        content = check_images(read_coco(Path(annotations), on_fault), self.folder, on_fault)
         self._read_images(content["images"])
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
         by_id = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
-        self._outlines = _outlines(content, categories, _chosen("regions", regions, by_id, at_least=0))
+        by_id = list(dict.fromkeys(by_id))
+        self._outlines = _outlines(content, categories, _chosen("regions", regions, by_id, at_least=0), on_fault)
         usual = [name for name in by_id if name not in regions]
         self.concepts = _chosen("concepts", usual if concepts is None else concepts, by_id, at_least=1)
-        self._drawn = draw_boxes(content, categories, self.concepts, invalid_boxes)
+        self._drawn = draw_boxes(content, categories, self.concepts, invalid_boxes, on_fault)
         self._first = torch.searchsorted(self._drawn.image, torch.arange(len(self._names) + 1))
-        self._read_labels(content["images"], by_id, tasks, uncertain)
+        self._read_labels(content["images"], by_id, tasks, uncertain, on_fault)
 
     def _read_images(self, images: list[dict[str, Any]]) -> None:
         """Names, sizes and patients, as tensors and bytes, which loader processes share; lists they would copy."""
-        check_images(images, self.folder)
         self._names = TextColumn([posixpath.normpath(image["file_name"]) for image in images])
         self._annotated = torch.tensor([is_annotated(image) for image in images])
         sizes = [(image["width"], image["height"]) if has_size(image) else (torch.nan,) * 2 for image in images]
@@ -130,6 +134,7 @@ class CocoDataset(ConceptDataset):
         categories: Sequence[str],
         tasks: Sequence[str] | None,
         uncertain: Uncertain,
+        on_fault: OnFault,
     ) -> None:
         known_tasks = list({name: None for image in images for name in image.get("tasks") or ()})
         self.tasks = _chosen("tasks", known_tasks if tasks is None else tasks, known_tasks, at_least=0)
@@ -138,11 +143,11 @@ class CocoDataset(ConceptDataset):
         labels[self._drawn.skipped[:, 0], self._drawn.skipped[:, 1]] = torch.nan
         labels[self._drawn.image, self._drawn.concept] = 1
         # Labels with the code first: a box denies a 0 that somebody wrote, not one that stands for "uncertain".
-        labels = _given(images, "concepts", self.concepts, labels, known=categories)
-        self._check_denied(labels)
+        labels = _given(images, "concepts", self.concepts, labels, categories, on_fault)
+        self._check_denied(labels, on_fault)
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
         unknown = torch.full((len(images), len(self.tasks)), torch.nan)
-        targets = _given(images, "tasks", self.tasks, unknown, known=known_tasks)
+        targets = _given(images, "tasks", self.tasks, unknown, known_tasks, on_fault)
         if self.task_kind == "multiclass" and uncertain != "ignore":
             self._refuse_uncertain(targets)
         self.task_labels = resolve_uncertain(targets, uncertain, uncertain=_UNCERTAIN)
@@ -205,12 +210,13 @@ class CocoDataset(ConceptDataset):
             raise ValueError(f"an outline in {self._names[index]!r} cannot be used: {error}") from error
         return sample_mask(region, wanted)
 
-    def _check_denied(self, labels: Tensor) -> None:
+    def _check_denied(self, labels: Tensor, on_fault: OnFault) -> None:
         """Refuse boxes of a concept whose label says that it is absent."""
         denied = labels[self._drawn.image, self._drawn.concept] == 0
         pairs = zip(self._drawn.image[denied].tolist(), self._drawn.concept[denied].tolist(), strict=True)
         if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
-            raise ValueError(f"'concepts' says 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
+            text = f"'concepts' says 0 where boxes are drawn, in {shorten(found)}; correct one of the two"
+            on_fault(Fault("box that a label denies", text))
 
     def _refuse_uncertain(self, targets: Tensor) -> None:
         """Refuse uncertain labels of tasks that exclude each other."""
@@ -229,18 +235,27 @@ def _chosen(what: str, names: Sequence[str], known: Sequence[str], *, at_least: 
     return tuple(names)
 
 
-def _outlines(content: dict[str, Any], categories: dict[Any, str], regions: Sequence[str]) -> TextColumn | None:
+def _outlines(
+    content: dict[str, Any], categories: dict[Any, str], regions: Sequence[str], on_fault: OnFault
+) -> TextColumn | None:
     """The outlines of the chosen categories in each image, a line each; None if no category is chosen."""
     if not regions:
         return None
     images = {image["id"]: image for image in content["images"]}
     found: dict[Any, list[str]] = {key: [] for key in images}
+    wrong = []
     for annotation in content["annotations"]:
         image = images.get(annotation["image_id"])
         if image is not None and categories.get(annotation["category_id"]) in regions:
             where = f"annotation {annotation.get('id')} in {image['file_name']!r}"
             size = (image.get("height"), image.get("width"))
-            found[image["id"]].append(check_outline(annotation, size, where))
+            try:
+                found[image["id"]].append(check_outline(annotation, size, where))
+            except ValueError as error:
+                wrong.append(str(error))
+    if wrong:
+        more = f" ({len(wrong) - 1} others cannot be read either)" if len(wrong) > 1 else ""
+        on_fault(Fault("outline that cannot be read", wrong[0] + more))
     return TextColumn(["\n".join(lines) for lines in found.values()])
 
 
@@ -252,24 +267,38 @@ def _with_near(unknown: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _given(
-    images: list[dict[str, Any]], field: str, names: tuple[str, ...], labels: Tensor, *, known: Sequence[str]
+    images: list[dict[str, Any]],
+    field: str,
+    names: tuple[str, ...],
+    labels: Tensor,
+    known: Sequence[str],
+    on_fault: OnFault,
 ) -> Tensor:
     """`labels` (N, len(names)), replaced where the field `field` of an image says otherwise; uncertain ones coded."""
+    wrong = []
+    strange: dict[str, str] = {}
     for index, image in enumerate(images):
-        given = image.get(field) or {}
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"image {image['file_name']!r} labels unknown {field} {_with_near(unknown, known)}")
-        for name, value in given.items():
+        for name, value in (image.get(field) or {}).items():
+            if name not in known:
+                strange.setdefault(name, image["file_name"])
+            elif not _is_label(value):
+                wrong.append(f"{name!r} of image {image['file_name']!r} is {brief(value)}")
+                value = None
             if name in names:
-                labels[index, names.index(name)] = _label(value, f"{name!r} of image {image['file_name']!r}")
+                labels[index, names.index(name)] = torch.nan if value is None else float(value)
+    if strange:
+        first = next(iter(strange.values()))
+        own = [name for name, image in strange.items() if image == first]
+        others = [repr(name) for name, image in strange.items() if image != first]
+        more = f"; other images label {shorten(others)}, also unknown" if others else ""
+        text = f"image {first!r} labels unknown {field} {_with_near(own, known)}{more}"
+        on_fault(Fault("unknown label", text))
+    if wrong:
+        text = f"the label of {shorten(wrong)}; expected 0 to 1, -1 for uncertain, or null where nobody said"
+        on_fault(Fault("label that cannot be", text))
     return labels
 
 
-def _label(value: Any, where: str) -> float:
-    if value is None:
-        return torch.nan
-    if not is_a(value, NUMBER) or not (0 <= value <= 1 or value == _UNCERTAIN):
-        raise ValueError(
-            f"the label of {where} is {brief(value)}; expected 0 to 1, -1 for uncertain, or null where nobody said"
-        )
-    return float(value)
+def _is_label(value: Any) -> bool:
+    """Whether a value is one of a label: None where nobody said."""
+    return value is None or (is_a(value, NUMBER) and (0 <= value <= 1 or value == _UNCERTAIN))

@@ -3,8 +3,9 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from conceptcam._checks import brief, check_names, shorten
 from conceptcam._files import parse_json
+from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.image_files import relative_path
 
 InvalidBoxes = Literal["error", "skip"]
@@ -57,12 +59,17 @@ class DrawnBoxes(NamedTuple):
     """(S, 2) image and concept of boxes that were left out."""
 
 
-def read_coco(path: Path) -> dict[str, Any]:
+def read_coco(path: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:
     """The content of a COCO detection file, with its fields and ids checked.
+
+    Args:
+        path: The JSON file.
+        on_fault: Is told of entries that cannot be used, which are then left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no COCO detection JSON, lists no images, or repeats an id or a category's name.
+        ValueError: If it is no COCO detection JSON, or lists no images; and by default if it repeats an id or a
+            category's name, or an entry lacks a field.
     """
     content = parse_json(path.read_bytes(), repr(str(path)))
     if not isinstance(content, dict) or any(not isinstance(content.get(part), list) for part in _FIELDS):
@@ -71,17 +78,49 @@ def read_coco(path: Path) -> dict[str, Any]:
     for part, fields in _FIELDS.items():
         entries = content[part]
         if lacking := [entry for entry in entries if not _has(entry, fields)]:
-            raise ValueError(
+            text = (
                 f"{len(lacking)} of {len(entries)} `{part}` lack one of {list(fields)}, or have it in another type; "
                 f"first: {brief(lacking[0])}"
             )
-        _refuse_repeated(f"ids in `{part}`", [entry["id"] for entry in entries if is_a(entry.get("id"), _ID)])
-    _refuse_repeated("category names", [entry["name"] for entry in content["categories"]])
-    check_names("categories", [entry["name"] for entry in content["categories"]], at_least=0)
-    check_names("file names", [*{entry["file_name"] for entry in content["images"]}], at_least=0)
+            on_fault(Fault("entry that cannot be read", text))
+        whole = [entry for entry in entries if _has(entry, fields)]
+        ids = [entry["id"] if is_a(entry.get("id"), _ID) else None for entry in whole]
+        again = _repeated(f"ids in `{part}`", ids, on_fault)
+        content[part] = [entry for entry, twice in zip(whole, again, strict=True) if not twice]
+    _repeated("category names", [entry["name"] for entry in content["categories"]], on_fault)
+    content = _check_printable(content, "categories", "name", "categories", on_fault)
+    content = _check_printable(content, "images", "file_name", "file names", on_fault)
     if not content["images"]:
-        raise ValueError(f"{str(path)!r} lists no images")
+        raise ValueError(f"{str(path)!r} lists no images" + ("" if on_fault is refuse_fault else " that can be used"))
     return content
+
+
+def _check_printable(content: dict[str, Any], part: str, key: str, what: str, on_fault: OnFault) -> dict[str, Any]:
+    """The content without entries whose name is empty or cannot be printed."""
+    try:
+        check_names(what, list(dict.fromkeys(entry[key] for entry in content[part])), at_least=0)
+    except ValueError as error:
+        on_fault(Fault("name that cannot be used", str(error)))
+    else:
+        return content
+    return _without(content, part, [not _is_printable(entry[key]) for entry in content[part]])
+
+
+def _is_printable(name: str) -> bool:
+    try:
+        check_names("name", [name], at_least=1)
+    except ValueError:
+        return False
+    return True
+
+
+def _without(content: dict[str, Any], part: str, wrong: Sequence[bool]) -> dict[str, Any]:
+    """The content without some of its images or categories, and without their annotations."""
+    key = {"images": "image_id", "categories": "category_id"}[part]
+    lost = {entry["id"] for entry, bad in zip(content[part], wrong, strict=True) if bad}
+    kept = [entry for entry in content[part] if entry["id"] not in lost]
+    annotations = [entry for entry in content["annotations"] if entry[key] not in lost]
+    return {**content, part: kept, "annotations": annotations}
 
 
 def _has(entry: Any, fields: Mapping[str, Any]) -> bool:
@@ -93,17 +132,26 @@ def is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _refuse_repeated(what: str, values: list[Any]) -> None:
-    if repeated := [repr(value) for value, count in Counter(values).items() if count > 1]:
-        raise ValueError(f"repeated {what}: {shorten(repeated)}; each may occur once")
+def _repeated(what: str, values: Sequence[Any], on_fault: OnFault) -> list[bool]:
+    """Which values were there before; None is nobody's."""
+    count = Counter(value for value in values if value is not None)
+    if repeated := [repr(value) for value, times in count.items() if times > 1]:
+        on_fault(Fault("repeated entry", f"repeated {what}: {shorten(repeated)}; each may occur once"))
+    seen: set[Any] = {None}
+    again = []
+    for value in values:
+        again.append(value is not None and value in seen)
+        seen.add(value)
+    return again
 
 
-def check_images(images: list[dict[str, Any]], folder: Path) -> None:
-    """Refuse entries of images that no data set can be made of.
+def check_images(content: dict[str, Any], folder: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:
+    """The content without entries of images that no data set can be made of, which are refused by default.
 
     Args:
-        images: The file's `images`.
-        folder: What their file names are relative to.
+        content: As `read_coco` gives it.
+        folder: What file names are relative to.
+        on_fault: Is told of entries that cannot be used, which are then left out, as are their annotations.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -112,68 +160,98 @@ def check_images(images: list[dict[str, Any]], folder: Path) -> None:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    content = _check_places(content, folder, on_fault)
+    _check_slips(content["images"], on_fault)
+    content = _check_optional(content, on_fault)
+    for wrong, limit in (
+        (lambda size: not min(size) > 0, "above 0"),
+        (lambda size: not max(size) <= _LARGEST, f"at most {_LARGEST:,}"),
+    ):
+        images = content["images"]
+        bad = [has_size(image) and wrong((image["width"], image["height"])) for image in images]
+        if any(bad):
+            names = shorten(repr(image["file_name"]) for image in compress(images, bad))
+            on_fault(Fault("size that cannot be", f"width and height must be {limit}, which they are not for {names}"))
+            content = _without(content, "images", bad)
+    images = content["images"]
+    missing = [not os.path.isfile(folder / image["file_name"]) for image in images]
+    if any(missing):
+        names = shorten(repr(image["file_name"]) for image in compress(images, missing))
+        text = f"{sum(missing)} of {len(images)} images are missing from {str(folder)!r}: {names}"
+        on_fault(Fault("missing image", text))
+        content = _without(content, "images", missing)
+    if not content["images"]:
+        raise ValueError("none of the images can be used")
+    return content
+
+
+def _check_places(content: dict[str, Any], folder: Path, on_fault: OnFault) -> dict[str, Any]:
+    """The content without images outside the folder, or named twice by whatever spelling."""
+    images = content["images"]
     paths = [relative_path(image["file_name"], os.path.abspath(folder)) for image in images]
-    if outside := [repr(image["file_name"]) for image, path in zip(images, paths, strict=True) if path is None]:
-        raise ValueError(
-            f"{len(outside)} of {len(images)} images are outside the folder {str(folder)!r}: {shorten(outside)}; give "
-            "the folder that holds them all"
+    outside = [path is None for path in paths]
+    if any(outside):
+        names = shorten(repr(image["file_name"]) for image in compress(images, outside))
+        text = (
+            f"{sum(outside)} of {len(images)} images are outside the folder {str(folder)!r}: {names}; give the folder "
+            "that holds them all"
         )
-    _refuse_repeated("file names in `images`", paths)
-    _refuse_slips(images)
-    for image in images:
-        for key, kind, example in _OPTIONAL:
-            if image.get(key) is not None and not is_a(image[key], kind):
-                raise ValueError(
-                    f"{key!r} of image {image['file_name']!r} is {brief(image[key])}; expected such as {example}"
-                )
-    sizes = [(image["width"], image["height"]) if has_size(image) else (1, 1) for image in images]
-    if wrong := [repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not min(size) > 0]:
-        raise ValueError(f"width and height must be above 0, which they are not for {shorten(wrong)}")
-    if wrong := [
-        repr(image["file_name"]) for image, size in zip(images, sizes, strict=True) if not max(size) <= _LARGEST
-    ]:
-        raise ValueError(f"width and height must be at most {_LARGEST:,}, which they are not for {shorten(wrong)}")
-    if missing := [repr(image["file_name"]) for image in images if not os.path.isfile(folder / image["file_name"])]:
-        raise ValueError(f"{len(missing)} of {len(images)} images are missing from {str(folder)!r}: {shorten(missing)}")
+        on_fault(Fault("image outside the folder", text))
+    again = _repeated("file names in `images`", paths, on_fault)
+    return _without(content, "images", [a or b for a, b in zip(outside, again, strict=True)])
 
 
-def _refuse_slips(images: list[dict[str, Any]]) -> None:
+def _check_slips(images: list[dict[str, Any]], on_fault: OnFault) -> None:
     """Refuse a field whose name is nearly that of an optional one."""
     known = [name for name, _, _ in _OPTIONAL]
-    for key in {key for image in images for key in image} - {*known, "id", "file_name", "patient_id"}:
+    for key in sorted({key for image in images for key in image} - {*known, "id", "file_name", "patient_id"}):
         if near := get_close_matches(key, known, n=1, cutoff=_SLIP):
-            raise ValueError(f"images have a field {key!r}, which nothing reads; did you mean {near[0]!r}? Rename it")
+            text = f"images have a field {key!r}, which nothing reads; did you mean {near[0]!r}? Rename it"
+            on_fault(Fault("misspelt field", text))
+
+
+def _check_optional(content: dict[str, Any], on_fault: OnFault) -> dict[str, Any]:
+    """The content without optional fields of another type, and without images whose size is no number."""
+    images = []
+    unsized = []
+    for image in content["images"]:
+        wrong = [key for key, kind, _ in _OPTIONAL if image.get(key) is not None and not is_a(image[key], kind)]
+        for key, example in ((key, example) for key, _, example in _OPTIONAL if key in wrong):
+            text = f"{key!r} of image {image['file_name']!r} is {brief(image[key])}; expected such as {example}"
+            on_fault(Fault("field of another type", text))
+        images.append({key: value for key, value in image.items() if key not in wrong} if wrong else image)
+        unsized.append("width" in wrong or "height" in wrong)
+    return _without({**content, "images": images}, "images", unsized) if any(unsized) else {**content, "images": images}
 
 
 def draw_boxes(
-    content: dict[str, Any], categories: dict[Any, str], concepts: tuple[str, ...], invalid_boxes: InvalidBoxes
+    content: dict[str, Any],
+    categories: dict[Any, str],
+    concepts: tuple[str, ...],
+    invalid_boxes: InvalidBoxes,
+    on_fault: OnFault = refuse_fault,
 ) -> DrawnBoxes:
     """The boxes of the chosen concepts, checked, as fractions of their images.
 
     Args:
-        content: As `read_coco` gives it.
+        content: As `check_images` gives it.
         categories: Names by id.
         concepts: Names of those that are wanted.
         invalid_boxes: Whether boxes that cannot be are refused, or left out with a warning.
+        on_fault: Is told of annotations that cannot be used, which are then left out.
 
     Raises:
         ValueError: If an annotation is of an unknown image or category, or of an image in which nobody drew boxes, or a
             box cannot be.
     """
-    images, annotations = content["images"], content["annotations"]
+    images = content["images"]
     row = {image["id"]: index for index, image in enumerate(images)}
-    for key, known in (("image_id", row), ("category_id", categories)):
-        if strange := [entry for entry in annotations if entry[key] not in known]:
-            ids = list(dict.fromkeys(repr(entry[key]) for entry in strange))
-            raise ValueError(f"{len(strange)} of {len(annotations)} annotations have an unknown {key}: {shorten(ids)}")
-    chosen = [entry for entry in annotations if categories[entry["category_id"]] in concepts]
+    chosen = _of_known(content["annotations"], row, categories, on_fault)
+    chosen = [entry for entry in chosen if categories[entry["category_id"]] in concepts]
     chosen.sort(key=lambda entry: row[entry["image_id"]])
+    chosen = _on_looked(chosen, {image["id"]: image for image in images}, on_fault)
     image = torch.tensor([row[entry["image_id"]] for entry in chosen], dtype=torch.long)
     concept = torch.tensor([concepts.index(categories[entry["category_id"]]) for entry in chosen], dtype=torch.long)
-    if unlooked := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not is_annotated(images[i])]:
-        raise ValueError(f"'annotated' is false, yet there are annotations, for {shorten(unlooked)}")
-    if unsized := [repr(images[i]["file_name"]) for i in image.unique().tolist() if not has_size(images[i])]:
-        raise ValueError(f"images with boxes need `width` and `height`, which are missing from {shorten(unsized)}")
     sizes = torch.tensor(
         [[entry["width"], entry["height"]] if has_size(entry) else [1, 1] for entry in images], dtype=torch.float64
     )
@@ -183,14 +261,45 @@ def draw_boxes(
     if bad.any():
         found = shorten([_describe(chosen[i], images[image[i]]) for i in bad.nonzero()[:, 0].tolist()])
         if invalid_boxes == "error":
-            raise ValueError(
+            text = (
                 f"{int(bad.sum())} of {len(chosen)} boxes cannot be: {found}; expected [x, y, width, height] in "
                 "pixels, not in fractions, with an area, inside the image. Correct them, or set `invalid_boxes` to "
                 "'skip' (--invalid-boxes skip)"
             )
-        _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
+            on_fault(Fault("box that cannot be", text))
+        else:
+            _log.warning("left out %d of %d boxes, which cannot be: %s", int(bad.sum()), len(chosen), found)
     good = ~bad
     return DrawnBoxes(xyxy[good], concept[good], image[good], torch.stack([image[bad], concept[bad]], dim=1))
+
+
+def _of_known(
+    annotations: list[dict[str, Any]], images: Mapping[Any, Any], categories: Mapping[Any, Any], on_fault: OnFault
+) -> list[dict[str, Any]]:
+    """Annotations of images and categories that are there."""
+    for key, known in (("image_id", images), ("category_id", categories)):
+        if strange := [entry for entry in annotations if entry[key] not in known]:
+            ids = list(dict.fromkeys(repr(entry[key]) for entry in strange))
+            text = f"{len(strange)} of {len(annotations)} annotations have an unknown {key}: {shorten(ids)}"
+            on_fault(Fault("annotation of nothing", text))
+            annotations = [entry for entry in annotations if entry[key] in known]
+    return annotations
+
+
+def _on_looked(
+    annotations: list[dict[str, Any]], images: Mapping[Any, dict[str, Any]], on_fault: OnFault
+) -> list[dict[str, Any]]:
+    """Annotations of images in which somebody drew boxes, and whose size is known."""
+    for usable, what in (
+        (is_annotated, "'annotated' is false, yet there are annotations, for"),
+        (has_size, "images with boxes need `width` and `height`, which are missing from"),
+    ):
+        owners = {entry["image_id"]: images[entry["image_id"]] for entry in annotations}
+        lost = {key: repr(image["file_name"]) for key, image in owners.items() if not usable(image)}
+        if lost:
+            on_fault(Fault("box on an image that has none", f"{what} {shorten(lost.values())}"))
+            annotations = [entry for entry in annotations if entry["image_id"] not in lost]
+    return annotations
 
 
 def _numbers(bbox: list[Any]) -> list[float]:

@@ -27,7 +27,10 @@ def check_outline(annotation: dict[str, Any], size: tuple[Any, Any], where: str)
     """
     outline = annotation.get("segmentation")
     if not outline:
-        left, top, width, height = annotation["bbox"]
+        box = annotation["bbox"]
+        if len(box) != 4 or not all(is_a(number, NUMBER) for number in box):
+            raise ValueError(f"the box of {where} is {brief(box)}; expected [x, y, width, height]")
+        left, top, width, height = box
         right, bottom = left + width, top + height
         outline = [[left, top, right, top, right, bottom, left, bottom]]
     if isinstance(outline, dict) and isinstance(outline.get("counts"), list | str):

@@ -13,6 +13,7 @@ from conceptcam._checks import shorten
 from conceptcam._text import text_table
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.faults import Fault
 from conceptcam.data.label_counts import (
     FEW_PIXELS,
     BoxSizes,
@@ -34,15 +35,6 @@ _ODD = 0.1
 _SLIVER = 1 / 8
 _SHOWN_PAIRS = 10
 _BLOCK = 2000  # rows of the matrix of all pairs that are held at once
-
-
-class Fault(NamedTuple):
-    """Something that a person should look at."""
-
-    kind: str
-    """A short name, the same for all faults of a kind."""
-    text: str
-    """What was found where, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +125,11 @@ def inspect_dataset(
 ) -> Inspection:
     """Look for what is wrong with a data set.
 
-    Labels without a present or an absent one, or the same as another. Patients on both sides of a split. Files that
-    cannot be read, are constant, smaller than the model's input, black because they use a sliver of their range, of
-    another bit depth than nearly all others, or negatives of what the others show. Images that are there twice, exactly
-    or nearly, and whether their labels differ or they are on both sides of a split. Boxes that are too small to see.
-    Besides, it counts which labels come together and how large boxes are at the size and on the grid of a model.
+    Labels without a present or an absent one, or the same as another. Patients or files on both sides of a split. Files
+    that cannot be read, are constant, smaller than the model's input, black because they use a sliver of their range,
+    of another bit depth than nearly all others, or negatives of what the others show. Images that are there twice,
+    exactly or nearly, and whether their labels differ or they are on both sides of a split. Boxes that are too small to
+    see. Besides, it counts which labels come together and how large boxes are at the size and on the grid of a model.
 
     Args:
         dataset: What to look at; images are read as they are stored.
@@ -148,7 +140,7 @@ def inspect_dataset(
         progress: Called with how many images are done.
     """
     labels = torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
-    faults = [*_label_faults(dataset, labels), *_patient_faults(dataset, parts)]
+    faults = [*_label_faults(dataset, labels), *_sides_faults(dataset, parts)]
     boxes = dataset.all_boxes
     if read_images:
         found = _look(dataset, image_size, progress)
@@ -189,12 +181,16 @@ def _label_faults(dataset: ConceptDataset, labels: Tensor) -> list[Fault]:
     ]
 
 
-def _patient_faults(dataset: ConceptDataset, parts: Sequence[Hashable] | None) -> list[Fault]:
-    if parts is None or dataset.patients is None:
+def _sides_faults(dataset: ConceptDataset, parts: Sequence[Hashable] | None) -> list[Fault]:
+    """Files and patients that are in more than one part."""
+    if parts is None:
         return []
-    both = shared_patients(dataset.patients, parts)
-    text = f"{len(both)} patients are in more than one part: {shorten(map(repr, both))}"
-    return [Fault("patient on both sides", text)] if both else []
+    faults = []
+    for what, ids in (("image", dataset.names), ("patient", dataset.patients)):
+        if ids is not None and (both := shared_patients(ids, parts)):
+            text = f"{len(both)} {what}s are in more than one part: {shorten(map(repr, both))}"
+            faults.append(Fault(f"{what} on both sides", text))
+    return faults
 
 
 class _Seen(NamedTuple):
@@ -315,6 +311,8 @@ def _duplicate_faults(
             pairs[True].append((first, second))
     for exact, kind in ((True, "image twice"), (False, "nearly the same images")):
         own = [pair for pair in pairs[exact] if exact or pair not in pairs[True]]
+        # A file that two parts name is told of as such.
+        own = [pair for pair in own if names[seen.rows[pair[0]]] != names[seen.rows[pair[1]]]]
         told = [_describe(seen.rows[first], seen.rows[second], names, labels, parts) for first, second in own]
         if told:
             faults.append(Fault(kind, f"{len(told)} pairs: {shorten(told)}"))

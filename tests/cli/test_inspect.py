@@ -1,0 +1,146 @@
+"""`inspect` reads all parts of a folder and lists every fault of its files, where `train` stops at the first."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conceptcam.cli.main import main
+from conceptcam.data.coco import CocoDataset
+from conceptcam.data.faults import Fault
+from tests.cli.test_cli import write_coco
+
+SIZE = ["--image-size", "48", "64"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound folder of three parts."""
+    for seed, (part, count) in enumerate((("train", 16), ("val", 8), ("test", 8))):
+        write_coco(tmp_path / "data", part, count, seed)
+    return tmp_path / "data"
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def inspect(folder: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    report = folder.parent / "report.json"
+    report.unlink(missing_ok=True)
+    code = main(["inspect", str(folder), *SIZE, "--json", str(report), *more])
+    return code, json.loads(report.read_text()) if report.exists() else {}
+
+
+def test_all_parts_of_a_folder_are_read(folder: Path):
+    code, report = inspect(folder)
+    assert (code, report["images"], report["faults"]) == (0, 32, [])
+    assert report["notes"][:3] == ["train.json has 16 images.", "val.json has 8 images.", "test.json has 8 images."]
+    assert inspect(folder, "--train", "val.json")[1]["images"] == 8
+    assert inspect(folder / "val.json")[1]["images"] == 8
+    assert inspect(folder / "train.json", "--test", "test.json")[1]["images"] == 24
+
+
+def spoil(content: dict[str, Any]) -> None:
+    """Plant one fault of each kind."""
+    images, boxes = content["images"], content["annotations"]
+    first = {box["image_id"]: box for box in boxes}
+    drawn = list(first)
+    first[drawn[0]]["bbox"] = [5, 5, 0, 9]
+    first[drawn[1]]["bbox"] = [5, 5, 900, 9]
+    first[drawn[2]]["category_id"] = 77
+    boxes.append({"id": 900, "image_id": 99, "category_id": 0, "bbox": [1, 1, 5, 5]})
+    boxes.append({"id": 901, "image_id": drawn[3], "category_id": 0})
+    images[drawn[4]]["annotated"] = False
+    images[drawn[5]]["tasks"] = {"any": 7}
+    images[drawn[6]]["concepts"] = {"sparkling": 1}
+    images[drawn[7]]["concepts"] = {["bright", "dark", "striped"][first[drawn[7]]["category_id"]]: 0}
+    images.append({"id": 800, "file_name": "gone.png", "width": 64, "height": 48})
+    images.append({"id": 801, "file_name": "../x.png", "width": 64, "height": 48})
+    images.append({"id": 802, "file_name": "./train-1.png", "width": 64, "height": 48})
+    images.append({"id": 0, "file_name": "train-2.png", "width": 64, "height": 48})
+    images.append({"id": 804, "file_name": 5})
+    images.append({"id": 805, "file_name": "train-0.png\u0007", "width": 64, "height": 48})
+    images[drawn[8]]["patient"] = ["p"]
+    images[drawn[8]]["annoted"] = True
+
+
+PLANTED = {
+    "box that cannot be": "2 of ",
+    "annotation of nothing": "1 of ",
+    "entry that cannot be read": "1 of ",
+    "box on an image that has none": "'annotated' is false, yet there are annotations, for",
+    "label that cannot be": "is 7; expected 0 to 1, -1 for uncertain",
+    "unknown label": "labels unknown concepts 'sparkling'",
+    "box that a label denies": "'concepts' says 0 where boxes are drawn, in",
+    "missing image": "images are missing from",
+    "image outside the folder": "images are outside the folder",
+    "repeated entry": "repeated ",
+    "name that cannot be used": "characters that cannot be printed",
+    "field of another type": "'patient' of image",
+    "misspelt field": "did you mean 'annotated'?",
+}
+
+
+def test_every_fault_of_a_file_is_listed(folder: Path):
+    change(folder / "train.json", spoil)
+    code, report = inspect(folder)
+    assert code == 1 and report["images"] == 32
+    found = Counter(fault["kind"] for fault in report["faults"])
+    twice = {"annotation of nothing", "entry that cannot be read", "repeated entry"}
+    assert found == {kind: 1 + (kind in twice) for kind in PLANTED}
+    for fault in report["faults"]:
+        assert fault["text"].startswith("train.json: ") and PLANTED[fault["kind"]] in fault["text"]
+
+
+def test_train_still_refuses_the_first_fault(folder: Path, capsys: pytest.CaptureFixture[str]):
+    change(folder / "train.json", spoil)
+    assert main(["train", str(folder), "--out", str(folder.parent / "out")]) == 2
+    assert "lack one of" in capsys.readouterr().err
+
+
+def test_faults_between_parts_are_found(folder: Path):
+    other = json.loads((folder / "train.json").read_text())["images"][3]
+
+    def leak(content: dict[str, Any]) -> None:
+        content["images"][0] = {**content["images"][0], "file_name": other["file_name"], "patient": "p1"}
+        content["images"][1]["patient"] = "p2"
+        content["categories"].append({"id": 9, "name": "new"})
+
+    change(folder / "val.json", leak)
+    change(folder / "test.json", lambda content: content["images"][5].update(patient="p2"))
+    code, report = inspect(folder)
+    found = {fault["kind"]: fault["text"] for fault in report["faults"]}
+    assert code == 1
+    assert found["image on both sides"] == f"1 images are in more than one part: {other['file_name']!r}"
+    assert found["patient on both sides"] == "1 patients are in more than one part: 'p2'"
+    assert "does not have the concepts 'new', which another part has" in found["label that a part lacks"]
+    assert "image twice" not in found  # the file was named already
+
+
+def test_a_part_that_cannot_be_read_stops_no_other(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "val.json").write_text("{")
+    code, report = inspect(folder)
+    assert code == 1 and report["images"] == 24
+    (fault,) = report["faults"]
+    assert fault["kind"] == "labels that cannot be read" and "val.json" in fault["text"]
+    for part in ("train", "test"):
+        (folder / f"{part}.json").write_text("{")
+    assert inspect(folder) == (2, {})
+    assert "test.json" in capsys.readouterr().err
+
+
+def test_what_is_at_fault_is_left_out_of_the_data(folder: Path):
+    sound = CocoDataset(folder / "train.json", folder / "images")
+    change(folder / "train.json", spoil)
+    faults: list[Fault] = []
+    data = CocoDataset(folder / "train.json", folder / "images", on_fault=faults.append)
+    assert list(data.names) == list(sound.names) and len(faults) == 16
+    assert len(data.all_boxes) < len(sound.all_boxes)
+    with pytest.raises(ValueError, match="lack one of"):
+        CocoDataset(folder / "train.json", folder / "images")
