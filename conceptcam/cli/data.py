@@ -364,6 +364,7 @@ def _read_table(
         readers=options.readers,
         bit_depth=options.bit_depth,
         uncertain=uncertain,
+        on_fault=on_fault,
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conceptcam.data.batch import ConceptDataset
-    from conceptcam.data.faults import Fault
+    from conceptcam.data.faults import Fault, OnFault
 
 _PARTS = ("train", "val", "test")
 
@@ -98,11 +98,8 @@ def _read(options: argparse.Namespace) -> _Data:
     files = _files(options)
     for part in files:
         name = labels_file(options, part).name
-        told = f"{name}: " if len(files) > 1 else ""
         try:
-            found[part] = read_data(
-                options, part, on_fault=lambda fault, told=told: faults.append(fault._replace(text=told + fault.text))
-            )
+            found[part] = read_data(options, part, on_fault=_listing(faults, f"{name}: " if len(files) > 1 else ""))
         except ValueError as error:
             if part == files[-1] and not found:
                 raise
@@ -117,6 +114,17 @@ def _read(options: argparse.Namespace) -> _Data:
     counts = [f"{labels_file(options, part).name} has {len(one)} images." for part, one in found.items()]
     joined.notes = (*counts, *joined.notes)
     return _Data(joined, [part for part, one in found.items() for _ in range(len(one))], faults)
+
+
+def _listing(faults: "list[Fault]", where: str) -> "OnFault":
+    """What adds faults to a list, each once, and says in which file they are."""
+
+    def add(fault: "Fault") -> None:
+        named = fault._replace(text=where + fault.text)
+        if named not in faults:
+            faults.append(named)
+
+    return add
 
 
 def _files(options: argparse.Namespace) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from conceptcam._checks import brief, check_names, shorten
 from conceptcam._files import parse_json
 from conceptcam.data.faults import Fault, OnFault, refuse_fault
-from conceptcam.data.image_files import relative_path
+from conceptcam.data.image_files import relative_path, repeats
 
 InvalidBoxes = Literal["error", "skip"]
 
@@ -137,12 +137,7 @@ def _repeated(what: str, values: Sequence[Any], on_fault: OnFault) -> list[bool]
     count = Counter(value for value in values if value is not None)
     if repeated := [repr(value) for value, times in count.items() if times > 1]:
         on_fault(Fault("repeated entry", f"repeated {what}: {shorten(repeated)}; each may occur once"))
-    seen: set[Any] = {None}
-    again = []
-    for value in values:
-        again.append(value is not None and value in seen)
-        seen.add(value)
-    return again
+    return repeats(values)
 
 
 def check_images(content: dict[str, Any], folder: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from conceptcam._checks import shorten
 from conceptcam.data.dicom import is_dicom
+from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.table_file import is_unknown
 
 IMAGE_SUFFIXES = (
@@ -21,7 +22,9 @@ class FoundImages(NamedTuple):
     """The files that names mean."""
 
     names: list[str]
-    """(N,) paths relative to the folder, with `/` between folders."""
+    """(n,) paths relative to the folder, with `/` between folders, of the cells that are kept."""
+    kept: list[bool]
+    """(N,) whether a cell means a file; all of them do, unless faults are listed."""
     unlisted: list[str]
     """Images in the same folders that no name means."""
 
@@ -36,7 +39,9 @@ class _Listing(NamedTuple):
     """Names without suffix -> files; those that several files share are left out."""
 
 
-def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str]) -> FoundImages:
+def find_images(
+    cells: Sequence[str], folder: Path, where: Callable[[int], str], on_fault: OnFault = refuse_fault
+) -> FoundImages:
     """Find the files that the cells of a table mean.
 
     A cell is a path relative to the folder, or an absolute one inside it; its suffix may be left out where one file
@@ -46,6 +51,7 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
         cells: (N,) names as written.
         folder: What they are relative to.
         where: Says where a row stands, for messages.
+        on_fault: Is told of cells that mean no file, which are then left out.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -55,30 +61,53 @@ def find_images(cells: Sequence[str], folder: Path, where: Callable[[int], str])
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     root = os.path.abspath(folder)
     paths = [relative_path(cell, root) for cell in cells]
-    _refuse(cells, where, [is_unknown(cell) for cell in cells], "have no image", "name one in each row")
-    _refuse(
-        cells, where, [path is None for path in paths], f"name images outside {root!r}",
+    wrong = _Rows(cells, where, on_fault)
+    wrong.leave_out(
+        [is_unknown(cell) for cell in cells], "row without an image", "have no image", "name one in each row"
+    )
+    wrong.leave_out(
+        [path is None for path in paths], "image outside the folder", f"name images outside {root!r}",
         "give the folder that holds them all",
     )  # fmt: skip
     listings: dict[str, _Listing] = {}
-    found: list[str | None] = []
     inner = f"{os.path.basename(root)}/"
-    for path in paths:
-        image = _find(path or "", root, listings)
+    found: list[str | None] = []
+    for path, usable in zip(paths, wrong.kept, strict=True):
+        image = _find(path or "", root, listings) if usable else None
         # Names may begin with the folder itself: `images/a.png` in the folder `images`.
-        if image is None and (path or "").startswith(inner):
+        if usable and image is None and (path or "").startswith(inner):
             image = _find((path or "")[len(inner) :], root, listings)
         found.append(image)
-    missing = [path is None for path in found]
-    if any(missing):
-        raise ValueError(_missing(cells, where, missing, root, listings))
-    names = [path for path in found if path is not None]
-    _refuse_repeated(names, cells, where)
+    missing = [path is None and usable for path, usable in zip(found, wrong.kept, strict=True)]
+    wrong.leave_out_for("missing image", missing, lambda: _missing(cells, where, missing, root, listings))
+    again = repeats(found)
+    wrong.leave_out_for("repeated entry", again, lambda: _say_repeated(found, cells, where))
+    names = [path for path, usable in zip(found, wrong.kept, strict=True) if usable and path is not None]
+    if not names:
+        raise ValueError("none of the images can be used")
     known = set(names)
     present = (posixpath.join(parent, name) for parent, listing in listings.items() for name in listing.files)
-    return FoundImages(
-        names, sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
-    )
+    unlisted = sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
+    return FoundImages(names, wrong.kept, unlisted)
+
+
+class _Rows:
+    """Which rows of a table are kept."""
+
+    def __init__(self, cells: Sequence[str], where: Callable[[int], str], on_fault: OnFault) -> None:
+        self.cells, self.where, self.on_fault = cells, where, on_fault
+        self.kept = [True] * len(cells)
+
+    def leave_out(self, wrong: Sequence[bool], kind: str, what: str, mend: str) -> None:
+        """Leave out rows that do something."""
+        shown = _rows(self.cells, self.where, wrong)
+        self.leave_out_for(kind, wrong, lambda: f"{sum(wrong)} of {len(wrong)} rows {what}: {shown}; {mend}")
+
+    def leave_out_for(self, kind: str, wrong: Sequence[bool], say: Callable[[], str]) -> None:
+        """Leave out rows for a fault that is put into words if there are any."""
+        if any(wrong):
+            self.on_fault(Fault(kind, say()))
+            self.kept = [usable and not bad for usable, bad in zip(self.kept, wrong, strict=True)]
 
 
 def relative_path(cell: str, root: str) -> str | None:
@@ -122,11 +151,6 @@ def _find(path: str, root: str, listings: dict[str, _Listing]) -> str | None:
     return posixpath.join(parent, name) if name else None
 
 
-def _refuse(cells: Sequence[str], where: Callable[[int], str], wrong: Sequence[bool], what: str, mend: str) -> None:
-    if any(wrong):
-        raise ValueError(f"{sum(wrong)} of {len(cells)} rows {what}: {_rows(cells, where, wrong)}; {mend}")
-
-
 def _rows(cells: Sequence[str], where: Callable[[int], str], wrong: Sequence[bool]) -> str:
     return shorten([f"{cells[row]!r} ({where(row)})" for row, bad in enumerate(wrong) if bad])
 
@@ -144,18 +168,27 @@ def _missing(
     return f"{sum(missing)} of {len(cells)} images are missing from {root!r}: {_rows(cells, where, missing)}; {hint}"
 
 
-def _refuse_repeated(names: Sequence[str], cells: Sequence[str], where: Callable[[int], str]) -> None:
-    first: dict[str, int] = {}
+def repeats(names: Sequence[Hashable]) -> list[bool]:
+    """Which names were there before; None is nobody's."""
+    seen: set[Hashable] = {None}
+    again = []
+    for name in names:
+        again.append(name is not None and name in seen)
+        seen.add(name)
+    return again
+
+
+def _say_repeated(names: Sequence[str | None], cells: Sequence[str], where: Callable[[int], str]) -> str:
+    first: dict[str | None, int] = {}
     repeated = [
         f"{cells[first[name]]!r} ({where(first[name])}) and {cells[row]!r} ({where(row)})"
         for row, name in enumerate(names)
-        if first.setdefault(name, row) != row
+        if first.setdefault(name, row) != row and name is not None
     ]
-    if repeated:
-        raise ValueError(
-            f"{len(repeated)} rows name an image that another row names: {shorten(repeated)}; give each image one row, "
-            "or say how to merge the rows of several readers with `readers` (--readers)"
-        )
+    return (
+        f"{len(repeated)} rows name an image that another row names: {shorten(repeated)}; give each image one row, "
+        "or say how to merge the rows of several readers with `readers` (--readers)"
+    )
 
 
 def is_image(path: Path) -> bool:

@@ -80,7 +80,7 @@ def merge_rows(table: Table, image_column: str, labels: Sequence[str], rule: Rea
         texts = [["" if value != value else f"{value:.6g}" for value in column] for column in merged.T.tolist()]
         columns |= dict(zip(labels, texts, strict=True))
     line = {image: table.lines[row] for row, image in reversed(list(enumerate(images)))}
-    return Table(table.name, columns, [line[image] for image in range(len(first))])
+    return table.derive(columns, [line[image] for image in range(len(first))])
 
 
 def _agreed(cells: Sequence[str], images: Sequence[int], count: int) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, is_unknown, plain
 from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
 
@@ -69,19 +70,18 @@ def _nih_labels(table: Table) -> Table:
     for row, names in enumerate(findings):
         for name in names:
             if plain(name) not in index and plain(name) != _NO_FINDING:
-                raise ValueError(
-                    f"{table.name} has the finding {name!r} in {table.where(row)}; known: {list(NIH_CONCEPTS)}"
-                )
+                text = f"{table.name} has the finding {name!r} in {table.where(row)}; known: {list(NIH_CONCEPTS)}"
+                table.on_fault(Fault("unknown label", text))
     held = [{plain(name) for name in names} for names in findings]
     labels = {name: ["1" if key in one else "0" for one in held] for key, name in index.items()}
     columns = {"image": _column(table, "imageindex"), "patient": _column(table, "patientid"), **labels}
-    return Table(table.name, columns, table.lines)
+    return table.derive(columns, table.lines)
 
 
 def _nih_boxes(table: Table) -> Table:
     names = [_NIH_BOX_NAMES.get(name, name) for name in _column(table, "findinglabel")]
     corners = {end: _column(table, key) for end, key in (("x", "bboxx"), ("y", "y"), ("w", "w"), ("h", "h"))}
-    return Table(table.name, {"image": _column(table, "imageindex"), "concept": names, **corners}, table.lines)
+    return table.derive({"image": _column(table, "imageindex"), "concept": names, **corners}, table.lines)
 
 
 def _chexpert_labels(table: Table) -> Table:
@@ -90,12 +90,12 @@ def _chexpert_labels(table: Table) -> Table:
     parts = [path.split("/")[0] if path.startswith(("train/", "valid/", "test/")) else "" for path in paths]
     own = {"image": paths, "patient": patients, **({"split": parts} if any(parts) else {})}
     kept = {name: cells for name, cells in table.columns.items() if plain(name) not in ("path", *own)}
-    return Table(table.name, {**own, **kept}, table.lines)
+    return table.derive({**own, **kept}, table.lines)
 
 
 def _vindr_labels(table: Table) -> Table:
     columns = {_VINDR_NAMES.get(plain(name), name): cells for name, cells in table.columns.items()}
-    return Table(table.name, columns, table.lines)
+    return table.derive(columns, table.lines)
 
 
 def _vindr_readings(table: Table) -> Table:
@@ -113,22 +113,21 @@ def _vindr_readings(table: Table) -> Table:
         **{name: ["1" if name in found else "0" for found in seen.values()] for name in classes},
     }
     line = {key: row for row, key in reversed(list(enumerate(zip(images, readers, strict=True))))}
-    return Table(table.name, columns, [table.lines[line[key]] for key in seen])
+    return table.derive(columns, [table.lines[line[key]] for key in seen])
 
 
 def _vindr_boxes(table: Table) -> Table:
     class_column = table.find(["classname"])[0]
     kept = {name: cells for name, cells in table.columns.items() if plain(name) not in ("classname", "classid")}
-    return Table(table.name, {**kept, class_column: _vindr_classes(table)}, table.lines)
+    return table.derive({**kept, class_column: _vindr_classes(table)}, table.lines)
 
 
 def _vindr_classes(table: Table) -> list[str]:
     cells = _column(table, "classname")
     for row, cell in enumerate(cells):
         if plain(cell) not in _VINDR_NAMES and plain(cell) != _NO_FINDING and not is_unknown(cell):
-            raise ValueError(
-                f"{table.name} has the class {cell!r} in {table.where(row)}; known: {list(VINDR_CONCEPTS)}"
-            )
+            text = f"{table.name} has the class {cell!r} in {table.where(row)}; known: {list(VINDR_CONCEPTS)}"
+            table.on_fault(Fault("unknown label", text))
     return [_VINDR_NAMES.get(plain(cell), cell) for cell in cells]
 
 

@@ -2,6 +2,7 @@
 
 import posixpath
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.coco_file import InvalidBoxes
+from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.image_cache import ImageCache, ImageReader
 from conceptcam.data.image_files import IMAGE_SUFFIXES, find_images
 from conceptcam.data.images import image_size
@@ -73,6 +75,7 @@ class TableDataset(ConceptDataset):
         readers: How to merge the rows of several readers of one image; see `merge_readers`. None refuses such rows.
             Boxes of a concept that the merged label calls absent are left out.
         bit_depth: Bits that 16-bit images really use; see `load_image`.
+        on_fault: Called with each fault of the tables; see `CocoDataset`.
         augmentation: See `ConceptDataset`.
         preprocess: See `ConceptDataset`.
 
@@ -108,6 +111,7 @@ class TableDataset(ConceptDataset):
         uncertain: Uncertain = "ignore",
         readers: ReaderRule | None = None,
         bit_depth: int | None = None,
+        on_fault: OnFault = refuse_fault,
         augmentation: Callable[[ConceptItem], ConceptItem] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -118,23 +122,23 @@ class TableDataset(ConceptDataset):
             check_choice("box_unit", box_unit, BoxUnit)
         self.augmentation, self.preprocess, self._reader = augmentation, preprocess, ImageReader(bit_depth)
         self.folder, self.concepts = Path(images), tuple(concepts)
-        rows, self.notes = translate_labels(read_table(table))
+        rows, self.notes = translate_labels(read_table(table, on_fault))
         column = _image_column(rows, image_column)
         if readers is not None:
             binary = [name for name in (*concepts, *tasks) if name in rows.columns and not holds_classes(rows, name)]
             rows = merge_rows(rows, column, binary, readers)
-        self._read_images(rows, column, guessed=image_column is None and not self.notes)
+        rows = self._read_images(rows, column, guessed=image_column is None and not self.notes)
         self._read_patients(rows, patient_column, split_column)
         self._read_tasks(read_tasks(rows, tasks, task_kind, classes), uncertain)
         self._drawn_on = _drawn_on(rows)
         self._boxes = no_boxes(len(rows))
         if boxes is not None:
-            self._boxes = self._draw(translate_boxes(read_table(boxes))[0], column, box_unit, invalid_boxes)
+            self._boxes = self._draw(translate_boxes(read_table(boxes, on_fault))[0], column, box_unit, invalid_boxes)
         labels = _concept_labels(rows, self.concepts, self._boxes)
         if readers is not None:
             self._boxes = self._boxes.without(labels == 0)
         self.notes = (*self.notes, *self._boxes.notes)
-        self._check_denied(labels)
+        self._check_denied(labels, on_fault)
         self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
 
@@ -176,15 +180,16 @@ class TableDataset(ConceptDataset):
             boxes = ConceptBoxes(self._boxes.drawn.xyxy[rows], concept, torch.zeros_like(concept))
         return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
 
-    def _read_images(self, rows: Table, column: str, *, guessed: bool) -> None:
-        """Find the images that a column names."""
-        found = find_images(rows.column(column), self.folder, rows.where)
+    def _read_images(self, rows: Table, column: str, *, guessed: bool) -> Table:
+        """Find the images that a column names; gives the rows whose image is there."""
+        found = find_images(rows.column(column), self.folder, rows.where, rows.on_fault)
         self._names = TextColumn(found.names)
         said = [f"Images are named in the column {column!r}."] if guessed else []
         if found.unlisted:
             unlisted = shorten(found.unlisted)
             said.append(f"{len(found.unlisted)} images in {self.folder} are in no row: {unlisted}.")
         self.notes = (*self.notes, *said)
+        return rows if all(found.kept) else rows.select(found.kept)
 
     def _read_patients(self, rows: Table, patient_column: str | None, split_column: str | None) -> None:
         """Read the patient and the part of each image, if there are columns of them."""
@@ -210,24 +215,46 @@ class TableDataset(ConceptDataset):
         paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in cells]
         images = [index.get(path, by_stem.get(path, -1)) for path in paths]
         if max(images) < 0:
-            raise ValueError(
+            text = (
                 f"{table.name} has no row of an image of the table of labels: its first is {cells[0]!r}, theirs is "
                 f"{next(iter(index))!r}; write images alike in both"
             )
+            table.on_fault(Fault("boxes of no image", text))
+            return no_boxes(len(index))
         own, images = table.select([image >= 0 for image in images]), [image for image in images if image >= 0]
         return read_boxes(
-            own, images, self.concepts, self._image_sizes, count=len(index), unit=unit, invalid_boxes=invalid_boxes
+            own,
+            images,
+            self.concepts,
+            partial(self._image_sizes, table.on_fault),
+            count=len(index),
+            unit=unit,
+            invalid_boxes=invalid_boxes,
         )
 
-    def _image_sizes(self, images: Sequence[int]) -> Tensor:
-        """(n, 2) width and height in pixels of what boxes were drawn on: as the table says, else of the files."""
+    def _image_sizes(self, on_fault: OnFault, images: Sequence[int]) -> Tensor:
+        """(n, 2) width and height in pixels of what boxes were drawn on: as the table says, else of the files.
+
+        NaN where neither says it, and `on_fault` lets that pass.
+        """
         if self._drawn_on is not None:
             sizes = self._drawn_on[list(images)]
             if not (sizes > 0).all():
                 name = self._names[images[int((~(sizes > 0).all(dim=1)).nonzero()[0])]]
-                raise ValueError(f"image_width and image_height must be above 0, which they are not for {name!r}")
-            return sizes
-        read = {image: image_size(self.folder / self._names[image]) for image in set(images)}
+                text = f"image_width and image_height must be above 0, which they are not for {name!r}"
+                on_fault(Fault("size that cannot be", text))
+            return sizes.where(sizes > 0, torch.nan)
+        read: dict[int, tuple[float, float]] = {}
+        lost = list[OSError | ValueError]()
+        for image in sorted({*images}):
+            try:
+                read[image] = image_size(self.folder / self._names[image])
+            except (OSError, ValueError) as error:
+                lost.append(error)
+                read[image] = (torch.nan, torch.nan)
+        if lost:
+            more = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
+            on_fault(Fault("boxes on unreadable images", f"the boxes of an image cannot be placed: {lost[0]}{more}"))
         return torch.tensor([read[image] for image in images], dtype=torch.float64).view(-1, 2)
 
     def _check_shape(self, index: int, size: tuple[int, int]) -> None:
@@ -241,13 +268,14 @@ class TableDataset(ConceptDataset):
                 f"table says {given_width:g} x {given_height:g}, of other proportions: its boxes would be misplaced"
             )
 
-    def _check_denied(self, labels: Tensor) -> None:
+    def _check_denied(self, labels: Tensor, on_fault: OnFault) -> None:
         """Refuse boxes of a concept whose label says that it is absent."""
         drawn = self._boxes.drawn
         denied = labels[drawn.image, drawn.concept] == 0
         pairs = zip(drawn.image[denied].tolist(), drawn.concept[denied].tolist(), strict=True)
         if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
-            raise ValueError(f"labels say 0 where boxes are drawn, in {shorten(found)}; correct one of the two")
+            text = f"labels say 0 where boxes are drawn, in {shorten(found)}; correct one of the two"
+            on_fault(Fault("box that a label denies", text))
 
 
 def _image_column(table: Table, name: str | None) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptcam._checks import shorten
 from conceptcam.data.coco_file import OVERSHOOT, DrawnBoxes, InvalidBoxes, box_fractions
+from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, plain
 
 BoxUnit = Literal["pixels", "fractions"]
@@ -87,6 +88,9 @@ def read_boxes(
     image = torch.tensor([images[row] for row in rows], dtype=torch.long)
     concept = torch.tensor([list(concepts).index(names[row]) for row in rows], dtype=torch.long)
     sizes = image_sizes(image.tolist()) if found == "pixels" else torch.ones(len(rows), 2, dtype=torch.float64)
+    if sizes.isnan().any():  # a fault that was reported: nobody knows where these boxes are
+        placed = (~sizes.isnan().any(dim=1)).nonzero()[:, 0]
+        image, concept, sizes, rows = image[placed], concept[placed], sizes[placed], [rows[i] for i in placed.tolist()]
     overshoot = OVERSHOOT if found == "pixels" else _FRACTION_OVERSHOOT
     xyxy, bad = box_fractions(xywh[rows], sizes, overshoot=overshoot)
     for number in bad.nonzero()[:1, 0].tolist():
@@ -133,10 +137,11 @@ def _xywh(table: Table) -> Tensor:
             partial = numbers.isnan().any(dim=1) & ~numbers.isnan().all(dim=1)
             if partial.any():
                 row = int(partial.nonzero()[0])
-                raise ValueError(
+                text = (
                     f"{int(partial.sum())} boxes of {table.name} lack a number, the first in {table.where(row)}: "
                     f"{_shown(numbers[row])}; write all four, or none where there is nothing to draw"
                 )
+                table.on_fault(Fault("box that cannot be", text))
             return torch.cat([numbers[:, :2], numbers[:, 2:] - numbers[:, :2]], dim=1) if names in _CORNERS else numbers
     raise ValueError(
         f"{table.name} has no boxes: expected the columns x_min, y_min, x_max, y_max, or x, y, width, height; "
@@ -150,9 +155,10 @@ def _refuse_misspelt(table: Table, left_out: Sequence[str] | Counter[str], conce
         # Other findings may have similar names, such as Pneumonia and Pneumothorax: a slip is nearer.
         close = close or get_close_matches(name, concepts, n=1, cutoff=_SLIP)
         if close:
-            raise ValueError(
+            text = (
                 f"{table.name} has boxes of {name!r}, which is no concept here; did you mean {close}? Write both alike"
             )
+            table.on_fault(Fault("misspelt concept", text))
 
 
 def _recognize(table: Table, xywh: Tensor, unit: BoxUnit | None) -> BoxUnit:
@@ -171,10 +177,11 @@ def _recognize(table: Table, xywh: Tensor, unit: BoxUnit | None) -> BoxUnit:
             f"the boxes of {table.name} are said to be in pixels, but none goes beyond 1, so they look like fractions"
         )
     if small.any() and not small.all():
-        raise ValueError(
+        text = (
             f"{int(small.sum())} of {len(small)} boxes of {table.name} look like fractions, such as "
             f"{_shown(xywh[small][0])} (x, y, width, height), and the others like pixels; write all in one unit"
         )
+        table.on_fault(Fault("boxes in two units", text))
     return "fractions" if small.all() else "pixels"
 
 
@@ -187,11 +194,12 @@ def _tell_invalid(
     if invalid_boxes == "skip":
         _log.warning("left out %s, which cannot be; %s", found, shown)
         return
-    raise ValueError(
+    text = (
         f"{found} cannot be: {shown}; expected boxes with an area, inside the image. If they were drawn on images of "
         "another size, give it in the columns image_width and image_height; or set `invalid_boxes` to 'skip' "
         "(--invalid-boxes skip)"
     )
+    table.on_fault(Fault("box that cannot be", text))
 
 
 def _shown(numbers: Tensor) -> str:

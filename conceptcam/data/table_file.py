@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptcam._checks import did_you_mean, shorten
+from conceptcam.data.faults import Fault, OnFault, refuse_fault
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,17 +37,25 @@ class Table:
         lines: Where each row stands: its line in the file, or its number in the DataFrame, from 0.
         decimal_comma: Whether a comma in a number separates its fraction, as it may where cells are not
             separated by commas.
+        on_fault: Is told of cells and rows that cannot be used, which then count as unknown or are left out.
 
     Raises:
         ValueError: If there is no row.
     """
 
     def __init__(
-        self, name: str, columns: Mapping[str, Sequence[str]], lines: Sequence[int], *, decimal_comma: bool = False
+        self,
+        name: str,
+        columns: Mapping[str, Sequence[str]],
+        lines: Sequence[int],
+        *,
+        decimal_comma: bool = False,
+        on_fault: OnFault = refuse_fault,
     ) -> None:
         if not lines:
             raise ValueError(f"{name} has no rows below its header {shorten(map(repr, columns))}")
-        self.name, self.columns, self.lines, self.decimal_comma = name, columns, lines, decimal_comma
+        self.name, self.columns, self.lines = name, columns, lines
+        self.decimal_comma, self.on_fault = decimal_comma, on_fault
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -70,7 +79,11 @@ class Table:
     def select(self, kept: Sequence[bool]) -> "Table":
         """Some of the rows."""
         columns = {name: list(compress(cells, kept)) for name, cells in self.columns.items()}
-        return Table(self.name, columns, list(compress(self.lines, kept)), decimal_comma=self.decimal_comma)
+        return self.derive(columns, list(compress(self.lines, kept)))
+
+    def derive(self, columns: Mapping[str, Sequence[str]], lines: Sequence[int]) -> "Table":
+        """Other columns and rows that were made of this table's."""
+        return Table(self.name, columns, lines, decimal_comma=self.decimal_comma, on_fault=self.on_fault)
 
     def where(self, row: int) -> str:
         """Where a row stands, for messages."""
@@ -116,11 +129,13 @@ class Table:
             row = next(row for row, cell in enumerate(cells) if cell in strange)
             count = sum(cell in strange for cell in cells)
             date = "; it looks like a date, which spreadsheets make of numbers" if _DATE.fullmatch(cells[row]) else ""
-            raise ValueError(
+            text = (
                 f"column {name!r} of {self.name} holds {cells[row]!r} in {self.where(row)}, one of {count} such "
                 f"cells; expected {expected}, or nothing where nobody said{date}"
             )
-        return [known[cell] for cell in cells]  # type: ignore[misc]  # None was refused
+            self.on_fault(Fault("cell that cannot be read", text))
+        values = {cell: math.nan if value is None else value for cell, value in known.items()}
+        return [values[cell] for cell in cells]
 
 
 def is_unknown(cell: str) -> bool:
@@ -138,7 +153,7 @@ def is_table(path: str | PathLike[str]) -> bool:
     return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
-def read_table(source: "str | PathLike[str] | pd.DataFrame") -> Table:
+def read_table(source: "str | PathLike[str] | pd.DataFrame", on_fault: OnFault = refuse_fault) -> Table:
     """The columns of a table.
 
     CSV may be separated by commas, semicolons, tabs or bars; the header tells which. Text is UTF-8, with or without a
@@ -146,6 +161,7 @@ def read_table(source: "str | PathLike[str] | pd.DataFrame") -> Table:
 
     Args:
         source: A CSV, TSV or Parquet file, or a pandas DataFrame. Parquet needs the extra `table`.
+        on_fault: Is told of rows and cells that cannot be used; see `Table`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -155,14 +171,14 @@ def read_table(source: "str | PathLike[str] | pd.DataFrame") -> Table:
     """
     if isinstance(source, str | PathLike):
         path = Path(source)
-        return _from_parquet(path) if path.suffix.lower() == ".parquet" else _from_text(path)
+        return _from_parquet(path, on_fault) if path.suffix.lower() == ".parquet" else _from_text(path, on_fault)
     pandas = sys.modules.get("pandas")  # who holds a DataFrame has imported it
     if pandas is not None and isinstance(source, pandas.DataFrame):
-        return _from_frame("the DataFrame", source)
+        return _from_frame("the DataFrame", source, on_fault)
     raise TypeError(f"expected a path or a pandas DataFrame as table, got {type(source).__name__}")
 
 
-def _from_text(path: Path) -> Table:
+def _from_text(path: Path, on_fault: OnFault) -> Table:
     text = _decode(path)
     separator = _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -181,14 +197,18 @@ def _from_text(path: Path) -> Table:
     lines.pop(0)
     if rows and len(rows[0]) < len(header) and not any(header[len(rows[0]) :]):
         del header[len(rows[0]) :]  # separators at the end of the header alone, as in a table of NIH
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise ValueError(
-                f"line {line} of {path} has {len(row)} cells, but the header has {len(header)}, separated by "
-                f"{separator!r}; put cells that hold the separator in double quotes"
-            )
+    kept = [len(row) == len(header) for row in rows]
+    if not all(kept):
+        first = kept.index(False)
+        more = f" (and {kept.count(False) - 1} other lines)" if kept.count(False) > 1 else ""
+        text = (
+            f"line {lines[first]} of {path}{more} has {len(rows[first])} cells, but the header has {len(header)}, "
+            f"separated by {separator!r}; put cells that hold the separator in double quotes"
+        )
+        on_fault(Fault("row of another length", text))
+        rows, lines = list(compress(rows, kept)), list(compress(lines, kept))
     cells = [[*map(str.strip, column)] for column in zip(*rows, strict=True)] or [[] for _ in header]
-    return Table(path.name, _named(path.name, header, cells), lines, decimal_comma=separator != ",")
+    return Table(path.name, _named(path.name, header, cells), lines, decimal_comma=separator != ",", on_fault=on_fault)
 
 
 def _decode(path: Path) -> str:
@@ -228,7 +248,7 @@ def _named(table: str, header: Sequence[str], cells: Sequence[Sequence[str]]) ->
     return {name: column for name, column in zip(header, cells, strict=True) if name}
 
 
-def _from_parquet(path: Path) -> Table:
+def _from_parquet(path: Path, on_fault: OnFault) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
@@ -240,13 +260,13 @@ def _from_parquet(path: Path) -> Table:
         frame = pd.read_parquet(path, engine="pyarrow")
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-    return _from_frame(path.name, frame)
+    return _from_frame(path.name, frame, on_fault)
 
 
-def _from_frame(name: str, frame: "pd.DataFrame") -> Table:
+def _from_frame(name: str, frame: "pd.DataFrame", on_fault: OnFault) -> Table:
     header = [str(column).strip() for column in frame.columns]
     cells = [_texts(frame.iloc[:, number]) for number in range(len(header))]
-    return Table(name, _named(name, header, cells), range(len(frame)))
+    return Table(name, _named(name, header, cells), range(len(frame)), on_fault=on_fault)
 
 
 def _texts(column: "pd.Series[Any]") -> list[str]:

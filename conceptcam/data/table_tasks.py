@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conceptcam._checks import check_choice, check_names, did_you_mean, shorten
 from conceptcam.config import TaskKind
+from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, is_unknown
 
 # With more classes than this fraction of the rows, a column holds names or numbers of images, not classes.
@@ -69,10 +70,12 @@ def holds_classes(table: Table, column: str) -> bool:
     strange = [cell for cell in different if table.label(cell) is None]
     plain = [cell for cell in different if table.label(cell) is not None and not is_unknown(cell)]
     if strange and plain and any(table.number(cell) is None for cell in strange):
-        raise ValueError(
+        text = (
             f"column {column!r} of {table.name} holds labels, such as {plain[0]!r}, and words, such as {strange[0]!r} "
             f"in {table.where(table.column(column).index(strange[0]))}; write 0 or 1 in each row, or a class in each"
         )
+        table.on_fault(Fault("labels and words in one column", text))
+        return False
     return bool(strange)
 
 
@@ -89,10 +92,11 @@ def _read_classes(table: Table, column: str, classes: Sequence[str] | None) -> T
     index = {name: number for number, name in enumerate(classes)}
     if unknown := [name for name in counts if name not in index]:
         row = cells.index(unknown[0])
-        raise ValueError(
+        text = (
             f"column {column!r} of {table.name} holds {unknown[0]!r} in {table.where(row)}, which is no known class"
             f"{did_you_mean(unknown[0], index)}; known: {list(index)}"
         )
+        table.on_fault(Fault("unknown label", text))
     known = torch.tensor([index.get(cell, -1) for cell in cells])
     labels = (known[:, None] == torch.arange(len(index))).float()
     labels[known < 0] = torch.nan
@@ -112,7 +116,8 @@ def _check_sums(table: Table, columns: Sequence[str], labels: Tensor) -> None:
     known = (labels >= 0).all(dim=1)
     wrong = (known & ((labels.sum(dim=1) - 1).abs() > 1e-3)).nonzero()[:, 0].tolist()
     if wrong:
-        raise ValueError(
+        text = (
             f"the classes {shorten(map(repr, columns))} of {table.name} do not sum to 1 in {table.where(wrong[0])}, "
             f"one of {len(wrong)} such rows; exactly one class is true of an image"
         )
+        table.on_fault(Fault("classes that do not exclude each other", text))

@@ -144,3 +144,77 @@ def test_what_is_at_fault_is_left_out_of_the_data(folder: Path):
     assert len(data.all_boxes) < len(sound.all_boxes)
     with pytest.raises(ValueError, match="lack one of"):
         CocoDataset(folder / "train.json", folder / "images")
+
+
+def write_table(folder: Path) -> None:
+    """A sound table of 16 images with boxes, beside their images."""
+    write_coco(folder, "train", 16, 0)
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "boxes.csv").write_text("image,concept,x,y,width,height\n")
+    present = Counter((box["image_id"], box["category_id"]) for box in content["annotations"])
+    lines = ["image,bright,dark,striped,kind"]
+    for image in content["images"]:
+        labels = [str(int((image["id"], k) in present)) for k in range(3)]
+        lines.append(",".join([image["file_name"], *labels, "busy" if labels.count("1") > 1 else "calm"]))
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    with (folder / "boxes.csv").open("a") as file:
+        for box in content["annotations"]:
+            name = content["categories"][box["category_id"]]["name"]
+            row = [f"train-{box['image_id']}.png", name, *map(str, box["bbox"])]
+            file.write(",".join(row) + "\n")
+
+
+def inspect_table(folder: Path) -> tuple[int, dict[str, Any]]:
+    table = ["--images", str(folder / "images"), "--concepts", "bright", "dark", "striped", "--task", "kind"]
+    report = folder / "report.json"
+    code = main(["inspect", str(folder / "labels.csv"), *table, "--boxes", str(folder / "boxes.csv"), *SIZE,
+                 "--json", str(report)])  # fmt: skip
+    return code, json.loads(report.read_text())
+
+
+def test_nothing_is_said_of_a_sound_table(tmp_path: Path):
+    write_table(tmp_path)
+    code, report = inspect_table(tmp_path)
+    assert (code, report["faults"], report["images"]) == (0, [], 16)
+
+
+def test_every_fault_of_tables_is_listed(tmp_path: Path):
+    write_table(tmp_path)
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("gone.png,0,0,0,calm\n../x.png,0,0,0,calm\n./train-1.png,0,0,0,calm\n,0,0,0,calm\n")
+        file.write("train-2.png,0,0\n")
+    rows = (tmp_path / "labels.csv").read_text().splitlines()
+    name, bright, dark, striped, kind = rows[3].split(",")
+    rows[3] = ",".join([name, "2026-01-01", dark, striped, kind])
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    boxes = (tmp_path / "boxes.csv").read_text().splitlines()
+    drawn = [row.split(",") for row in boxes[1:]]
+    free = next(row for row in rows[5:17] if row.split(",")[1] == "0").split(",")[0]
+    boxes[2] = ",".join([*drawn[1][:2], "1", "1", "0", "5"])
+    boxes += [f"{drawn[2][0]},{drawn[2][1]},1,1,,5", f"{drawn[2][0]},Bright,1,1,9,9", f"{free},bright,1,1,9,9"]
+    boxes += [f"{drawn[2][0]},{drawn[2][1]},0.1,0.1,0.5,0.5", f"{drawn[3][0]},{drawn[3][1]},wide,1,9,9"]
+    (tmp_path / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    (tmp_path / "images" / drawn[-1][0]).write_bytes(b"\x89PNG\r\n\x1a\n")
+    code, report = inspect_table(tmp_path)
+    found = {fault["kind"]: fault["text"] for fault in report["faults"]}
+    expected = {
+        "missing image": "1 of 20 images are missing from",
+        "image outside the folder": "1 of 20 rows name images outside",
+        "repeated entry": "'train-1.png' (line 3) and './train-1.png' (line 20)",
+        "row without an image": "1 of 20 rows have no image: '' (line 21)",
+        "row of another length": "line 22 of ",
+        "cell that cannot be read": "column 'bright' of labels.csv holds '2026-01-01' in line 4, one of 1 such cells",
+        "misspelt concept": "boxes.csv has boxes of 'Bright', which is no concept here; did you mean",
+        "box that a label denies": f"labels say 0 where boxes are drawn, in {free!r} ('bright')",
+        "box that cannot be": " of boxes.csv ",
+        "boxes in two units": "1 of ",
+        "boxes on unreadable images": "the boxes of an image cannot be placed: cannot read the image",
+        "unreadable image": "1 images cannot be read",
+    }
+    assert code == 1 and report["images"] == 16
+    assert set(found) == set(expected)
+    for fault, text in expected.items():
+        assert text in found[fault]
+    every = [fault["text"] for fault in report["faults"]]
+    for text in ("cannot be: the first is [1, 1, 0, 5]", "lack a number", "column 'x' of boxes.csv holds 'wide'"):
+        assert any(text in one for one in every)
