@@ -14,8 +14,8 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from conceptcam.analysis.evaluation import evaluate, fit_thresholds
-from conceptcam.analysis.fitting import fit_calibration, fit_novelty
+from conceptcam.analysis.evaluation import evaluate
+from conceptcam.analysis.fitting import fit_calibration, fit_novelty, fit_thresholds
 from conceptcam.config import Bottleneck, ConceptConfig, TrainingRecord, to_json
 from conceptcam.data.phantom import SIDED_CONCEPTS
 from conceptcam.data.phantom.dataset import phantom_data

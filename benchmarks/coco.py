@@ -12,7 +12,7 @@ from typing import Any
 from measuring import finish
 
 from conceptcam import CocoDataset, ConceptConfig
-from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.backbones import backbone_normalization
 from conceptcam.data.transforms import default_augmentation
 from conceptcam.runs.options import RunOptions

@@ -6,15 +6,17 @@ from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
     from conceptcam._version import __version__ as __version__
-    from conceptcam.analysis.evaluation import (
-        Evaluation as Evaluation,
-        evaluate as evaluate,
-        fit_thresholds as fit_thresholds,
-    )
+    from conceptcam.analysis.evaluation import evaluate as evaluate
+    from conceptcam.analysis.evaluation_result import Evaluation as Evaluation
     from conceptcam.analysis.explanation import Explanation as Explanation, explain as explain
     from conceptcam.analysis.export import export_model as export_model
-    from conceptcam.analysis.fitting import fit_calibration as fit_calibration, fit_novelty as fit_novelty
-    from conceptcam.analysis.intervention import Intervention as Intervention, intervene as intervene
+    from conceptcam.analysis.fitting import (
+        fit_calibration as fit_calibration,
+        fit_novelty as fit_novelty,
+        fit_thresholds as fit_thresholds,
+    )
+    from conceptcam.analysis.intervention import Intervention as Intervention
+    from conceptcam.analysis.intervention_result import intervene as intervene
     from conceptcam.analysis.learning_curves import plot_learning_curves as plot_learning_curves
     from conceptcam.backbones import (
         Backbone as Backbone,

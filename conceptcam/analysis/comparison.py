@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conceptcam._files import nan_to_null
 from conceptcam._text import text_table
-from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.evaluation_table import cell
 from conceptcam.metrics.classification import per_label_metrics, well_supported
 from conceptcam.metrics.intervals import Interval, label_intervals

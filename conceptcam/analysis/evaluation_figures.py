@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.evaluation_result import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

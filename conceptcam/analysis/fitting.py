@@ -1,20 +1,72 @@
-"""What a model's record learns after training, beside thresholds: calibration, and how training images look."""
+"""What a model's record learns after training: thresholds, calibration, and how training images look."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from conceptcam.analysis.answers import collect_answers
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.calibration import Scaling, ScalingMethod, fit_scaling
+from conceptcam.metrics.classification import best_thresholds, thresholds_at, typical_probabilities
 from conceptcam.metrics.novelty import feature_distance, fit_feature_statistics
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import typical_evidence_of
 from conceptcam.model.device import eval_mode
 from conceptcam.model.novelty import pack_statistics, unlike_threshold, unpack_statistics
 from conceptcam.model.taught import check_taught, tasks_taught
+
+
+@torch.inference_mode()
+def fit_thresholds(
+    model: ConceptModel,
+    batches: Batches,
+    *,
+    thresholds_source: str,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+) -> None:
+    """Choose on validation data from which probability a concept is called present, into the model's record.
+
+    The threshold of each concept is that of the highest F1, or the one that reaches a target. The median probabilities
+    of present and of absent concepts are recorded beside it and, if prototypes were taught, the median evidence of each
+    prototype: what an `Intervention` takes for "present" and "absent". So call it after the last stage too.
+
+    Args:
+        model: A model that was taught concepts.
+        batches: Validation data, never the data that figures are reported on.
+        thresholds_source: What to call that data in the record.
+        sensitivity: As in `conceptcam.metrics.thresholds_at`; None takes the highest F1, unless `specificity` is given.
+        specificity: The same.
+    """
+    check_taught(model.config, model.record)
+    answers = collect_answers(model, batches, evidence=True)
+    logits, labels = answers.concept_logits, answers.concepts
+    present, absent = typical_probabilities(logits, labels)
+    if sensitivity is None and specificity is None:
+        thresholds = best_thresholds(logits, labels)
+    else:
+        thresholds = thresholds_at(logits, labels, sensitivity=sensitivity, specificity=specificity)
+
+    def by_name(values: Tensor) -> dict[str, Any]:
+        return dict(zip(model.config.concepts, values.tolist(), strict=True))
+
+    evidence: dict[str, Any] = {}
+    if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages:
+        typical = typical_evidence_of(answers.evidence, labels)
+        evidence = {"evidence_present": by_name(typical.present), "evidence_absent": by_name(typical.absent)}
+    model.record = dataclasses.replace(
+        model.record,
+        thresholds=by_name(thresholds),
+        typical_present=by_name(present),
+        typical_absent=by_name(absent),
+        **evidence,
+        thresholds_source=thresholds_source,
+    )
 
 
 @torch.inference_mode()

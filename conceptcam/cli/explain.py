@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print and draw what a model sees in images."""
     from conceptcam.analysis.figures import save_png
-    from conceptcam.analysis.intervention import intervene_images
+    from conceptcam.analysis.intervention_result import intervene_images
     from conceptcam.model.taught import check_taught
 
     how = make_options(options)

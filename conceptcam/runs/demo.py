@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import concept_sheet, save_png
 from conceptcam.config import Bottleneck, ConceptConfig

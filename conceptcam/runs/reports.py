@@ -15,7 +15,8 @@ from torch import Tensor
 from conceptcam._checks import check_known, check_not_str
 from conceptcam._files import atomic_write, file_names, write_json, write_text
 from conceptcam.analysis.baselines import Baselines
-from conceptcam.analysis.evaluation import Evaluation, evaluate
+from conceptcam.analysis.evaluation import evaluate
+from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
 from conceptcam.analysis.learning_curves import plot_learning_curves

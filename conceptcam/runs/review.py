@@ -9,7 +9,7 @@ from torch import Tensor
 from conceptcam.analysis import doubts
 from conceptcam.analysis.answers import Answers, collect_answers
 from conceptcam.analysis.baselines import LEAST_IMAGES, MOST_IMAGES, Baselines, fit_baselines, spread_rows
-from conceptcam.analysis.evaluation import Evaluation
+from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.config import ConceptConfig, TaskKind
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.splits import ConceptSubset

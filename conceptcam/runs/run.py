@@ -13,8 +13,8 @@ import torch
 
 from conceptcam._files import write_json
 from conceptcam._version import __version__
-from conceptcam.analysis.evaluation import Evaluation, fit_thresholds
-from conceptcam.analysis.fitting import fit_calibration, fit_novelty
+from conceptcam.analysis.evaluation_result import Evaluation
+from conceptcam.analysis.fitting import fit_calibration, fit_novelty, fit_thresholds
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.image_cache import ImageCache

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from conceptcam.analysis.evaluation import evaluate, fit_thresholds
+from conceptcam.analysis.evaluation import evaluate
+from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from conceptcam.analysis.faithfulness import measure_faithfulness, randomization_check, removal_effects
+from conceptcam.analysis.faithfulness import measure_faithfulness
+from conceptcam.analysis.randomization import randomization_check
+from conceptcam.analysis.removal import removal_effects
 from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_DISEASES, PhantomConfig, PhantomDataset
 from conceptcam.data.phantom.render import Phantom
 from conceptcam.metrics.faithfulness import blurred, curve_areas, perturbation_curves

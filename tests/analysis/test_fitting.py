@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 
-from conceptcam.analysis.evaluation import evaluate, fit_thresholds
+from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.explanation import explain
-from conceptcam.analysis.fitting import fit_calibration
-from conceptcam.analysis.intervention import Intervention, intervene
+from conceptcam.analysis.fitting import fit_calibration, fit_thresholds
+from conceptcam.analysis.intervention import Intervention
+from conceptcam.analysis.intervention_result import intervene
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.metrics.calibration import fit_scaling
 from tests.worlds import CONCEPTS, TASKS, Squares, batches, tiny_model

@@ -5,16 +5,10 @@ import math
 import pytest
 import torch
 
-from conceptcam.analysis.evaluation import fit_thresholds
 from conceptcam.analysis.explanation import explain
-from conceptcam.analysis.intervention import (
-    Intervention,
-    apply_interventions,
-    intervene,
-    intervene_images,
-    parse_answer,
-    weigh_logits,
-)
+from conceptcam.analysis.fitting import fit_thresholds
+from conceptcam.analysis.intervention import Intervention, apply_interventions, parse_answer, weigh_logits
+from conceptcam.analysis.intervention_result import intervene, intervene_images
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.data.phantom.dataset import PhantomDataset
 from conceptcam.model.concept_model import ConceptModel

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conceptcam.analysis import intervention_curves as curves
-from conceptcam.analysis.evaluation import evaluate, fit_thresholds
+from conceptcam.analysis.evaluation import evaluate
+from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.analysis.intervention import Intervention, apply_interventions
 from conceptcam.analysis.intervention_curves import intervention_curve
 from conceptcam.metrics.classification import per_label_metrics, task_scores

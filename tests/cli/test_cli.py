@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from conceptcam.analysis.intervention import Intervention, intervene
+from conceptcam.analysis.intervention import Intervention
+from conceptcam.analysis.intervention_result import intervene
 from conceptcam.backbones import create_backbone
 from conceptcam.cli.inputs import make_options
 from conceptcam.cli.main import build_parser, main

@@ -1,0 +1,145 @@
+"""What a model concludes from an image before and after a person has told it that it is wrong."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from conceptcam._files import nan_to_null
+from conceptcam.analysis.explanation import Explanation, explain_output, image_outputs
+from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.outputs import ConceptOutput
+from conceptcam.model.taught import check_taught
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions
+
+
+class AnsweredConcept(NamedTuple):
+    """One concept before and after an intervention."""
+
+    concept: str
+    before: float
+    """Probability that the model gave."""
+    answer: Answer | None
+    """What was answered; None for a concept of which only places or prototypes were named."""
+    after: float
+    """Probability that counts now."""
+
+
+class InterventionResult(NamedTuple):
+    """What a model said of one image, what was answered, and what it says now."""
+
+    before: Explanation
+    after: Explanation
+    concepts: tuple[AnsweredConcept, ...]
+    """The concepts that the intervention names, in the model's order."""
+    rejected: tuple[str | tuple[str, int], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The explanations before and after, and what was answered, ready for JSON."""
+        named = {one.concept: {"before": one.before, "answer": one.answer, "after": one.after} for one in self.concepts}
+        parts = {"concepts": named, "rejected": list(self.rejected)}
+        return {"before": self.before.as_dict(), "after": self.after.as_dict(), "intervention": nan_to_null(parts)}
+
+    def lines(self) -> list[str]:
+        """What was answered, and each task before and after, as lines to read."""
+        lines = []
+        for one in self.concepts:
+            answer = "" if one.answer is None else f", answered {one.answer}"
+            lines.append(f"  {one.concept:<28} {one.before:6.3f} -> {one.after:6.3f}{answer}")
+        lines += [f"  rejected: {_rejected_text(one)}" for one in self.rejected]
+        for before, after in zip(self.before.tasks, self.after.tasks, strict=True):
+            change = f"logit {before.logit:+.2f} -> {after.logit:+.2f}"
+            lines.append(f"  {before.task}: p = {before.probability:.3f} -> {after.probability:.3f}, {change}")
+        return lines
+
+    def figure(self, *, concepts: Sequence[str] = (), top: int = 3) -> "Image":
+        """The maps of some concepts before, and below them after.
+
+        Args:
+            concepts: Which to show; if empty, those that were answered, or the `top` most probable before.
+            top: How many to show if nothing was answered.
+        """
+        from conceptcam.analysis.figures import Tile, contact_sheet  # needs Pillow
+
+        answered = [one.concept for one in self.concepts]
+        names = concepts or answered or [one.concept for one in self.before.concepts[:top]]
+        rows = [
+            Tile(word, said.figure(concepts=names)) for word, said in zip(("Before", "After"), self[:2], strict=True)
+        ]
+        return contact_sheet(rows, columns=1)
+
+
+def intervene(
+    model: ConceptModel, image: Any, intervention: Intervention, *, task: str | None = None
+) -> InterventionResult:
+    """What a model concludes from an image, before and after a person has answered or pointed.
+
+    Args:
+        model: A model that was taught concepts; it is left as it is.
+        image: As `explain` takes.
+        intervention: What is answered.
+        task: As in `explain`.
+
+    Raises:
+        ValueError: As `explain`, or if the intervention does not fit the model, or the record of the model does not say
+            what is typical of a concept that is answered.
+    """
+    return next(intervene_images(model, [image], [intervention], task=task))
+
+
+def intervene_images(
+    model: ConceptModel,
+    images: Sequence[Any],
+    interventions: Intervention | Sequence[Intervention],
+    *,
+    task: str | None = None,
+    batch_size: int = 32,
+) -> Iterator[InterventionResult]:
+    """`intervene` for each image, in order, computed in batches.
+
+    Args:
+        model: As in `intervene`.
+        images: Each as in `explain`.
+        interventions: One for all images, or one for each.
+        task: As in `explain`.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ValueError: As `intervene`, once the first result is asked for.
+    """
+    check_taught(model.config, model.record, task=task)
+    each = [interventions] * len(images) if isinstance(interventions, Intervention) else list(interventions)
+    if len(each) != len(images):
+        raise ValueError(f"need one intervention for all images or one each, got {len(each)} for {len(images)} images")
+    said = image_outputs(model, images, batch_size=batch_size)
+    for (pixels, output), intervention in zip(said, each, strict=True):
+        yield _result(model, pixels, output, apply_interventions(model, output, [intervention]), intervention)
+
+
+def _result(
+    model: ConceptModel, pixels: Tensor, output: ConceptOutput, changed: ConceptOutput, intervention: Intervention
+) -> InterventionResult:
+    before = explain_output(model, pixels, output)
+    after = explain_output(model, pixels, changed) if _says_something(intervention) else before
+    rejected = [one if isinstance(one, str) else one[0] for one in intervention.rejected]
+    named = {*intervention.answers, *intervention.here, *intervention.not_here, *intervention.weights, *rejected}
+    concepts = tuple(
+        AnsweredConcept(
+            name, before.concept(name).probability, intervention.answers.get(name), after.concept(name).probability
+        )
+        for name in model.config.concepts
+        if name in named
+    )
+    return InterventionResult(before, after, concepts, tuple(intervention.rejected))
+
+
+def _says_something(one: Intervention) -> bool:
+    return bool(one.answers or one.here or one.not_here or one.weights or one.rejected)
+
+
+def _rejected_text(one: str | tuple[str, int]) -> str:
+    return one if isinstance(one, str) else f"prototype {one[1]} of {one[0]}"
