@@ -22,7 +22,6 @@ from conceptcam.metrics.classification import (
 )
 from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
-from conceptcam.metrics.thresholds import best_thresholds, thresholds_at, typical_probabilities
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.novelty import can_tell
 from conceptcam.model.predictions import concept_probabilities, task_probabilities

@@ -12,8 +12,8 @@ from conceptcam.analysis.answers import collect_answers
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.calibration import Scaling, ScalingMethod, fit_scaling
-from conceptcam.metrics.classification import best_thresholds, thresholds_at, typical_probabilities
 from conceptcam.metrics.novelty import feature_distance, fit_feature_statistics
+from conceptcam.metrics.thresholds import best_thresholds, thresholds_at, typical_probabilities
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import typical_evidence_of
 from conceptcam.model.device import eval_mode
