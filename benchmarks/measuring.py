@@ -138,7 +138,7 @@ def run_side_by_side(
 ) -> None:
     """Call `run(row, seed, *given)` for each row and seed, `jobs` at a time in processes of one thread each.
 
-    Each result is appended to the file as it comes; one that fails is told and does not stop the others.
+    Each result is appended to the file as it comes; one that fails is reported and does not stop the others.
     """
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
     with pool:

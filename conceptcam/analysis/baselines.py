@@ -171,7 +171,7 @@ def headline_scores(
     """The figures in which models are compared.
 
     Args:
-        concept_logits: (N, K); None of a model that is told the concepts.
+        concept_logits: (N, K); None of a model that reads the true concepts.
         concepts: (N, K) labels, NaN where unknown.
         task_logits: (N, T).
         targets: (N, T) labels, NaN where unknown; (N, 0) gives NaN.

@@ -17,6 +17,7 @@ _NEARLY_ALL = 0.95  # of the images get one answer
 _UNEXPLAINED = {"multiclass": 0.05, "multilabel": 0.25}  # by how much more than are so; a rare task is absent mostly
 _HARDLY = 0.02  # a relative change of the loss
 _GAP = 0.15  # of AUROC between training and other images
+_FEW_TO_LEARN_TO_SEE = 1000  # images; below, the preset `recommended` keeps a trained backbone as it is
 _FEW_TO_CHOOSE_BY = 10  # images on a side of a label
 _FEW_PER_PROTOTYPE = 5  # positives
 _FEW_TO_AVERAGE = 5  # images on a side of a label
@@ -43,6 +44,22 @@ def one_answer_doubts(
         "are; the model hardly tells them apart."
         for what, given, right in answers
         if given >= _NEARLY_ALL and given - right >= _UNEXPLAINED[kind]
+    ]
+
+
+def untrained_doubts(images: int, *, trained: bool) -> list[str]:
+    """A backbone of random weights that is to learn from fewer than 1,000 images; to be said before it does.
+
+    Args:
+        images: Training images.
+        trained: Whether the backbone starts from trained weights.
+    """
+    if trained or images >= _FEW_TO_LEARN_TO_SEE:
+        return []
+    return [
+        f"The backbone starts from random weights, and {images} training images are too few to learn what images look "
+        f"like; expect little of it. Start from trained weights: `pretrained=True` (--pretrained) or `weights` "
+        "(--weights)."
     ]
 
 

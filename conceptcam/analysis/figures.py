@@ -6,6 +6,7 @@ Stretching each map to its own range would make a map of noise look like a findi
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
@@ -28,6 +29,7 @@ _MARGIN, _GAP = 14, 12
 _BAR_WIDTH, _BAR_HEIGHT = 14, 110
 _NARROWEST = 110  # columns of thinner pictures are this wide, for the sake of their titles
 _LABEL_WIDTH = 130  # names of rows are wrapped there
+_PARTS_OF_A_WORD = re.compile(r"[^_/.-]*[_/.-]|[^_/.-]+")
 
 
 class Tile(NamedTuple):
@@ -352,17 +354,27 @@ def _text(text: str, size: int, width: int, color: tuple[int, int, int] = _INK) 
 
 
 def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of `text` that each fit in `width` pixels; a word too long for a line is broken."""
+    """Lines of `text` that each fit in `width` pixels.
+
+    A word too long for a line is broken behind an underscore, hyphen, slash or dot, as names of columns and files have
+    them; within a part alone that is too long itself.
+    """
     face, lines = _font(size), [""]
     for word in text.split():
-        if lines[-1] and face.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += " "
-        elif lines[-1]:
+        space = " " if lines[-1] else ""
+        if space and face.getlength(f"{lines[-1]} {word}") > width:
             lines.append("")
-        for letter in word:
-            if lines[-1] and face.getlength(lines[-1] + letter) > width:
+            space = ""
+        for part in _PARTS_OF_A_WORD.findall(word):
+            if lines[-1] and face.getlength(lines[-1] + space + part) > width:
                 lines.append("")
-            lines[-1] += letter
+            else:
+                lines[-1] += space
+            space = ""
+            for letter in part:
+                if lines[-1] and face.getlength(lines[-1] + letter) > width:
+                    lines.append("")
+                lines[-1] += letter
     return [line for line in lines if line]
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions
 
+_SHOWN_TASKS = 4
+"""Tasks that a picture names."""
+
 
 class AnsweredConcept(NamedTuple):
     """One concept before and after an intervention."""
@@ -57,7 +60,7 @@ class InterventionResult(NamedTuple):
         return lines
 
     def figure(self, *, concepts: Sequence[str] = (), top: int = 3) -> "Image":
-        """The maps of some concepts before, and below them after.
+        """The maps of some concepts before, and below them after, each with what the model concludes.
 
         Args:
             concepts: Which to show; if empty, those that were answered, or the `top` most probable before.
@@ -68,9 +71,17 @@ class InterventionResult(NamedTuple):
         answered = [one.concept for one in self.concepts]
         names = concepts or answered or [one.concept for one in self.before.concepts[:top]]
         rows = [
-            Tile(word, said.figure(concepts=names)) for word, said in zip(("Before", "After"), self[:2], strict=True)
+            Tile(word, said.figure(concepts=names), self._conclusion(said))
+            for word, said in zip(("Before", "After"), self[:2], strict=True)
         ]
         return contact_sheet(rows, columns=1)
+
+    def _conclusion(self, said: Explanation) -> str:
+        """The probabilities of the tasks: of many, of those that are the most probable before or after."""
+        pairs = zip(self.before.tasks, self.after.tasks, strict=True)
+        highest = [max(before.probability, after.probability) for before, after in pairs]
+        shown = sorted(range(len(highest)), key=lambda task: -highest[task])[:_SHOWN_TASKS]
+        return ", ".join(f"{said.tasks[task].task}: p = {said.tasks[task].probability:.3f}" for task in sorted(shown))
 
 
 def intervene(

@@ -1,6 +1,7 @@
 """Curves of a training: losses, score and learning rate over epochs."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -11,29 +12,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart with every common colour blindness, and by their lightness in print.
+# Distinct with every common colour blindness, and by their lightness in print.
 _TRAINING, _VALIDATION, _RATE, _BEST = "#56B4E9", "#D55E00", "#333333", "#009E73"
 
 
 def plot_learning_curves(results: Iterable[Any]) -> "Figure":
     """Draw the curves of every stage in a row: losses, score and learning rate over epochs; the best epoch is marked.
 
-    Undefined values leave gaps. Save the figure with `figure.savefig("curves.png")`; pyplot does not know of it.
+    A stage of one epoch, such as one whose weights were solved for, has no curve and is left out. Undefined
+    values leave gaps. Save the figure with `figure.savefig("curves.png")`; pyplot does not know of it.
 
     Args:
         results: An `EpochResult` of each epoch, as `Trainer.fit` returns and `read_history` reads them.
 
     Raises:
-        ValueError: If there are no results.
+        ValueError: If no stage has two epochs.
         ImportError: If matplotlib is not installed.
     """
-    stages = [(name, list(epochs)) for name, epochs in groupby(results, key=lambda result: result.stage)]
-    if not stages:
+    every = [(name, list(epochs)) for name, epochs in groupby(results, key=lambda result: result.stage)]
+    if not every:
         raise ValueError("there are no records to draw; `Trainer.fit` returns them, `read_history` reads them")
+    stages = [(name, epochs) for name, epochs in every if has_curve(epochs)]
+    if not stages:
+        raise ValueError(f"there are no curves to draw: each of the stages {[name for name, _ in every]} has one epoch")
     figure = new_figure("plot_learning_curves", width=12, height=2.9 * len(stages))
     for row, (name, epochs) in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):
         _draw_stage(list(row), name, epochs)
     return figure
+
+
+def has_curve(results: Iterable[Any]) -> bool:
+    """Whether a stage has more than one epoch."""
+    stages = Counter(result.stage for result in results)
+    return any(count > 1 for count in stages.values())
 
 
 def _draw_stage(row: Sequence["Axes"], name: str, results: Sequence[Any]) -> None:

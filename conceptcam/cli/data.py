@@ -117,7 +117,7 @@ def read_data(
         like: Training data or a model, whose concepts and tasks these data must have.
         task_kind: None takes that of `like`, else what a table shows, else `"multilabel"`.
         uncertain: What a label of -1 counts as.
-        on_fault: Is told of what cannot be used, which is then left out; None refuses it.
+        on_fault: Is given a fault for what cannot be used, which is then left out; None refuses it.
 
     Raises:
         OSError: If a file or folder is not there, or cannot be read.

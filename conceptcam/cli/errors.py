@@ -1,4 +1,4 @@
-"""Errors of the command line: each becomes one sentence (`sentence`), told once by one process (`tell`)."""
+"""Errors of the command line: each becomes one sentence (`sentence`), printed once by one process (`tell`)."""
 
 import errno
 import os
@@ -38,14 +38,14 @@ def tell(text: str, *, head: str = "") -> bool:
     """Write to standard error what went wrong, once.
 
     Of several processes the first one speaks. Where it went wrong in another one alone, that is named. A process
-    that was only told that another one had gone has nothing to say of its own.
+    that only knows that another one has gone has nothing to say of its own.
 
     Args:
         text: What went wrong; empty if this process does not know.
         head: What to write before it.
 
     Returns:
-        Whether it is told; if not, nobody knows more than the error itself.
+        Whether it was printed; if not, nobody knows more than the error itself.
     """
     rank = int(os.environ["RANK"]) if processes() > 1 else 0
     place = f"in process {rank} of {processes()}: " if rank else ""
@@ -53,16 +53,16 @@ def tell(text: str, *, head: str = "") -> bool:
     if rank and store is not None:
         if line:
             store.compare_set("complaint", "", line)  # the first one stays
-        if _awaited(store, "told"):
+        if _awaited(store, "printed"):
             return True
     elif store is not None and not line:
         line = _awaited(store, "complaint")
-        if line and store.check(["told"]):  # by who complained, and could not wait
+        if line and store.check(["printed"]):  # by who complained, and could not wait
             return True
     sys.stderr.write(line)
     sys.stderr.flush()
     if line and store is not None:
-        store.set("told", "yes")
+        store.set("printed", "yes")
     return bool(line)
 
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     how = make_options(options)
     intervention = _intervention(options)
-    told = bool(options.set or options.here or options.not_here or options.reject)
+    answered = bool(options.set or options.here or options.not_here or options.reject)
     model = load_model(options)
     intervention.check_fits(model.config)
     check_taught(model.config, model.record, task=options.task)
@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> None:
         lines = explanation.lines(top=options.top, say_unlike=not options.hide_unlike)
         show("\n".join([f"\n{path}{written}", *lines]))
         save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
-        write_json(folder / f"{name}.json", result.as_dict() if told else explanation.as_dict())
-        if told:
-            show("\n".join(["  told otherwise:", *result.lines()]))
-            save_png(result.figure(), folder / f"{name}-told.png")
+        write_json(folder / f"{name}.json", result.as_dict() if answered else explanation.as_dict())
+        if answered:
+            show("\n".join(["  with these answers:", *result.lines()]))
+            save_png(result.figure(), folder / f"{name}-answered.png")
     show(f"Written to {folder}")
 
 

@@ -31,7 +31,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or 2 after an error that the user can mend, told in one sentence.
+    """Run a command; the exit code is 0, or 2 after an error that the user can mend, printed as one sentence.
 
     `inspect` has the exit code 1 where it finds faults.
     """

@@ -64,7 +64,7 @@ def read_coco(path: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:
 
     Args:
         path: The JSON file.
-        on_fault: Is told of entries that cannot be used, which are then left out.
+        on_fault: Is given a fault for entries that cannot be used, which are then left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -146,7 +146,7 @@ def check_images(content: dict[str, Any], folder: Path, on_fault: OnFault = refu
     Args:
         content: As `read_coco` gives it.
         folder: What file names are relative to.
-        on_fault: Is told of entries that cannot be used, which are then left out, as are their annotations.
+        on_fault: Is given a fault for entries that cannot be used, which are then left out, as are their annotations.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -233,7 +233,7 @@ def draw_boxes(
         categories: Names by id.
         concepts: Names of those that are wanted.
         invalid_boxes: Whether boxes that cannot be are refused, or left out with a warning.
-        on_fault: Is told of annotations that cannot be used, which are then left out.
+        on_fault: Is given a fault for annotations that cannot be used, which are then left out.
 
     Raises:
         ValueError: If an annotation is of an unknown image or category, or of an image in which nobody drew boxes, or a

@@ -51,7 +51,7 @@ def find_images(
         cells: (N,) names as written.
         folder: What they are relative to.
         where: Says where a row stands, for messages.
-        on_fault: Is told of cells that mean no file, which are then left out.
+        on_fault: Is given a fault for cells that mean no file, which are then left out.
 
     Raises:
         FileNotFoundError: If there is no such folder.

@@ -311,11 +311,11 @@ def _duplicate_faults(
             pairs[True].append((first, second))
     for exact, kind in ((True, "image twice"), (False, "nearly the same images")):
         own = [pair for pair in pairs[exact] if exact or pair not in pairs[True]]
-        # A file that two parts name is told of as such.
+        # A file that two parts name was reported as such.
         own = [pair for pair in own if names[seen.rows[pair[0]]] != names[seen.rows[pair[1]]]]
-        told = [_describe(seen.rows[first], seen.rows[second], names, labels, parts) for first, second in own]
-        if told:
-            faults.append(Fault(kind, f"{len(told)} pairs: {shorten(told)}"))
+        texts = [_describe(seen.rows[first], seen.rows[second], names, labels, parts) for first, second in own]
+        if texts:
+            faults.append(Fault(kind, f"{len(texts)} pairs: {shorten(texts)}"))
     return faults
 
 

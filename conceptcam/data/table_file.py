@@ -37,7 +37,7 @@ class Table:
         lines: Where each row stands: its line in the file, or its number in the DataFrame, from 0.
         decimal_comma: Whether a comma in a number separates its fraction, as it may where cells are not
             separated by commas.
-        on_fault: Is told of cells and rows that cannot be used, which then count as unknown or are left out.
+        on_fault: Is given a fault for cells and rows that cannot be used, which then count as unknown or are left out.
 
     Raises:
         ValueError: If there is no row.
@@ -161,7 +161,7 @@ def read_table(source: "str | PathLike[str] | pd.DataFrame", on_fault: OnFault =
 
     Args:
         source: A CSV, TSV or Parquet file, or a pandas DataFrame. Parquet needs the extra `table`.
-        on_fault: Is told of rows and cells that cannot be used; see `Table`.
+        on_fault: Is given a fault for rows and cells that cannot be used; see `Table`.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -19,7 +19,7 @@ from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
-from conceptcam.analysis.learning_curves import plot_learning_curves
+from conceptcam.analysis.learning_curves import has_curve, plot_learning_curves
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -95,13 +95,17 @@ class MapHistory:
 
 
 def draw_learning(run: RunFolder, model: ConceptModel, maps: Iterable[MapHistory], example: ConceptItem | None) -> None:
-    """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed."""
-    for history in maps:
-        if example is not None and history.maps:
-            save_png(history.figure(model, example.boxes), run.figures / "learning.png")
-    if importlib.util.find_spec("matplotlib") is not None:
+    """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed.
+
+    Stages that were solved for have no curves.
+    """
+    for kept in maps:
+        if example is not None and kept.maps:
+            save_png(kept.figure(model, example.boxes), run.figures / "learning.png")
+    history = read_history(run.history)
+    if has_curve(history) and importlib.util.find_spec("matplotlib") is not None:
         with atomic_write(run.figures / "curves.png") as scratch:
-            plot_learning_curves(read_history(run.history)).savefig(scratch, format="png")
+            plot_learning_curves(history).savefig(scratch, format="png")
 
 
 def measure(

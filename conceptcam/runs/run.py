@@ -13,6 +13,7 @@ import torch
 
 from conceptcam._files import write_json
 from conceptcam._version import __version__
+from conceptcam.analysis.doubts import untrained_doubts
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.fitting import fit_calibration, fit_novelty, fit_thresholds
 from conceptcam.config import ConceptConfig
@@ -126,6 +127,8 @@ def train_run(
         echo(_beginning(run, config, options))
         if decided:
             echo(f"{decided}.")
+        for doubt in untrained_doubts(len(train), trained=options.pretrained or options.weights is not None):
+            echo(f"WARNING: {doubt}")
         _check_stages(model, stages, options)
         options = _with_precision(options, run, model, stages[0], val, echo)
         maps = []

@@ -90,7 +90,7 @@ def schedule(stage: Stage, optimizer: torch.optim.Optimizer, steps: int | None) 
         steps: Steps of the optimizer in the whole stage; None, for batches without a length, if the rate is constant.
 
     Raises:
-        ValueError: If a cosine schedule is not told how many steps there are.
+        ValueError: If `steps` is None and the schedule is cosine.
     """
     if stage.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

@@ -102,3 +102,12 @@ def test_averages_that_leave_labels_out_say_so():
     (carried,) = doubts.average_doubts("concept", ("a", "b"), scores([0.7, 0.2], [3, 2], [21, 28]))
     assert "No concept has 5 measured images on each side" in carried and "'b' (2), 'a' (3)" in carried
     assert doubts.average_doubts("concept", ("a",), scores([0.7], [9], [21])) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "trained", "doubted"), [(112, False, True), (999, True, False), (1000, False, False)]
+)
+def test_random_weights_and_few_images_are_doubted(images, trained, doubted):
+    found = doubts.untrained_doubts(images, trained=trained)
+    assert bool(found) == doubted
+    assert all("112 training images are too few" in one and "--pretrained" in one for one in found)

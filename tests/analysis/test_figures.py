@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from conceptcam.analysis import figures
 from conceptcam.analysis.figures import (
     Legend,
     Tile,
@@ -204,6 +205,21 @@ def test_every_letter_of_a_long_title_is_drawn():
     picture = blend(GREY, side=110)
     ink = [(255 - pixels(contact_sheet([(title, picture)], columns=1))).sum() for title in ("", "M" * 5, "M" * 40)]
     assert ink[2] - ink[0] == pytest.approx(8 * (ink[1] - ink[0]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("atypical_dots_globules", ["atypical_dots_", "globules"]),
+        ("left/lower-lobe.consolidation", ["left/lower-lobe.", "consolidation"]),
+        ("Enlarged Cardiomediastinum", ["Enlarged", "Cardiomediastinum"]),
+        ("Pneumonoultramicroscopic", ["Pneumonoultramic", "roscopic"]),
+    ],
+)
+def test_a_long_name_breaks_between_its_parts(name: str, lines: list[str]):
+    found = figures._wrapped(name, figures._TITLE_SIZE, figures._LABEL_WIDTH)
+    assert "".join(found).replace(" ", "") == name.replace(" ", "")  # no letter is lost
+    assert len(found) == len(lines) and (found == lines or not set(name) & set("_-/. "))
 
 
 def test_a_picture_is_saved_exactly_in_a_new_folder(tmp_path: Path):

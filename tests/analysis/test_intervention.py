@@ -228,6 +228,19 @@ def test_what_is_answered_is_recorded_beside_what_was():
     assert result.figure().size[1] > before.figure(concepts=["dark", "bright"]).size[1]
 
 
+def test_the_picture_names_the_diagnosis_before_and_after(monkeypatch):
+    model = taught(bottleneck="concepts")
+    result = intervene(model, IMAGES[0], Intervention(answers={"dark": 0.25}))
+    sheets = []
+    monkeypatch.setattr("conceptcam.analysis.figures.contact_sheet", lambda tiles, **_: sheets.append(tiles))
+    monkeypatch.setattr(type(result.before), "figure", lambda self, **_: self)
+    result.figure()
+    ((before, after),) = sheets
+    for tile, said in ((before, result.before), (after, result.after)):
+        assert tile.note == ", ".join(f"{one.task}: p = {one.probability:.3f}" for one in said.tasks)
+    assert (before.title, after.title) == ("Before", "After") and before.note != after.note
+
+
 def test_typical_evidence_equals_a_slow_median():
     model = taught()
     data = Squares(40, 1)

@@ -53,6 +53,15 @@ def test_a_stage_without_any_score_says_that_it_is_undefined(tmp_path):
     figure.savefig(tmp_path / "curves.png")  # drawing what is undefined warns of nothing
 
 
+def test_a_stage_of_one_epoch_is_left_out():
+    solved = [record(stage="task", epoch=1, lr=0.0)]
+    figure = plot_learning_curves([*RUN, *solved])
+    assert len(figure.axes) == len(plot_learning_curves(RUN).axes)
+    assert not any("task" in axes.get_title() for axes in figure.axes)
+    with pytest.raises(ValueError, match=r"no curves to draw: each of the stages \['task'\] has one epoch"):
+        plot_learning_curves(solved)
+
+
 def test_curves_of_nothing_are_refused():
     with pytest.raises(ValueError, match="there are no records to draw"):
         plot_learning_curves([])

@@ -306,7 +306,7 @@ def test_explain_says_what_changes_if_a_concept_is_set(run, data, tmp_path, caps
     content = json.loads((tmp_path / "x" / "val-0.json").read_text())
     assert content["intervention"]["concepts"]["dark"]["answer"] == 0.3
     assert content["before"]["tasks"]["any"]["logit"] != content["after"]["tasks"]["any"]["logit"]
-    assert width(tmp_path / "x" / "val-0-told.png") > 100
+    assert width(tmp_path / "x" / "val-0-answered.png") > 100
 
 
 def test_explain_takes_places_and_rejected_prototypes(run, data, tmp_path, capsys):
@@ -325,7 +325,7 @@ def test_explain_takes_places_and_rejected_prototypes(run, data, tmp_path, capsy
         ),
     )
     assert content["after"] == json.loads(json.dumps(expected.as_dict()["after"]))
-    assert width(tmp_path / "x" / "val-0-told.png") > 100
+    assert width(tmp_path / "x" / "val-0-answered.png") > 100
 
 
 def test_compare_puts_two_models_side_by_side(run, data, tmp_path, capsys):

@@ -49,6 +49,14 @@ class ConceptPart:
         return item
 
 
+def test_a_run_of_few_images_on_random_weights_warns_first(tmp_path):
+    said = []
+    run(tmp_path, echo=said.append)
+    warned = next(number for number, line in enumerate(said) if line.startswith("WARNING: The backbone starts from"))
+    assert "16 training images are too few" in said[warned]
+    assert warned < next(number for number, line in enumerate(said) if "epoch  1" in line)
+
+
 def test_seed_decides_the_weights_at_the_start_and_repeats_a_run(tmp_path):
     first, again, other = (
         run(tmp_path / name, seed=seed).state_dict() for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -280,7 +288,7 @@ def test_a_run_names_a_random_backbone_and_its_precision(tmp_path, unfinished):
     told = []
     run(tmp_path / "a", precision="auto", echo=told.append)
     assert told[0] == "The backbone small_cnn_s8 starts from random weights."
-    assert f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}." in told[1:4]
+    assert f"Training in {json.loads((tmp_path / 'a' / 'run.json').read_text())['precision']}." in told[1:5]
     save_file({name: value.contiguous() for name, value in tiny_model().backbone.state_dict().items()}, tmp_path / "w")
     told.clear()
     run(tmp_path / "b", weights=tmp_path / "w", echo=told.append)
@@ -295,8 +303,8 @@ def test_a_run_prints_a_line_per_epoch_and_how_long_it_takes(tmp_path):
     run(tmp_path, epochs={**QUICK, "concepts": 2}, echo=told.append)
     epochs = [line.split(":")[0].split() for line in told if " epoch " in line]
     assert [words[0] for words in epochs] == ["concepts", "concepts", "embedding", "prototypes", "task"]
-    assert re.fullmatch(r"concepts +epoch +1 of 2: loss \S+, validation loss \S+, score \S+, \S+ s", told[2])
-    assert [told.index(line) for line in told if line.startswith("The rest takes about ")] == [3]
+    assert re.fullmatch(r"concepts +epoch +1 of 2: loss \S+, validation loss \S+, score \S+, \S+ s", told[3])
+    assert [told.index(line) for line in told if line.startswith("The rest takes about ")] == [4]
 
 
 def test_the_estimate_counts_the_epochs_that_remain():

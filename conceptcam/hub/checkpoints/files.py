@@ -50,7 +50,7 @@ _CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds: tensors by name, perhaps in dictionaries within dictionaries.
 
-    A safetensors file is told from a pickle by its first bytes. Of a pickle only tensors, plain
+    The first bytes say whether a file is safetensors or a pickle. Of a pickle only tensors, plain
     Python values and `argparse.Namespace` are read, so that no code in the file can run, and no more of them than a
     checkpoint can hold. Tensors are on the CPU, in the type that the file has. The checksums of a PyTorch archive
     are compared, which takes about a second per GB; a legacy PyTorch file has none.
