@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from conceptcam import ConceptModel, PhantomDataset
-from conceptcam._text import text_table
+from conceptcam._display.text import text_table
 from conceptcam.analysis import (
     hard_soft_figures,
     intervention_curve,

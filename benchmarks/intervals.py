@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conceptcam._text import text_table
+from conceptcam._display.text import text_table
 from conceptcam.metrics.intervals import _areas_of_draws, label_intervals
 
 DRAWS = 500  # of each data set; so many leave a limit uncertain by a tenth of the width

@@ -13,7 +13,7 @@ import conceptcam
 
 PACKAGE = Path(conceptcam.__file__).parent
 LAYERS = (
-    {"_version", "_checks", "_files", "_text", "_lazy"},
+    {"_version", "_checks", "_files", "_display", "_lazy"},
     {"config"},
     {"hub"},
     {"data"},

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conceptcam._checks import check_known
+from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null
-from conceptcam._text import text_table
 from conceptcam.analysis.answers import collect_answers
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch

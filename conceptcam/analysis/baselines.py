@@ -11,8 +11,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from conceptcam._display.text import text_table
 from conceptcam._files import atomic_write
-from conceptcam._text import text_table
 from conceptcam.config import TaskKind
 from conceptcam.hub.weights import save_tensors
 from conceptcam.losses.classification import class_balanced_loss

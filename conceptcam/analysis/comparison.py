@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null
-from conceptcam._text import text_table
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.evaluation_table import cell
 from conceptcam.metrics.classification import per_label_metrics, well_supported

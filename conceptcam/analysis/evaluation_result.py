@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from conceptcam._display.figures import new_figure
+from conceptcam._display.text import html_text
 from conceptcam._files import nan_to_null
-from conceptcam._text import html_text, new_figure
 from conceptcam.analysis.answers import EvaluatedImages
 from conceptcam.analysis.baselines import BaselineScores, comparison_lines
 from conceptcam.analysis.evaluation_table import (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from conceptcam._text import text_table
+from conceptcam._display.text import text_table
 from conceptcam.metrics.calibration import CalibrationScores
 from conceptcam.metrics.classification import LabelScores, macro_average, well_supported
 from conceptcam.metrics.intervals import Interval

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import check_known, check_not_str
+from conceptcam._display.text import html_text
 from conceptcam._files import nan_to_null
-from conceptcam._text import html_text
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.map_scores import upsample
 from conceptcam.model.concept_model import ConceptModel

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from conceptcam._text import new_figure
+from conceptcam._display.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ import argparse
 
 from conceptcam._files import write_json, write_text
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
+from conceptcam.cli.flags import MODEL, add_flag, add_out, add_run_options
 from conceptcam.cli.inputs import make_options, output_folder, show, show_origin
-from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ Examples:
 import argparse
 from pathlib import Path
 
+from conceptcam.cli.flags import add_flag, add_preprocessing, preprocessing
 from conceptcam.cli.inputs import is_taken, show
-from conceptcam.cli.options import add_flag, add_preprocessing, preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

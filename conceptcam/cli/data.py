@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conceptcam._checks import shorten
-from conceptcam.cli.options import add_bit_depth, add_flag
+from conceptcam.cli.flags import add_bit_depth, add_flag
 
 if TYPE_CHECKING:
     from conceptcam.config import ConceptConfig, TaskKind

@@ -20,8 +20,8 @@ import math
 import sys
 import time
 
+from conceptcam.cli.flags import add_bottleneck, add_flag, add_out, add_run_options
 from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
-from conceptcam.cli.options import add_bottleneck, add_flag, add_out, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from conceptcam._checks import check_known
 from conceptcam._files import file_names, write_json
+from conceptcam.cli.flags import MODEL, UNLIKE, add_flag, add_images, add_out, add_run_options
 from conceptcam.cli.inputs import list_images, load_model, make_options, output_folder, show, show_origin
-from conceptcam.cli.options import MODEL, UNLIKE, add_flag, add_images, add_out, add_run_options
 
 if TYPE_CHECKING:
     from conceptcam.analysis.intervention import Intervention

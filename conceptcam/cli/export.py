@@ -15,8 +15,8 @@ Examples:
 import argparse
 from pathlib import Path
 
+from conceptcam.cli.flags import MODEL, add_flag
 from conceptcam.cli.inputs import is_taken, show
-from conceptcam.cli.options import MODEL, add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

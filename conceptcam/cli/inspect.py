@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conceptcam._files import write_json, write_text
 from conceptcam.cli.data import add_data_options, add_split, is_file, labels_file, read_data, read_parts
+from conceptcam.cli.flags import add_flag
 from conceptcam.cli.inputs import show
-from conceptcam.cli.options import add_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from conceptcam.cli.flags import add_flag
 from conceptcam.cli.inputs import show
-from conceptcam.cli.options import add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

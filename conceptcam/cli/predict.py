@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from conceptcam.cli.flags import MODEL, UNLIKE, add_flag, add_images, add_run_options
 from conceptcam.cli.inputs import is_taken, list_images, load_model, make_options, show, show_origin
-from conceptcam.cli.options import MODEL, UNLIKE, add_flag, add_images, add_run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ Examples:
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conceptcam.cli.data import (
@@ -28,8 +28,7 @@ from conceptcam.cli.data import (
     read_train_and_val,
     warn_of_faults,
 )
-from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
-from conceptcam.cli.options import (
+from conceptcam.cli.flags import (
     add_bottleneck,
     add_flag,
     add_out,
@@ -38,8 +37,10 @@ from conceptcam.cli.options import (
     fraction,
     preprocessing,
 )
+from conceptcam.cli.inputs import FINISHED, make_options, output_folder, show
 
 if TYPE_CHECKING:
+    from conceptcam.analysis.evaluation_result import Evaluation
     from conceptcam.config import ConceptConfig
     from conceptcam.data.batch import ConceptDataset
     from conceptcam.runs.folder import RunFolder
@@ -85,32 +86,22 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", echo: Callable[[str], None]) -> None:
-    from conceptcam.backbones import usual_feature_level
     from conceptcam.data.transforms import default_augmentation
-    from conceptcam.runs.options import options_to_dict
     from conceptcam.runs.run import train_run
 
-    fields = {name: getattr(options, name) for name in ("backbone", "bottleneck")} | preprocessing(options)
-    fields["feature_level"] = options.feature_level
-    if options.feature_level is None:
-        fields["feature_level"] = usual_feature_level(options.backbone, fields["image_size"])
-    data = data_record(options)
+    fields = _model_fields(options)
     if run.state == "finished":
-        kind = options.task_kind or run.saved["model"]["task_kind"]
-        model = {**fields, "task_kind": kind}
-        run.check_resume_options({**options_to_dict(how), "data": data, "model": model})
-        run.remove_checkpoints()
-        return echo(FINISHED.format(run.path))
+        return _check_finished(run, options, how, fields, echo)
     if options.folds is not None:
         return _cross_validate(run, options, how, fields, echo)
     train, val, split = read_train_and_val(options, run, echo)
-    config = _config(train, options, fields, echo)
+    config = _config(train, fields, echo)
     echo(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
     measured_on = f"the {len(val)} validation images of {data_name(options, 'val')}"
     result = train_run(
         config, train, val, run.path, how,
         training_data=f"{len(train)} images of {data_name(options, 'train')}",
-        data=data,
+        data=data_record(options),
         split=split,
         measured_on=f"{measured_on}, which also chose epochs and thresholds",
         drawn=range(options.figures),
@@ -120,12 +111,34 @@ def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", ech
         echo=echo,
     )  # fmt: skip
     if result.evaluation is not None:
-        echo(result.evaluation.table())
-        echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
-        for warning in result.warnings:
-            echo(f"WARNING: {warning}")
-        echo(f"Written to {run.path}")
+        _echo_result(run, result.evaluation, result.warnings, echo)
     return None
+
+
+def _check_finished(
+    run: "RunFolder",
+    options: argparse.Namespace,
+    how: "RunOptions",
+    fields: dict[str, Any],
+    echo: Callable[[str], None],
+) -> None:
+    """Say that a run is finished, if it is the one that the options ask for."""
+    from conceptcam.runs.options import options_to_dict
+
+    model = {**fields, "task_kind": options.task_kind or run.saved["model"]["task_kind"]}
+    run.check_resume_options({**options_to_dict(how), "data": data_record(options), "model": model})
+    run.remove_checkpoints()
+    echo(FINISHED.format(run.path))
+
+
+def _echo_result(
+    run: "RunFolder", evaluation: "Evaluation", warnings: Sequence[str], echo: Callable[[str], None]
+) -> None:
+    echo(evaluation.table())
+    echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
+    for warning in warnings:
+        echo(f"WARNING: {warning}")
+    echo(f"Written to {run.path}")
 
 
 def _cross_validate(
@@ -154,7 +167,7 @@ def _cross_validate(
     for note in dataset.notes:
         echo(note)
     warn_of_faults(dataset, echo)
-    config = _config(dataset, options, fields, echo)
+    config = _config(dataset, fields, echo)
     echo(f"{len(dataset)} images in {options.folds} folds; {len(config.concepts)} concepts ...")
     result = cross_validate(
         config, dataset, run.path, how,
@@ -169,15 +182,21 @@ def _cross_validate(
     echo(f"The model of all images is in {run.path / 'final'}; predictions.csv, metrics and split.csv are beside it.")
 
 
-def _config(
-    dataset: "ConceptDataset", options: argparse.Namespace, fields: dict[str, Any], echo: Callable[[str], None]
-) -> "ConceptConfig":
-    """The config of a model for a data set."""
-    from conceptcam.backbones import backbone_normalization
-    from conceptcam.config import ConceptConfig
+def _model_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the model's config that flags give, before data are read."""
+    from conceptcam.backbones import usual_feature_level
 
-    usual = dict(zip(("mean", "std"), backbone_normalization(options.backbone), strict=True))
-    fields = {**usual, **fields, "task_kind": dataset.task_kind}
+    fields = {name: getattr(options, name) for name in ("backbone", "bottleneck", "feature_level")}
+    fields |= preprocessing(options)
+    if options.feature_level is None:
+        fields["feature_level"] = usual_feature_level(options.backbone, fields["image_size"])
+    return fields
+
+
+def _config(dataset: "ConceptDataset", fields: dict[str, Any], echo: Callable[[str], None]) -> "ConceptConfig":
+    """The config of a model for a data set."""
+    from conceptcam.model.data_config import config_for_data
+
     if not dataset.tasks:
         echo("No task labels in the data: the model learns concepts and prototypes, and will give no diagnosis.")
-    return ConceptConfig(concepts=dataset.concepts, tasks=dataset.tasks, **fields)
+    return config_for_data(dataset, **fields)

@@ -11,8 +11,8 @@ Examples:
 
 import argparse
 
+from conceptcam.cli.flags import MODEL, add_flag
 from conceptcam.cli.inputs import show
-from conceptcam.cli.options import MODEL, add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -125,8 +125,7 @@ class TableDataset(ConceptDataset):
         rows, self.notes = translate_labels(read_table(table, on_fault))
         column = _image_column(rows, image_column)
         if readers is not None:
-            binary = [name for name in (*concepts, *tasks) if name in rows.columns and not holds_classes(rows, name)]
-            rows = merge_rows(rows, column, binary, readers)
+            rows = _merge_readers(rows, column, [*concepts, *tasks], readers)
         rows = self._read_images(rows, column, guessed=image_column is None and not self.notes)
         self._read_patients(rows, patient_column, split_column)
         self._read_tasks(read_tasks(rows, tasks, task_kind, classes), uncertain)
@@ -134,13 +133,7 @@ class TableDataset(ConceptDataset):
         self._boxes = no_boxes(len(rows))
         if boxes is not None:
             self._boxes = self._draw(translate_boxes(read_table(boxes, on_fault))[0], column, box_unit, invalid_boxes)
-        labels = _concept_labels(rows, self.concepts, self._boxes)
-        if readers is not None:
-            self._boxes = self._boxes.without(labels == 0)
-        self.notes = (*self.notes, *self._boxes.notes)
-        self._check_denied(labels, on_fault)
-        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
-        self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
+        self._read_concepts(rows, uncertain, keep_denied_boxes=readers is None)
 
     @property
     def names(self) -> Sequence[str]:
@@ -206,6 +199,23 @@ class TableDataset(ConceptDataset):
         policy: Uncertain = "ignore" if tasks.kind == "multiclass" else uncertain
         self.task_labels = resolve_uncertain(tasks.labels, policy, uncertain=_UNCERTAIN)
         self.notes = (*self.notes, *tasks.notes)
+
+    def _read_concepts(self, rows: Table, uncertain: Uncertain, *, keep_denied_boxes: bool) -> None:
+        """Read the labels of concepts, beside the boxes: the two must agree.
+
+        Args:
+            rows: A row per image.
+            uncertain: See `resolve_uncertain`.
+            keep_denied_boxes: Whether boxes of a concept that the label calls absent stay, to be refused. Those of
+                merged readers are left out.
+        """
+        labels = _concept_labels(rows, self.concepts, self._boxes)
+        if not keep_denied_boxes:
+            self._boxes = self._boxes.without(labels == 0)
+        self._check_denied(labels, rows.on_fault)
+        self.notes = (*self.notes, *self._boxes.notes)
+        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
+        self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
 
     def _draw(self, table: Table, column: str, unit: BoxUnit | None, invalid_boxes: InvalidBoxes) -> TableBoxes:
         """The boxes of their table that are of images of this data set."""
@@ -292,6 +302,12 @@ def _image_column(table: Table, name: str | None) -> str:
             "which with `image_column`"
         )
     return found[0]
+
+
+def _merge_readers(rows: Table, image_column: str, columns: Sequence[str], rule: ReaderRule) -> Table:
+    """A row per image in place of a row per reader; classes have no merged label and are left as they are."""
+    binary = [name for name in columns if name in rows.columns and not holds_classes(rows, name)]
+    return merge_rows(rows, image_column, binary, rule)
 
 
 def _optional(table: Table, name: str | None, known: Sequence[str]) -> tuple[list[str] | None, str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from conceptcam._checks import check_choice, did_you_mean
-from conceptcam._text import text_table
+from conceptcam._display.text import text_table
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json
 from conceptcam.hub.architectures import ARCHITECTURES, Architecture
 from conceptcam.hub.published_backbones import BACKBONES, BackboneInfo, backbone_info, forbids_commercial_use

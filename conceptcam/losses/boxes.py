@@ -209,24 +209,13 @@ class BBoxGuidedConceptLoss(nn.Module):
         presence: Presence = "anywhere",
     ) -> None:
         super().__init__()
-        if isinstance(classification, str) or not callable(classification):
-            check_choice("classification", classification, Classification)
-        if pos_weight is not None and classification != "bce":
-            raise ValueError(
-                "`pos_weight` belongs to the default classification loss, 'bce'; focal and asymmetric losses weigh "
-                "positives themselves, and to a loss of your own you can give weights as it is made"
-            )
         _check_options(penalty, normalize, outside, mask, margin)
         check_choice("presence", presence, Presence)
         check_number("`alpha`", alpha, 0, _LARGEST)
         check_number("`beta`", beta, 0, _LARGEST)
-        if pos_weight is not None:
-            _check_pos_weight(pos_weight)
         self.alpha = float(alpha)
         self.beta = float(beta)
-        # None is binary cross-entropy, to which alone `pos_weight` belongs.
-        named = {"bce": None, "focal": FocalLoss(), "asymmetric": AsymmetricLoss()}
-        self.classification = named[classification] if isinstance(classification, str) else classification
+        self.classification = _classification_loss(classification, pos_weight)
         self.localization = functools.partial(
             box_localization_loss,
             penalty=penalty,
@@ -269,6 +258,27 @@ class BBoxGuidedConceptLoss(nn.Module):
         if boxes is None or self.beta == 0:
             return loss
         return loss + self.beta * self.localization(concept_maps, boxes, labels)
+
+
+def _classification_loss(
+    classification: Classification | Callable[[Tensor, Tensor], Tensor], pos_weight: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The loss of (logits, labels) that is asked for; None is binary cross-entropy, to which `pos_weight` belongs.
+
+    Raises:
+        ValueError: If it is unknown, or the weights do not belong to it or are none.
+    """
+    if isinstance(classification, str) or not callable(classification):
+        check_choice("classification", classification, Classification)
+    if pos_weight is not None and classification != "bce":
+        raise ValueError(
+            "`pos_weight` belongs to the default classification loss, 'bce'; focal and asymmetric losses weigh "
+            "positives themselves, and to a loss of your own you can give weights as it is made"
+        )
+    if pos_weight is not None:
+        _check_pos_weight(pos_weight)
+    named = {"bce": None, "focal": FocalLoss(), "asymmetric": AsymmetricLoss()}
+    return named[classification] if isinstance(classification, str) else classification
 
 
 def _check_pos_weight(weights: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from conceptcam._text import new_figure
+from conceptcam._display.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

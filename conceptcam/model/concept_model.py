@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from conceptcam._checks import shorten
-from conceptcam.backbones import Backbone, create_backbone
+from conceptcam.backbones import Backbone
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.transforms import Preprocess
 from conceptcam.hub.architectures import architecture_config
@@ -19,10 +19,10 @@ from conceptcam.hub.download import resolve_model, upload
 from conceptcam.hub.model_folder import known_sha256, read_folder, save_folder
 from conceptcam.hub.weights import load_into
 from conceptcam.model.device import eval_mode, resolve_device
-from conceptcam.model.heads import ConceptHead, Prototypes, TaskHead, create_projector, project_grid
+from conceptcam.model.heads import TaskHead, project_grid
 from conceptcam.model.novelty import can_tell, unlikeness
 from conceptcam.model.outputs import ConceptOutput, ConceptPart
-from conceptcam.model.pooling import create_pooling
+from conceptcam.model.parts import standard_parts
 from conceptcam.model.predictions import (
     Predictions,
     check_finite,
@@ -84,7 +84,7 @@ class ConceptModel(nn.Module):
         pretrained_backbone: bool = False,
         backbone_weights: str | Path | None = None,
     ) -> Self:
-        """Build the standard parts, sized by the config and untrained, save perhaps the backbone.
+        """Build a model of the standard parts, untrained, save perhaps the backbone; see `standard_parts`.
 
         Args:
             config: What the model is.
@@ -94,30 +94,8 @@ class ConceptModel(nn.Module):
         Raises:
             ValueError: If a name in the config is unknown, or the weights do not fit.
         """
-        backbone = create_backbone(
-            config.backbone,
-            pretrained=pretrained_backbone,
-            weights=backbone_weights,
-            image_size=config.image_size,
-            feature_level=config.feature_level,
-            in_chans=config.in_chans,
-        )
-        if not isinstance(backbone, Backbone):
-            raise ValueError(
-                f"backbone {config.backbone!r} gave a {type(backbone).__name__}; its factory must return a `Backbone`"
-            )
-        channels, concepts = backbone.out_channels, len(config.concepts)
-        with_prototypes = config.bottleneck == "prototypes"
-        per_concept = config.prototypes_per_concept if with_prototypes else 1
-        return cls(
-            config,
-            backbone=backbone,
-            concept_head=ConceptHead(channels, concepts, bias=config.head_bias, prior=_prior(config.pooling)),
-            pool=create_pooling(config.pooling, num_concepts=concepts, value=config.pooling_param),
-            projector=create_projector(config.projector, channels, config.embed_dim) if with_prototypes else None,
-            prototypes=Prototypes(concepts, per_concept, config.embed_dim) if with_prototypes else None,
-            task_head=TaskHead(concepts, per_concept, len(config.tasks)),
-        )
+        parts = standard_parts(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
+        return cls(config, **parts)
 
     @classmethod
     def from_pretrained(
@@ -184,7 +162,7 @@ class ConceptModel(nn.Module):
 
     def push_to_hub(
         self,
-        repository: str,
+        repo_id: str,
         *,
         token: str | None = None,
         private: bool | None = None,
@@ -195,7 +173,7 @@ class ConceptModel(nn.Module):
         """Put the config, the weights and a model card on the Hugging Face Hub as one commit.
 
         Args:
-            repository: `"organization/name"`; created if it is not there.
+            repo_id: `"organization/name"`; created if it is not there.
             token: With the right to write; None takes the one you are logged in with.
             private: Whether a repository that is created is private; None leaves it to the organization.
             revision: Branch to commit to; None is the main branch.
@@ -210,10 +188,10 @@ class ConceptModel(nn.Module):
             ConnectionError: If the Hub cannot be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
-            save_folder(Path(folder), self.config, self.record, self.state_dict(), card=card, title=repository)
+            save_folder(Path(folder), self.config, self.record, self.state_dict(), card=card, title=repo_id)
             return upload(
                 Path(folder),
-                repository,
+                repo_id,
                 keep_card=card is None,
                 token=token,
                 private=private,
@@ -404,12 +382,6 @@ def create_model(
     """
     config = architecture_config(name, concepts=concepts, tasks=tasks, **fields)
     return ConceptModel.from_config(config, pretrained_backbone=pretrained_backbone, backbone_weights=backbone_weights)
-
-
-def _prior(pooling: str) -> float:
-    """Probability that every place starts from, such that a concept is hardly ever seen in the whole image."""
-    # Noisy-or adds places up: the same start at each of, say, 14 x 14 would be near certainty.
-    return 0.05 / 14**2 if pooling == "noisy_or" else 0.05
 
 
 def _without_prototypes(part: ConceptPart) -> tuple[Tensor, Tensor]:

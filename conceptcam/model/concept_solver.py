@@ -54,44 +54,76 @@ class ConceptSolver:
         Raises:
             FloatingPointError: If features or the loss are not finite.
         """
-        mean, scale = channel_statistics(features for features, _ in batches())
-        if head.score.bias is None:
-            mean = torch.zeros_like(mean)  # there is nothing to fold it into
-        standard = (head.score.weight.detach()[:, :, 0, 0] * scale).requires_grad_()
-        bias = torch.zeros_like(standard[:, 0]).requires_grad_()
-        learned = [standard, *([] if head.score.bias is None else [bias]), *pool.parameters()]
-        images = sum(len(batch.concepts) for _, batch in batches())
-        optimizer = torch.optim.LBFGS(learned, max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe")
-
-        def folded() -> tuple[Tensor, Tensor]:
-            weight = standard / scale
-            return weight, bias - weight @ mean
+        search = _Search(self.l2, head, pool, batches, loss)
+        optimizer = torch.optim.LBFGS(
+            search.learned, max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> float:
             optimizer.zero_grad()
-            penalty = self.l2 * standard.square().sum() / len(standard)
-            penalty.backward()
-            return penalty.item() + sum(terms(backward=True))
-
-        def terms(*, backward: bool) -> Iterator[float]:
-            for features, batch in batches():
-                weight, offset = folded()
-                maps = F.conv2d(features, weight[:, :, None, None], offset)
-                value = loss(ConceptPart(features, maps, pool(maps)), batch) * len(batch.concepts) / images
-                if not value.isfinite():
-                    raise FloatingPointError(f"the loss of the concept head to solve for is {value.item()}")
-                if backward:
-                    value.backward()
-                yield value.item()
+            return search.penalty_backward() + sum(search.terms(backward=True))
 
         with torch.inference_mode(False), torch.enable_grad():
             optimizer.step(closure)
         with torch.no_grad():
-            weight, offset = folded()
-            head.score.weight.copy_(weight[:, :, None, None])
-            if head.score.bias is not None:
-                head.score.bias.copy_(offset)
-            return sum(terms(backward=False))
+            search.write()
+            return sum(search.terms(backward=False))
+
+
+class _Search:
+    """Where the search for a head's weights is: in weights of standardized channels, which are folded into the head's.
+
+    Attributes:
+        learned: Tensors to be found.
+    """
+
+    def __init__(
+        self,
+        l2: float,
+        head: ConceptHead,
+        pool: nn.Module,
+        batches: Callable[[], Iterable[tuple[Tensor, ConceptBatch]]],
+        loss: Callable[[ConceptPart, ConceptBatch], Tensor],
+    ) -> None:
+        self.l2, self.head, self.pool, self.batches, self.loss = l2, head, pool, batches, loss
+        self.mean, self.scale = channel_statistics(features for features, _ in batches())
+        if head.score.bias is None:
+            self.mean = torch.zeros_like(self.mean)  # there is nothing to fold it into
+        self.standard = (head.score.weight.detach()[:, :, 0, 0] * self.scale).requires_grad_()
+        self.bias = torch.zeros_like(self.standard[:, 0]).requires_grad_()
+        self.learned = [self.standard, *([] if head.score.bias is None else [self.bias]), *pool.parameters()]
+        self.images = sum(len(batch.concepts) for _, batch in batches())
+
+    def penalty_backward(self) -> float:
+        """The penalty, whose gradient is added up."""
+        penalty = self.l2 * self.standard.square().sum() / len(self.standard)
+        penalty.backward()
+        return penalty.item()
+
+    def terms(self, *, backward: bool) -> Iterator[float]:
+        """The part of each batch in the mean loss; with `backward`, gradients are added up."""
+        for features, batch in self.batches():
+            weight, offset = self.folded()
+            maps = F.conv2d(features, weight[:, :, None, None], offset)
+            part = ConceptPart(features, maps, self.pool(maps))
+            value = self.loss(part, batch) * len(batch.concepts) / self.images
+            if not value.isfinite():
+                raise FloatingPointError(f"the loss of the concept head to solve for is {value.item()}")
+            if backward:
+                value.backward()
+            yield value.item()
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, C) and bias (K,) of the head, of channels as they are."""
+        weight = self.standard / self.scale
+        return weight, self.bias - weight @ self.mean
+
+    def write(self) -> None:
+        """Give the head what was found."""
+        weight, offset = self.folded()
+        self.head.score.weight.copy_(weight[:, :, None, None])
+        if self.head.score.bias is not None:
+            self.head.score.bias.copy_(offset)
 
 
 def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -75,10 +75,7 @@ class LinearSolver:
             ValueError: If there are fewer than two samples.
             FloatingPointError: If evidence or the loss is not finite.
         """
-        if len(evidence) < 2:
-            raise ValueError(f"a task head is solved from at least two samples, got {len(evidence)}")
-        if not evidence.isfinite().all():
-            raise FloatingPointError("evidence to solve the task head from is not finite")
+        _check_evidence(evidence)
         l2 = self.l2
         if l2 is None:
             return self.with_best_l2(evidence, targets, loss, groups=groups).solve(evidence, targets, loss)
@@ -87,12 +84,8 @@ class LinearSolver:
         standard, targets = self._drop((raw - mean) / scale), targets.detach().double()
         if self.concept_dropout:
             targets = targets.repeat(_DRAWS, 1)
-        flat, tasks, turn = standard.flatten(1), targets.shape[1], None
-        plain = not (self.l1 or self.non_negative)
-        if plain and flat.shape[1] > len(flat):
-            # The best weights are a mix of samples. Turned into their span, which leaves squares as they are, there
-            # are only as many weights to find as samples.
-            turn, flat = (part.T for part in torch.linalg.qr(flat.T))
+        tasks, plain = targets.shape[1], not (self.l1 or self.non_negative)
+        flat, span = _in_span(standard.flatten(1)) if plain else (standard.flatten(1), None)
 
         def smooth(weight: Tensor, bias: Tensor) -> Tensor:
             value = loss(flat @ weight.T + bias, targets) + l2 * weight.square().sum() / tasks
@@ -104,8 +97,8 @@ class LinearSolver:
         find = self._descend if plain else self._descend_edges
         with torch.inference_mode(False), torch.enable_grad():
             found, bias = find(smooth, *start)
-        if turn is not None:
-            found = found @ turn
+        if span is not None:
+            found = found @ span
         weight = found.unflatten(1, mean.shape) / scale
         return weight.to(evidence.dtype), (bias - (weight * mean).sum(dim=(-2, -1))).to(evidence.dtype)
 
@@ -192,3 +185,23 @@ class LinearSolver:
         weight = point[:size]
         weight = weight.sign() * (weight.abs() - shrink).clamp(min=0)
         return torch.cat([weight.clamp(min=0) if self.non_negative else weight, point[size:]])
+
+
+def _check_evidence(evidence: Tensor) -> None:
+    """Refuse evidence that no head can be solved from."""
+    if len(evidence) < 2:
+        raise ValueError(f"a task head is solved from at least two samples, got {len(evidence)}")
+    if not evidence.isfinite().all():
+        raise FloatingPointError("evidence to solve the task head from is not finite")
+
+
+def _in_span(flat: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Samples (N, F) by their coordinates in what they span, (N, N), and the span (N, F); as they are where N >= F.
+
+    The best weights are a mix of samples. Turned into their span, which leaves squares as they are, there are only as
+    many weights to find as samples.
+    """
+    if flat.shape[1] <= len(flat):
+        return flat, None
+    span, coordinates = torch.linalg.qr(flat.T)
+    return coordinates.T, span.T

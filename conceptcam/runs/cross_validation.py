@@ -4,14 +4,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null, write_json, write_text
-from conceptcam._text import text_table
 from conceptcam.analysis.baselines import BaselineScores, comparison_lines
 from conceptcam.analysis.fitting import calibration_fields
 from conceptcam.config import ConceptConfig
@@ -107,39 +108,14 @@ def cross_validate(
         FileExistsError: If the folder holds one and `options.resume` is off.
     """
     folder = Path(folder)
-    labels = torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
-    fold = _folds(dataset, folder / "split.csv", labels, folds, options)
-    chooses = any(stage.solver is None for stage in make_plan(options, config, dataset).stages)
-
-    def train(rows: Tensor, place: Path, test: ConceptDataset | None) -> ConceptModel:
-        learned, val = ConceptSubset(dataset, rows), test
-        if chooses or test is None:
-            part = split_by_patient(labels[rows], learned.patients, fractions=_INNER, seed=options.seed)
-            inner = {name: rows[[one == name for one in part]] for name in _INNER}
-            val = ConceptSubset(dataset, inner["val"])
-            learned = ConceptSubset(dataset, inner["train"]) if chooses else learned
-        assert val is not None
-        return train_run(
-            config, learned, val, place, options, training_data=training_data, data=data, drawn=(),
-            augmentation=augmentation, test=test, echo=echo,
-            measured_on=f"{len(test or val)} images that were held out",
-        ).model  # fmt: skip
-
-    said: list[tuple[Tensor, Tensor, Tensor]] = []
-    for number in range(folds):
-        held_out = (fold == number).nonzero()[:, 0]
-        echo(f"Fold {number + 1} of {folds}: {len(held_out)} images are held out ...")
-        test = ConceptSubset(dataset, held_out)
-        model = train((fold != number).nonzero()[:, 0], folder / f"fold-{number + 1}", test)
-        said.append((held_out, *_ask(model, test, options)))
-    rows, concept_logits, task_logits = (torch.cat(parts) for parts in zip(*said, strict=True))
-    order = torch.argsort(rows)
-    answers = OutOfFold(concept_logits[order], dataset.concept_labels, task_logits[order], dataset.task_labels, fold)
+    fold = _folds(dataset, folder / "split.csv", folds, options)
+    training = _FoldTraining(config, dataset, options, training_data, data, augmentation, echo)
+    answers, model = training.answer_unseen(fold, folder)
     figures = _figures(answers, model.config)
     if final:
-        aside = ", of which 15 % are set aside to choose epochs by" if chooses else ""
+        aside = ", of which 15 % are set aside to choose epochs by" if training.choose_epochs else ""
         echo(f"Training on all {len(dataset)} images{aside} ...")
-        model = train(torch.arange(len(dataset)), folder / "final", None)
+        model = training.train(torch.arange(len(dataset)), folder / "final")
         _record(model, answers, figures, folds)
     predictions = Predictions(
         tuple(map(str, dataset.names)), model.config.concepts, model.config.tasks,
@@ -150,7 +126,65 @@ def cross_validate(
     return result
 
 
-def _folds(dataset: ConceptDataset, path: Path, labels: Tensor, count: int, options: RunOptions) -> Tensor:
+@dataclass(frozen=True)
+class _FoldTraining:
+    """How every model of a cross-validation is trained: alike, each from images of its own."""
+
+    config: ConceptConfig
+    dataset: ConceptDataset
+    options: RunOptions
+    training_data: str
+    data: Mapping[str, Any] | None
+    augmentation: Callable[[ConceptItem], ConceptItem] | None
+    echo: Echo
+
+    @property
+    def choose_epochs(self) -> bool:
+        """Whether some of a model's images are set aside, because a stage learns in steps and chooses its epoch."""
+        stages = make_plan(self.options, self.config, self.dataset).stages
+        return any(stage.solver is None for stage in stages)
+
+    def answer_unseen(self, fold: Tensor, folder: Path) -> tuple[OutOfFold, ConceptModel]:
+        """Train a model per fold on the images of the others; gives what each says of its own fold, and the last one.
+
+        Args:
+            fold: (N,) fold of each image.
+            folder: Gets a run per fold.
+        """
+        said: list[tuple[Tensor, Tensor, Tensor]] = []
+        for number in range(count := int(fold.max()) + 1):
+            held_out = (fold == number).nonzero()[:, 0]
+            self.echo(f"Fold {number + 1} of {count}: {len(held_out)} images are held out ...")
+            test = ConceptSubset(self.dataset, held_out)
+            model = self.train((fold != number).nonzero()[:, 0], folder / f"fold-{number + 1}", test)
+            said.append((held_out, *_ask(model, test, self.options)))
+        rows, concept_logits, task_logits = (torch.cat(parts) for parts in zip(*said, strict=True))
+        order, labels = torch.argsort(rows), (self.dataset.concept_labels, self.dataset.task_labels)
+        return OutOfFold(concept_logits[order], labels[0], task_logits[order], labels[1], fold), model
+
+    def train(self, rows: Tensor, place: Path, test: ConceptDataset | None = None) -> ConceptModel:
+        """A model of some images: a run of its own, measured on `test`, or where there is none on what is set aside."""
+        learned, val = ConceptSubset(self.dataset, rows), test
+        if self.choose_epochs or test is None:
+            labels = _all_labels(self.dataset)[rows]
+            part = split_by_patient(labels, learned.patients, fractions=_INNER, seed=self.options.seed)
+            inner = {name: rows[[one == name for one in part]] for name in _INNER}
+            val = ConceptSubset(self.dataset, inner["val"])
+            learned = ConceptSubset(self.dataset, inner["train"]) if self.choose_epochs else learned
+        assert val is not None
+        return train_run(
+            self.config, learned, val, place, self.options, training_data=self.training_data, data=self.data,
+            drawn=(), augmentation=self.augmentation, test=test, echo=self.echo,
+            measured_on=f"{len(test or val)} images that were held out",
+        ).model  # fmt: skip
+
+
+def _all_labels(dataset: ConceptDataset) -> Tensor:
+    """(N, K + T) labels of concepts and tasks, by which images are divided evenly."""
+    return torch.cat([dataset.concept_labels, dataset.task_labels], dim=1)
+
+
+def _folds(dataset: ConceptDataset, path: Path, count: int, options: RunOptions) -> Tensor:
     """(N,) fold of each image: those of the cross-validation to resume, or new ones, which are written."""
     names = list(map(str, dataset.names))
     if path.exists():
@@ -162,7 +196,7 @@ def _folds(dataset: ConceptDataset, path: Path, labels: Tensor, count: int, opti
         if int(fold.max()) + 1 != count:
             raise ValueError(f"{path} divides the images into {int(fold.max()) + 1} folds, not {count}")
         return fold
-    fold = make_folds(labels, count, dataset.patients, seed=options.seed)
+    fold = make_folds(_all_labels(dataset), count, dataset.patients, seed=options.seed)
     save_split(path, names, fold + 1)
     return fold
 
@@ -279,7 +313,7 @@ def _write(folder: Path, result: CrossValidation, *, final: bool) -> None:
     places = [(folder / "metrics.json", folder / "metrics.txt")]
     if final:
         run = RunFolder(folder / "final")
-        places.append((run.metrics, run.table))
+        places.append((run.metrics, run.metrics_table))
         result.model.save_pretrained(run.path)
     baselines = {name: scores._asdict() for name, scores in result.baselines.items()}
     for figures, text in places:

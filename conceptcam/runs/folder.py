@@ -50,11 +50,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.run = self.path / "run.json"
+        self.run_file = self.path / "run.json"
         self.split = self.path / "split.csv"
         self.history = self.path / "history.csv"
         self.metrics = self.path / "metrics.json"
-        self.table = self.path / "metrics.txt"
+        self.metrics_table = self.path / "metrics.txt"
         self.summary = self.path / "summary.json"
         self.baselines = self.path / BASELINES_FILE
         self.tensorboard = self.path / "tensorboard"
@@ -91,7 +91,7 @@ class RunFolder:
         names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
         strange = [name for name in names if name not in known and not name.startswith(".")]
         if self.state == "new" and strange:
-            raise FileExistsError(f"{self.path} holds {strange[:3]} but no {self.run.name}; choose another folder")
+            raise FileExistsError(f"{self.path} holds {strange[:3]} but no {self.run_file.name}; choose another folder")
 
     def check_resume_options(self, current: Mapping[str, Any]) -> None:
         """Check that a run, if it has begun, is resumed with options that teach the same; see `MAY_CHANGE`.
@@ -139,7 +139,7 @@ class RunFolder:
     @contextlib.contextmanager
     def removed_unless_trained(self) -> Iterator[None]:
         """Remove what a run has made here if an error comes before anything was learned; all else stays."""
-        made = (self.run, self.split, *self._made_to_resume(), self.figures, self.tensorboard)
+        made = (self.run_file, self.split, *self._made_to_resume(), self.figures, self.tensorboard)
         new, own = not self.path.exists(), [path for path in made if not path.exists()]
         try:
             yield
@@ -158,30 +158,30 @@ class RunFolder:
         return self.checkpoints / "concepts", self.checkpoints / "rest", self.maps.parent
 
     def _write(self, content: dict[str, Any]) -> None:
-        write_json(self.run, content)
+        write_json(self.run_file, content)
         self.saved = content
 
     def _read(self) -> dict[str, Any]:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; a run needs a folder of its own")
-        if not self.run.is_file():
+        if not self.run_file.is_file():
             if any(self.checkpoints.rglob("*.pt")):
                 raise FileExistsError(
-                    f"{self.checkpoints} holds checkpoints, but there is no {self.run.name} that tells of which run; "
-                    "choose another folder"
+                    f"{self.checkpoints} holds checkpoints, but there is no {self.run_file.name} that tells of which "
+                    "run; choose another folder"
                 )
             return {}
         try:
-            saved = parse_json(self.run.read_bytes(), "it")
+            saved = parse_json(self.run_file.read_bytes(), "it")
         except ValueError as error:
-            raise ValueError(f"{self.run} cannot be read: {error}; choose another folder") from error
+            raise ValueError(f"{self.run_file} cannot be read: {error}; choose another folder") from error
         sane = isinstance(saved, dict) and all(isinstance(saved.get(section, {}), dict) for section in _SECTIONS)
         if not sane or not saved:
-            raise ValueError(f"{self.run} was not written by a run; choose another folder")
+            raise ValueError(f"{self.run_file} was not written by a run; choose another folder")
         version = saved.get("format_version", 1)
         if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"{self.run} has format version {brief(version)}, of a newer conceptcam; update conceptcam"
+                f"{self.run_file} has format version {brief(version)}, of a newer conceptcam; update conceptcam"
             )
         if version == 1 and not saved.get("finished"):
             raise ValueError(

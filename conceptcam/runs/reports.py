@@ -128,7 +128,7 @@ def measure(
         patients=dataset.patients,
     )
     write_json(run.metrics, result.as_dict())
-    write_text(run.table, result.table())
+    write_text(run.metrics_table, result.table())
     return result
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conceptcam._text import progress_bar
+from conceptcam._display.progress import progress_bar
 from conceptcam.config import from_json, to_json
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import TypicalEvidence

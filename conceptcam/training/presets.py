@@ -1,7 +1,7 @@
 """Named ways to build and to teach a model: the original document's, the paper's, and what measured best."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -53,7 +53,7 @@ class Preset:
     Attributes:
         config: Fields of `ConceptConfig` that this preset sets.
         rates: Learning rates.
-        concept_loss: Makes the loss of stage 1, of the classification loss that `stages` is given.
+        make_concept_loss: Makes the loss of stage 1 of the classification loss that `stages` is given, or of `"bce"`.
         prototype_loss: Of stage 2. None takes `recommended_prototype_loss` of `stages.py`, in two rows, between which
             prototypes are put at the centres of clusters. A loss given here is learned from in one row, from random
             prototypes. Prototypes that are placed (`placement` of `stages`) learn from no loss.
@@ -65,7 +65,7 @@ class Preset:
 
     config: Mapping[str, Any]
     rates: Rates
-    concept_loss: Callable[[Loss | Literal["bce"]], nn.Module]
+    make_concept_loss: Callable[[Loss | Literal["bce"]], nn.Module]
     prototype_loss: PrototypeLoss | None = None
     schedule: Schedule = "constant"
     corrections: bool = False
@@ -117,37 +117,54 @@ class Preset:
             ValueError: If `epochs` names an unknown stage, or the third one although its weights are solved for, or
                 the concept head is to be solved for on a backbone that learns.
         """
-        epochs = epochs or {}
-        for name in epochs.keys() - EPOCHS.keys():
-            raise ValueError(
-                f"`epochs` names unknown stage {name!r}{did_you_mean(name, EPOCHS)}; stages: {list(EPOCHS)}"
-            )
-        if task_solver is not None and "task" in epochs:
-            raise ValueError("with a `task_solver`, stage 'task' has no epochs to choose; leave it out of `epochs`")
+        counts = _epochs_of(epochs or {}, task_is_solved=task_solver is not None)
         if concept_solver is not None and not freeze_backbone:
             raise ValueError("a `concept_solver` needs features that stay the same: set `freeze_backbone`")
         if not self.uses_losses:
             concept_loss = task_loss = None
-        count, rates = {**EPOCHS, **epochs}, self.rates
-        first = {"concept_head": rates.head, "pool": rates.head}
-        if not freeze_backbone:
-            first = {"backbone": rates.pretrained if backbone_pretrained else rates.scratch, **first}
-        options: dict[str, Any] = {"schedule": self.schedule, "layer_decay": layer_decay, "score_epochs": score_epochs}
-        options |= {"solver": concept_solver, "epochs": 1 if concept_solver else count["concepts"]}
-        rows = [concept_stage(self.concept_loss(concept_loss or "bce"), lr=first, **options)]
-        options = {"schedule": self.schedule}
-        if config.bottleneck == "prototypes" and placement is not None:
-            rows.append(placed_prototype_stage(placement))
-        elif config.bottleneck == "prototypes" and self.prototype_loss is None:
-            rows += clustered_prototype_stages(config, lr=rates.prototypes, epochs=count["prototypes"], **options)
-        elif config.bottleneck == "prototypes" and self.prototype_loss is not None:
-            second = {"projector": rates.prototypes, "prototypes": rates.prototypes}
-            rows.append(prototype_stage(self.prototype_loss, lr=second, epochs=count["prototypes"], **options))
+        heads = {"concept_head": self.rates.head, "pool": self.rates.head}
+        backbone = {"backbone": self.rates.pretrained if backbone_pretrained else self.rates.scratch}
+        concepts = concept_stage(
+            self.make_concept_loss(concept_loss or "bce"), lr=heads if freeze_backbone else backbone | heads,
+            schedule=self.schedule, layer_decay=layer_decay, score_epochs=score_epochs,
+            solver=concept_solver, epochs=1 if concept_solver else counts["concepts"],
+        )  # fmt: skip
+        rows = [concepts, *self._prototype_stages(config, placement, counts["prototypes"])]
         if config.tasks:
-            options |= {"solver": task_solver, "epochs": 1 if task_solver else count["task"]}
-            options |= {"corrections": self.corrections if corrections is None else corrections}
-            rows.append(task_stage(config, task_loss, lr={"task_head": rates.task}, **options))
+            task = task_stage(
+                config, task_loss, lr={"task_head": self.rates.task}, schedule=self.schedule,
+                solver=task_solver, epochs=1 if task_solver else counts["task"],
+                corrections=self.corrections if corrections is None else corrections,
+            )  # fmt: skip
+            rows.append(task)
         return tuple(rows)
+
+    def _prototype_stages(
+        self, config: ConceptConfig, placement: PrototypePlacement | None, epochs: int
+    ) -> Sequence[Stage]:
+        """Stage 2: prototypes are placed, or learn from the preset's loss, or from the recommended one in two rows."""
+        if config.bottleneck != "prototypes":
+            return []
+        if placement is not None:
+            return [placed_prototype_stage(placement)]
+        lr = self.rates.prototypes
+        if self.prototype_loss is None:
+            return clustered_prototype_stages(config, lr=lr, epochs=epochs, schedule=self.schedule)
+        both = {"projector": lr, "prototypes": lr}
+        return [prototype_stage(self.prototype_loss, lr=both, epochs=epochs, schedule=self.schedule)]
+
+
+def _epochs_of(chosen: Mapping[str, int], *, task_is_solved: bool) -> Mapping[str, int]:
+    """Epochs of every stage, where some are chosen.
+
+    Raises:
+        ValueError: If an unknown stage is named, or the third one although its weights are solved for.
+    """
+    for name in chosen.keys() - EPOCHS.keys():
+        raise ValueError(f"`epochs` names unknown stage {name!r}{did_you_mean(name, EPOCHS)}; stages: {list(EPOCHS)}")
+    if task_is_solved and "task" in chosen:
+        raise ValueError("with a `task_solver`, stage 'task' has no epochs to choose; leave it out of `epochs`")
+    return {**EPOCHS, **chosen}
 
 
 def list_presets() -> list[str]:
@@ -184,7 +201,7 @@ _PRESETS: dict[str, Preset] = {
     "recommended": Preset(
         config=_ORIGINAL_MODEL,
         rates=Rates(scratch=3e-3, pretrained=1e-4, head=3e-3, prototypes=3e-4, task=3e-2),
-        concept_loss=lambda loss: BBoxGuidedConceptLoss(classification=loss),
+        make_concept_loss=lambda loss: BBoxGuidedConceptLoss(classification=loss),
         schedule="cosine",
         corrections=True,
         adapts=True,
@@ -193,7 +210,7 @@ _PRESETS: dict[str, Preset] = {
     "original": Preset(
         config=_ORIGINAL_MODEL,
         rates=_ORIGINAL_RATES,
-        concept_loss=lambda loss: BBoxGuidedConceptLoss(
+        make_concept_loss=lambda loss: BBoxGuidedConceptLoss(
             classification=loss, penalty="hinge", normalize="grid", mask="center"
         ),
         prototype_loss=PrototypeContrastiveLoss("infonce", temperature=0.1),
@@ -202,7 +219,7 @@ _PRESETS: dict[str, Preset] = {
     "paper": Preset(
         config=CSR_FIELDS,
         rates=_ORIGINAL_RATES,
-        concept_loss=lambda loss: BBoxGuidedConceptLoss(beta=0.0),
+        make_concept_loss=lambda loss: BBoxGuidedConceptLoss(beta=0.0),
         prototype_loss=PrototypeContrastiveLoss(
             "softtriple", temperature=1 / 20, gamma=1000.0, margin=0.1, margin_sign="paper"
         ),

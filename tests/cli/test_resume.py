@@ -24,9 +24,9 @@ VIT = [*TINY, "--backbone", "timm:test_vit", "--epochs", "concepts=1", "prototyp
 # Runs in a process of its own, because it forks and kills. A moment is a call, by its number, of what is named.
 MOMENTS = {
     "nothing is saved yet": ("conceptcam.training.checkpoints", "Checkpoints.save", 1),
-    "the first stage is over": ("conceptcam.runs.run", "fit_thresholds", 1),
+    "the first stage is over": ("conceptcam.runs.teaching", "fit_thresholds", 1),
     "prototypes are taught": ("conceptcam.training.checkpoints", "Checkpoints.save", 3),
-    "all is taught": ("conceptcam.runs.run", "review", 1),
+    "all is taught": ("conceptcam.runs.teaching", "review", 1),
     "all is written": ("conceptcam.runs.folder", "RunFolder.finish", 1),
 }
 DRIVER = """

@@ -24,7 +24,7 @@ from conceptcam.data.splits import ConceptSubset
 from conceptcam.data.table import TableDataset
 from conceptcam.data.transforms import BoxAwareTransform, Preprocess, default_augmentation
 from conceptcam.runs.options import RunOptions
-from conceptcam.runs.run import _image_cache as run_image_cache
+from conceptcam.runs.teaching import cached_images
 from tests.worlds import Squares, tiny_config
 
 SIZE = (24, 32)
@@ -261,7 +261,7 @@ def test_a_run_gives_data_their_own_cache_back(dataset: TableDataset, tmp_path: 
     config, options = tiny_config(), RunOptions(image_cache=tmp_path / "run")
     with ImageCache(tmp_path / "own", SIZE) as own:
         dataset.cache_images(own)
-        with run_image_cache(options, config, parts):
+        with cached_images(options, config, parts):
             assert dataset.image_cache is not own
         assert dataset.image_cache is own
 

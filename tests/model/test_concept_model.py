@@ -10,6 +10,7 @@ from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.model.concept_model import ConceptModel, create_model
 from conceptcam.model.heads import ConceptHead, TaskHead
 from conceptcam.model.outputs import ConceptOutput
+from conceptcam.model.parts import standard_parts
 from conceptcam.model.pooling import MaxPool, list_poolings
 from tests.worlds import SIZE, tiny_model
 
@@ -376,3 +377,15 @@ def test_forward_compiles_as_one_graph(bottleneck, mode):
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")(images)
     assert all(torch.allclose(got, wanted, atol=1e-6) for got, wanted in zip(compiled, model(images), strict=True))
+
+
+def test_a_part_of_your_own_takes_a_standard_ones_place():
+    class Median(nn.Module):
+        def forward(self, concept_maps: Tensor) -> Tensor:
+            return concept_maps.flatten(2).median(dim=-1).values
+
+    config = config_with()
+    model = ConceptModel(config, **standard_parts(config) | {"pool": Median()}).eval()
+    output = model(images(2))
+    assert torch.equal(output.concept_logits, output.concept_maps.flatten(2).median(dim=-1).values)
+    assert output.task_logits.shape == (2, len(config.tasks))

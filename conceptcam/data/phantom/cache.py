@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conceptcam._text import progress_bar
+from conceptcam._display.progress import progress_bar
 from conceptcam.data.phantom.arrays import Floats, Ints
 from conceptcam.data.phantom.concepts import PHANTOM_CONCEPTS, PHANTOM_DISEASES, PHANTOM_VERSION
 from conceptcam.data.phantom.config import PhantomConfig
