@@ -114,6 +114,11 @@ def short_value(value: object) -> str:
     return repr(value)
 
 
+def quoted(names: Iterable[str]) -> str:
+    """All names as a list in Python is written, but long ones cut."""
+    return f"[{', '.join(map(brief, names))}]"
+
+
 def check_choice(option: str, value: Any, known: Any) -> None:
     """Refuse a value of an option that is not among those of a `Literal`, or of a list."""
     check_known(f"`{option}`", value, get_args(known) or known)

@@ -24,6 +24,7 @@ _HOME = pytest.StashKey[str]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=1, metavar="N", help="N times as many attempts in tests/fuzz")
+    parser.addoption("--fuzz-table", metavar="FILE", help="write how the attempts of tests/fuzz ended, as a table")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from conceptcam._checks import brief
 from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, is_unknown, plain
 from conceptcam.data.vindr import VINDR_CONCEPTS, VINDR_TASKS
@@ -70,7 +71,7 @@ def _nih_labels(table: Table) -> Table:
     for row, names in enumerate(findings):
         for name in names:
             if plain(name) not in index and plain(name) != _NO_FINDING:
-                text = f"{table.name} has the finding {name!r} in {table.where(row)}; known: {list(NIH_CONCEPTS)}"
+                text = f"{table.name} has the finding {brief(name)} in {table.where(row)}; known: {list(NIH_CONCEPTS)}"
                 table.on_fault(Fault("unknown label", text))
     held = [{plain(name) for name in names} for names in findings]
     labels = {name: ["1" if key in one else "0" for one in held] for key, name in index.items()}
@@ -126,7 +127,7 @@ def _vindr_classes(table: Table) -> list[str]:
     cells = _column(table, "classname")
     for row, cell in enumerate(cells):
         if plain(cell) not in _VINDR_NAMES and plain(cell) != _NO_FINDING and not is_unknown(cell):
-            text = f"{table.name} has the class {cell!r} in {table.where(row)}; known: {list(VINDR_CONCEPTS)}"
+            text = f"{table.name} has the class {brief(cell)} in {table.where(row)}; known: {list(VINDR_CONCEPTS)}"
             table.on_fault(Fault("unknown label", text))
     return [_VINDR_NAMES.get(plain(cell), cell) for cell in cells]
 

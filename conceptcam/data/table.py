@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_choice, check_names, shorten
+from conceptcam._checks import brief, check_choice, check_names, quoted, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
@@ -226,8 +226,8 @@ class TableDataset(ConceptDataset):
         images = [index.get(path, by_stem.get(path, -1)) for path in paths]
         if max(images) < 0:
             text = (
-                f"{table.name} has no row of an image of the table of labels: its first is {cells[0]!r}, theirs is "
-                f"{next(iter(index))!r}; write images alike in both"
+                f"{table.name} has no row of an image of the table of labels: its first is {brief(cells[0])}, theirs "
+                f"is {brief(next(iter(index)))}; write images alike in both"
             )
             table.on_fault(Fault("boxes of no image", text))
             return no_boxes(len(index))
@@ -298,7 +298,7 @@ def _image_column(table: Table, name: str | None) -> str:
         found = [one for one in found if table.columns[one][0].lower().endswith(IMAGE_SUFFIXES)]
     if len(found) != 1:
         raise ValueError(
-            f"cannot tell which column of {table.name} names the images; its columns are {list(table.columns)}: say "
+            f"cannot tell which column of {table.name} names the images; its columns are {quoted(table.columns)}: say "
             "which with `image_column`"
         )
     return found[0]

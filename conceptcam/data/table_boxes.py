@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import shorten
+from conceptcam._checks import brief, quoted, shorten
 from conceptcam.data.coco_file import OVERSHOOT, DrawnBoxes, InvalidBoxes, box_fractions
 from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, plain
@@ -123,7 +123,7 @@ def concept_column(table: Table) -> str:
     if len(found) != 1:
         raise ValueError(
             f"{table.name} needs one column that says what a box shows, called such as 'concept' or 'label'; "
-            f"it has {found or list(table.columns)}"
+            f"it has {quoted(found or table.columns)}"
         )
     return found[0]
 
@@ -145,7 +145,7 @@ def _xywh(table: Table) -> Tensor:
             return torch.cat([numbers[:, :2], numbers[:, 2:] - numbers[:, :2]], dim=1) if names in _CORNERS else numbers
     raise ValueError(
         f"{table.name} has no boxes: expected the columns x_min, y_min, x_max, y_max, or x, y, width, height; "
-        f"it has {list(table.columns)}"
+        f"it has {quoted(table.columns)}"
     )
 
 
@@ -156,7 +156,8 @@ def _refuse_misspelt(table: Table, left_out: Sequence[str] | Counter[str], conce
         close = close or get_close_matches(name, concepts, n=1, cutoff=_SLIP)
         if close:
             text = (
-                f"{table.name} has boxes of {name!r}, which is no concept here; did you mean {close}? Write both alike"
+                f"{table.name} has boxes of {brief(name)}, which is no concept here; did you mean {close}? Write both "
+                "alike"
             )
             table.on_fault(Fault("misspelt concept", text))
 

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptcam._checks import did_you_mean, shorten
+from conceptcam._checks import brief, did_you_mean, quoted, shorten
 from conceptcam.data.faults import Fault, OnFault, refuse_fault
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Table:
         """
         if name not in self.columns:
             near = did_you_mean(name, self.columns)
-            raise ValueError(f"{self.name} has no {what} {name!r}{near}; its columns are {list(self.columns)}")
+            raise ValueError(f"{self.name} has no {what} {name!r}{near}; its columns are {quoted(self.columns)}")
         return self.columns[name]
 
     def find(self, names: Iterable[str]) -> list[str]:
@@ -130,7 +130,7 @@ class Table:
             count = sum(cell in strange for cell in cells)
             date = "; it looks like a date, which spreadsheets make of numbers" if _DATE.fullmatch(cells[row]) else ""
             text = (
-                f"column {name!r} of {self.name} holds {cells[row]!r} in {self.where(row)}, one of {count} such "
+                f"column {name!r} of {self.name} holds {brief(cells[row])} in {self.where(row)}, one of {count} such "
                 f"cells; expected {expected}, or nothing where nobody said{date}"
             )
             self.on_fault(Fault("cell that cannot be read", text))
@@ -241,7 +241,7 @@ def _separator(text: str) -> str:
 def _named(table: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
     """Columns by name; those without a name are left out if they are empty."""
     if nameless := [number for number, name in enumerate(header, 1) if not name and any(cells[number - 1])]:
-        raise ValueError(f"columns {nameless} of {table} have no name; its header is {list(header)}")
+        raise ValueError(f"columns {nameless} of {table} have no name; its header is {quoted(header)}")
     named = [name for name in header if name]
     if repeated := sorted({name for name in named if named.count(name) > 1}):
         raise ValueError(f"{table} has several columns of the name {shorten(map(repr, repeated))}; rename all but one")

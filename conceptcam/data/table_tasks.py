@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_choice, check_names, did_you_mean, shorten
+from conceptcam._checks import brief, check_choice, check_names, did_you_mean, quoted, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.faults import Fault
 from conceptcam.data.table_file import Table, is_unknown
@@ -71,7 +71,8 @@ def holds_classes(table: Table, column: str) -> bool:
     plain = [cell for cell in different if table.label(cell) is not None and not is_unknown(cell)]
     if strange and plain and any(table.number(cell) is None for cell in strange):
         text = (
-            f"column {column!r} of {table.name} holds labels, such as {plain[0]!r}, and words, such as {strange[0]!r} "
+            f"column {column!r} of {table.name} holds labels, such as {brief(plain[0])}, and words, such as "
+            f"{brief(strange[0])} "
             f"in {table.where(table.column(column).index(strange[0]))}; write 0 or 1 in each row, or a class in each"
         )
         table.on_fault(Fault("labels and words in one column", text))
@@ -86,15 +87,15 @@ def _read_classes(table: Table, column: str, classes: Sequence[str] | None) -> T
         if len(counts) < 2 or len(counts) > max(2, _MOST_CLASSES * counts.total()):
             raise ValueError(
                 f"column {column!r} of {table.name} cannot be one of class names: it has {len(counts)} different "
-                f"values in {counts.total()} rows, such as {shorten(map(repr, list(counts)[:3]))}"
+                f"values in {counts.total()} rows, such as {shorten(map(brief, list(counts)[:3]))}"
             )
         classes = _sorted(table, counts)
     index = {name: number for number, name in enumerate(classes)}
     if unknown := [name for name in counts if name not in index]:
         row = cells.index(unknown[0])
         text = (
-            f"column {column!r} of {table.name} holds {unknown[0]!r} in {table.where(row)}, which is no known class"
-            f"{did_you_mean(unknown[0], index)}; known: {list(index)}"
+            f"column {column!r} of {table.name} holds {brief(unknown[0])} in {table.where(row)}, which is no known "
+            f"class{did_you_mean(unknown[0], index)}; known: {quoted(index)}"
         )
         table.on_fault(Fault("unknown label", text))
     known = torch.tensor([index.get(cell, -1) for cell in cells])

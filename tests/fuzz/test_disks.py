@@ -14,19 +14,12 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--image-size", "48", "64", "--batch-size", "8", "--precision", "fp32", "--figures", "1"]
 RUN = [*TINY, "--backbone", "tiny_cnn_s8", "--epochs", "concepts=1", "prototypes=1", "task=1"]
 
-# A moment is a call, by its number, of what is named; what the sentence names is a file, or the folder.
+# A moment is one of the calls, by their numbers, of what is named; what the sentence names is a file, or the folder.
 MOMENTS = {
-    "a checkpoint": ("conceptcam.training.checkpoints", "Checkpoints.save", 2, "checkpoints/"),
-    "the last model": ("conceptcam.model.concept_model", "ConceptModel.save_pretrained", 3, ""),
-    "a figure": ("conceptcam.runs.reports", "save_png", 2, "figures/images"),
+    "a checkpoint": ("conceptcam.training.checkpoints", "Checkpoints.save", (2, 3), "checkpoints/"),
+    "a model": ("conceptcam.model.concept_model", "ConceptModel.save_pretrained", (1, 3), ""),
+    "a figure": ("conceptcam.runs.reports", "save_png", (1, 2), "figures/"),
 }
-
-WHEN = [
-    ("full", "the last model"),
-    ("full", "a figure"),
-    ("read-only", "a checkpoint"),
-    ("read-only", "the last model"),
-]
 
 # Runs in a process of its own, because it forks and sets limits.
 DRIVER = """
@@ -51,7 +44,7 @@ def rights(out, mode):
     for path in [out, *(path for path in out.rglob("*") if path.is_dir())]:
         path.chmod(mode)
 
-def spoiled(how, module, name, count, out):
+def spoiled(how, module, name, count, limit, out):
     os.dup2(os.open(f"{out}.stderr", os.O_WRONLY | os.O_CREAT), 2)
     *outer, name = name.split(".")
     place = functools.reduce(getattr, outer, importlib.import_module(module))
@@ -60,7 +53,7 @@ def spoiled(how, module, name, count, out):
         calls[0] += 1
         if calls[0] == count:
             if how == "full":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             else:
                 rights(out, 0o555)
         return whole(*given, **more)
@@ -68,13 +61,13 @@ def spoiled(how, module, name, count, out):
     return main([*command, "--out", str(out)])
 
 assert child(lambda: main([*command, "--out", str(folder / "whole")])) == 0
-for how, moment, place in moments:
-    out = folder / f"{how} {moment}"
-    code = child(lambda: spoiled(how, *place[:3], out))
+for number, (how, module, name, count, limit) in enumerate(moments):
+    out = folder / str(number)
+    code = child(lambda: spoiled(how, module, name, count, limit, out))
     rights(out, 0o755)
     hidden = [path.name for path in out.rglob(".*")]
     again = child(lambda: main([*command, "--out", str(out), "--resume"]))
-    print(json.dumps([how, moment, code, hidden, again, Path(f"{out}.stderr").read_text()]), flush=True)
+    print(json.dumps([code, hidden, again, Path(f"{out}.stderr").read_text()]), flush=True)
 """
 
 
@@ -90,12 +83,17 @@ def works(command: list[str]) -> bool:
         return False
 
 
+@pytest.mark.attacks("a disk that is full or read-only")
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks and sets limits")
-def test_a_disk_that_is_full_or_read_only_is_a_sentence(tmp_path):
+def test_a_disk_that_is_full_or_read_only_is_a_sentence(attempts, tmp_path):
     write_coco(tmp_path, "train", 16, 0)
     write_coco(tmp_path, "val", 9, 1)
     ways = ["full", "read-only"] if works(minds_rights()) else ["full"]
-    moments = [(how, moment, MOMENTS[moment]) for how, moment in WHEN if how in ways]
+    moments, places = [], []
+    for chance in attempts(10):
+        module, name, (low, high), place = MOMENTS[chance.choice(list(MOMENTS))]
+        moments.append((chance.choice(ways), module, name, chance.randint(low, high), chance.randint(600, 3000)))
+        places.append(place)
     told = json.dumps([["train", str(tmp_path), *RUN], moments])
     command = [*minds_rights(), sys.executable, "-W", "ignore", "-c", DRIVER, told, str(tmp_path / "runs")]
     (tmp_path / "runs").mkdir()
@@ -103,13 +101,14 @@ def test_a_disk_that_is_full_or_read_only_is_a_sentence(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert [line[:2] for line in lines] == [[how, moment] for how, moment, _ in moments]
+    assert len(lines) == len(moments)
     whole = tmp_path / "runs" / "whole"
-    for how, moment, code, hidden, again, said in lines:
-        out = tmp_path / "runs" / f"{how} {moment}"
-        assert (code, hidden, again) == (2, [], 0), (how, moment, said)
+    for number, (code, hidden, again, said) in enumerate(lines):
+        out = tmp_path / "runs" / str(number)
+        assert (code, hidden, again) == (2, [], 0), (moments[number], said)
         assert said.startswith("conceptcam train: ") and said.count("\n") == 1, said
-        assert f"{out}/{MOMENTS[moment][3]}".rstrip("/") in said, said
+        assert f"{out}/{places[number]}".rstrip("/") in said, said
         assert any(text in said for text in ("ake room", "raise the limit", "change its rights")), said
         for name in ("model.safetensors", "config.json", "metrics.json"):
-            assert (out / name).read_bytes() == (whole / name).read_bytes(), (how, moment, name)
+            assert (out / name).read_bytes() == (whole / name).read_bytes(), (moments[number], name)
+    attempts.add(0, refused=len(lines))

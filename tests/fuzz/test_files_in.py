@@ -21,12 +21,13 @@ from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from tests.config.test_concept_config import FULL
 from tests.config.test_training_record import RECORD
-from tests.fuzz.hostile import check_sentence, damaged, mutated, text
+from tests.fuzz.hostile import damaged, mutated, text
 from tests.worlds import tiny_model
 
 SHORT = dataclasses.replace(RECORD, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95})
 
 
+@pytest.mark.attacks("the text of config.json")
 def test_a_config_is_read_as_it_says_or_refused(attempts):
     content, refused = json.loads(to_json(FULL, SHORT)), 0
     for chance in attempts(300):
@@ -34,7 +35,7 @@ def test_a_config_is_read_as_it_says_or_refused(attempts):
             config, record = from_json(text(chance, content))
         except ValueError as error:
             refused += 1
-            check_sentence(error)
+            attempts.refused(error)
             continue
         assert to_json(*from_json(to_json(config, record))) == to_json(config, record)
         assert all(math.isnan(one) or 0 <= one <= 1 for one in record.thresholds.values())
@@ -50,15 +51,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "models0" / "model"
 
 
-def load(folder: Path) -> ConceptModel | None:
+def load(folder: Path, attempts: Any) -> ConceptModel | None:
     """The model of a folder; None if it is refused."""
     try:
         return ConceptModel.from_pretrained(folder)
     except (ValueError, FileNotFoundError) as error:
-        check_sentence(error)
+        attempts.refused(error)
         return None
 
 
+@pytest.mark.attacks("bytes of model folders")
 def test_a_model_folder_with_other_bytes_is_never_loaded(attempts, saved, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
@@ -66,20 +68,22 @@ def test_a_model_folder_with_other_bytes_is_never_loaded(attempts, saved, tmp_pa
     for chance in attempts(100):
         other = damaged(chance, content)
         (folder / "model.safetensors").write_bytes(other)
-        assert load(folder) is None or other == content
+        assert load(folder, attempts) is None or other == content
 
 
+@pytest.mark.attacks("config.json of model folders")
 def test_a_model_folder_with_another_config_is_whole_or_refused(attempts, saved, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     for chance in attempts(100):
         (folder / "config.json").write_text(text(chance, config), encoding="utf-8")
-        model = load(folder)
+        model = load(folder, attempts)
         if model is not None:
             assert not any(value.is_meta for value in model.state_dict().values())
 
 
+@pytest.mark.attacks("foreign checkpoints")
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_a_foreign_checkpoint_is_its_numbers_or_refused(attempts, tmp_path, kind):
     weights, path = {"a": torch.randn(40), "b.c": torch.randn(3, 3)}, tmp_path / f"w.{kind}"
@@ -94,7 +98,7 @@ def test_a_foreign_checkpoint_is_its_numbers_or_refused(attempts, tmp_path, kind
             found = tensors_within(read_checkpoint(path), str(path))
         except ValueError as error:
             refused += 1
-            check_sentence(error)
+            attempts.refused(error)
             continue
         if kind == "zip":  # which alone has checksums
             assert all(torch.equal(value, weights[name]) for name, value in found.items())
@@ -111,6 +115,7 @@ COCO: dict[str, Any] = {
 }
 
 
+@pytest.mark.attacks("COCO files")
 def test_a_coco_file_is_read_as_it_says_or_refused(attempts, tmp_path):
     for entry in COCO["images"]:
         Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / entry["file_name"])
@@ -122,7 +127,7 @@ def test_a_coco_file_is_read_as_it_says_or_refused(attempts, tmp_path):
             items = list(data)
         except (ValueError, FileNotFoundError) as error:
             refused += 1
-            check_sentence(error, longest=3000)
+            attempts.refused(error, longest=3000)
             continue
         for labels in (data.concept_labels, data.task_labels):
             assert ((labels >= 0) & (labels <= 1) | labels.isnan()).all()
@@ -132,6 +137,7 @@ def test_a_coco_file_is_read_as_it_says_or_refused(attempts, tmp_path):
     assert refused > 60
 
 
+@pytest.mark.attacks("run.json of a run to resume")
 def test_a_run_json_is_of_a_run_or_refused(attempts, tmp_path):
     content = {
         "format_version": 2,
@@ -148,4 +154,4 @@ def test_a_run_json_is_of_a_run_or_refused(attempts, tmp_path):
             run = RunFolder(tmp_path)
             run.check_resume_options({"seed": 0, "data": {"train": "a"}, "model": {"a": 1}})
         except (ValueError, FileExistsError) as error:
-            check_sentence(error)
+            attempts.refused(error)

@@ -12,13 +12,15 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--image-size", "48", "64", "--batch-size", "4", "--precision", "fp32", "--figures", "1"]
 
 
+@pytest.mark.attacks("a run that is killed or stopped")
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks")
-def test_a_command_stopped_at_any_moment_ends_with_the_same_files(pytestconfig, tmp_path):
+def test_a_command_stopped_at_any_moment_ends_with_the_same_files(pytestconfig, attempts, tmp_path):
     """`benchmarks/kills.py` on images of one's own takes longer, and torchrun too."""
     write_coco(tmp_path, "train", 16, 0)
     write_coco(tmp_path, "val", 9, 1)
     many = pytestconfig.getoption("--fuzz")
-    counts = ["--kills", str(3 * many), "--signals", str(many), "--torchrun", "0", "--torchrun-signals", "0"]
+    counts = ["--kills", str(7 * many), "--signals", str(3 * many), "--torchrun", "0", "--torchrun-signals", "0"]
+    attempts.add(10 * many)
     run = [
         "--run",
         str(tmp_path),

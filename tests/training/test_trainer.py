@@ -1,8 +1,10 @@
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -572,3 +574,11 @@ def test_images_that_are_not_normalized_are_noticed(caplog, factor, noticed):
     with contextlib.suppress(FloatingPointError):
         Trainer().fit(model, [stage], loud, batches(Squares(8)))
     assert ("does `model.preprocess` make them?" in caplog.text) == noticed
+
+
+def test_a_clock_that_jumps_back_gives_no_negative_seconds(monkeypatch):
+    clock = itertools.count(2e9, -3600)  # an hour back at each look, as when a clock is set
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    model = tiny_model()
+    results = Trainer(seed=0).fit(model, stages_of(model)[:1], TRAIN, VAL)
+    assert all(0 < result.seconds < 600 for result in results)
