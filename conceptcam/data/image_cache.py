@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import zlib
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,8 @@ LIMIT = 32_000_000_000
 """Bytes that a cache may take by default."""
 
 # Part of what identifies an image in a cache: to be raised when images are decoded or resized in another way.
-_VERSION = 1
+_VERSION = 2
+_MOST_ROWS = 10**7  # whose checksums a process remembers
 _PAGE = 16384  # bytes; a file of SQLite is made of pages
 _MOST = 64e12  # bytes; SQLite counts at most 2**32 - 2 pages
 _PATIENCE = 10.0  # seconds to wait for another process that writes
@@ -82,7 +84,10 @@ class ImageCache:
         self.file, self.image_size, self.limit = Path(folder) / "images.sqlite", (height, width), limit
         self._open: dict[tuple[int, int], tuple[sqlite3.Connection, int]] = {}
         self._reason = ""  # why nothing more is kept
-        self._checked = bytearray()  # 1 for each row whose checksum this process has compared
+        self._form = f", {self.image_size}, {_VERSION}"
+        # By number of a row, 1 more than the checksum that this process has compared with its bytes. SQLite may give
+        # the number of a row that is gone to another one, which has another checksum.
+        self._checked = array("Q")
 
     def load(self, path: str | os.PathLike[str], *, bit_depth: int | None = None) -> ReadImage:
         """An image in place of `load_image`: as it is kept, or decoded, resized and kept.
@@ -104,11 +109,10 @@ class ImageCache:
             how: Says what `decode` does, so that one file can be kept in several ways.
             decode: Gives (3, H, W) uint8, or floats in [0, 1].
         """
-        status = os.stat(path)
-        key = (
-            os.fsencode(os.path.abspath(path)), f"{how}, {self.image_size}, {_VERSION}", status.st_size,
-            status.st_mtime_ns,
-        )  # fmt: skip
+        name = os.fspath(path)
+        status = os.stat(name)
+        place = name if name.startswith("/") else os.path.abspath(name)  # which takes a microsecond
+        key = os.fsencode(place), how + self._form, status.st_size, status.st_mtime_ns
         found = self._find(key)
         if found is not None:
             return found
@@ -133,7 +137,7 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: where the file is."""
-        return {**self.__dict__, "_open": {}, "_checked": bytearray()}
+        return {**self.__dict__, "_open": {}, "_checked": array("Q")}
 
     def _find(self, key: tuple[bytes, str, int, int]) -> ReadImage | None:
         import sqlite3
@@ -148,22 +152,27 @@ class ImageCache:
         if row is None:
             return None
         number, height, width, checksum, pixels = row
-        if not self._is_right(number, checksum, pixels):
+        if not self._is_right(number, checksum, pixels, (height, width)):
             _log.warning("what the cache %s holds of %s is damaged; it is decoded anew", self.file, os.fsdecode(key[0]))
             return None
-        image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, *self.image_size)
-        return ReadImage(image if len(image) == 3 else image.repeat(3, 1, 1), (height, width))
+        channels = len(pixels) // (self.image_size[0] * self.image_size[1])
+        image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(channels, *self.image_size)
+        return ReadImage(image if channels == 3 else image.repeat(3, 1, 1), (height, width))
 
-    def _is_right(self, number: int, checksum: int, pixels: bytes) -> bool:
-        """Whether the bytes of a row are those that were kept, compared when this process first reads it."""
+    def _is_right(self, number: int, checksum: int, pixels: bytes, size: tuple[int, int]) -> bool:
+        """Whether a row is as it was kept, compared when it is first read here; a damaged one may hold anything."""
         area = self.image_size[0] * self.image_size[1]
-        if len(pixels) not in (area, 3 * area):
+        if not isinstance(pixels, bytes) or len(pixels) not in (area, 3 * area):
             return False
+        if not 0 <= number < _MOST_ROWS:
+            return _checksum(pixels, size) == checksum
         if number >= len(self._checked):
-            self._checked.extend(bytes(number + 1000 - len(self._checked)))
-        if not self._checked[number]:
-            self._checked[number] = zlib.crc32(pixels) == checksum
-        return bool(self._checked[number])
+            self._checked.extend([0] * (number + 1000 - len(self._checked)))
+        if self._checked[number] - 1 == checksum:
+            return True
+        right = _checksum(pixels, size) == checksum
+        self._checked[number] = checksum + 1 if right else 0
+        return right
 
     def _add(self, key: tuple[bytes, str, int, int], image: Tensor, size: tuple[int, ...]) -> None:
         """Keep an image, if there is room; one channel of a grey one is enough."""
@@ -174,7 +183,7 @@ class ImageCache:
         grey = torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
         pixels = (image[:1] if grey else image).contiguous().numpy().tobytes()
         try:
-            self._connection().execute(_KEEP, (*key, *size, zlib.crc32(pixels), pixels))
+            self._connection().execute(_KEEP, (*key, *size, _checksum(pixels, size), pixels))
         except sqlite3.Error as error:
             self._handle(error)
 
@@ -220,7 +229,7 @@ class ImageCache:
     def _rebuild(self, error: "sqlite3.Error") -> None:
         """Begin anew in place of a damaged file, unless another process has."""
         _log.warning("the image cache %s is damaged and made anew: %s", self.file, error)
-        self._checked = bytearray()
+        self._checked = array("Q")
         opened = self._open.pop((os.getpid(), threading.get_ident()), None)
         if opened is not None:
             opened[0].close()
@@ -228,6 +237,11 @@ class ImageCache:
             if opened is None or self.file.stat().st_ino == opened[1]:
                 self.file.unlink()
                 self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
+
+
+def _checksum(pixels: bytes, size: tuple[int, ...]) -> int:
+    """Of an image's bytes and its size in the file."""
+    return zlib.crc32(repr(tuple(size)).encode(), zlib.crc32(pixels))
 
 
 class ImageReader:

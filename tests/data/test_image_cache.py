@@ -191,6 +191,31 @@ def test_altered_pixels_are_noticed_and_mended(files: list[Path], tmp_path: Path
     assert caplog.text.count("is damaged; it is decoded anew") == 1
 
 
+def test_a_row_under_the_number_of_a_lost_one_is_compared_anew(files: list[Path], tmp_path: Path):
+    """SQLite may number a new row as one that is gone, here while another process has remembered the old one."""
+    cache, other = (ImageCache(tmp_path / "cache", SIZE) for _ in range(2))
+    with cache, other:
+        right = cache.load(files[0])
+        number = "SELECT rowid FROM images"
+        before = cache._connection().execute(number).fetchall()
+        cache.load(files[0])  # its bytes were compared
+        other._connection().execute("DELETE FROM images")
+        other.load(files[0])
+        assert other._connection().execute(number).fetchall() == before
+        damage = "UPDATE images SET checksum = checksum + 1, pixels = zeroblob(length(pixels))"
+        other._connection().execute(damage)
+        found = cache.load(files[0])
+        assert torch.equal(found.image, right.image) and found.size == right.size
+
+
+def test_a_size_in_the_file_that_was_altered_is_noticed(files: list[Path], tmp_path: Path):
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        right = cache.load(files[0]).size
+        cache._connection().execute("UPDATE images SET height = height + 1")
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        assert cache.load(files[0]).size == right
+
+
 def test_a_folder_that_cannot_be_written_leaves_decoding(
     files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

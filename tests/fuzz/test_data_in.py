@@ -127,7 +127,7 @@ def test_a_cache_of_images_is_right_whatever_is_in_its_file(attempts, tmp_path: 
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(paths[-1])
     with ImageCache(tmp_path / "cache", (16, 24)) as cache:
-        right = [cache.load(path).image for path in paths]
+        right = [cache.load(path) for path in paths]
         file = cache.file
     good = file.read_bytes()
     for chance in attempts(100):
@@ -135,7 +135,8 @@ def test_a_cache_of_images_is_right_whatever_is_in_its_file(attempts, tmp_path: 
         file.write_bytes(damaged(chance, good))
         with ImageCache(tmp_path / "cache", (16, 24)) as cache:
             for path, expected in zip([*paths, *paths], [*right, *right], strict=True):
-                assert torch.equal(cache.load(path).image, expected)
+                found = cache.load(path)
+                assert torch.equal(found.image, expected.image) and found.size == expected.size == (20, 30)
 
 
 @pytest.mark.attacks("the cache of drawn images")
