@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from conceptcam.data.dicom import check_pixels, dicom_size, is_dicom, read_dicom
+from conceptcam.data.packed_tiff import packed_tiff_size, read_packed_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +100,11 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
     try:
         if is_dicom(path):
             return dicom_size(path)
-        with _open(path) as image:
+        try:
+            opened = _open(path)
+        except _UnknownTiff:
+            return packed_tiff_size(path)
+        with opened as image:
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (image.height, image.width) if turned else (image.width, image.height)
     except FileNotFoundError:
@@ -118,7 +123,13 @@ def decode_file(path: str | PathLike[str], *, bit_depth: int | None = None) -> T
             picture = read_dicom(path, bit_depth=bit_depth)
             tensor = torch.from_numpy(picture)
             return _grey(tensor) if picture.ndim == 2 else tensor.permute(2, 0, 1)
-        with _open(path) as image:
+        try:
+            opened = _open(path)
+        except _UnknownTiff:
+            packed = read_packed_tiff(path)
+            values = _unit_range(packed.values, 2 ** (bit_depth or packed.bits) - 1)
+            return _grey(1 - values if packed.negative else values)
+        with opened as image:
             return _from_pillow(image, bit_depth)
     except FileNotFoundError:
         raise
@@ -132,6 +143,10 @@ def decode_file(path: str | PathLike[str], *, bit_depth: int | None = None) -> T
 def _check_bit_depth(bit_depth: int | None) -> None:
     if bit_depth is not None and not 8 < bit_depth <= 16:
         raise ValueError(f"`bit_depth` must be 9 to 16, got {bit_depth}")
+
+
+class _UnknownTiff(ValueError):
+    """A TIFF that Pillow does not know; grey ones of 9 to 15 bits are read without it."""
 
 
 def _open(path: str | PathLike[str]) -> "Image.Image":
@@ -148,9 +163,7 @@ def _open(path: str | PathLike[str]) -> "Image.Image":
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
         if start in (b"II*\0", b"MM\0*"):
-            raise ValueError(
-                "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
-            ) from error
+            raise _UnknownTiff from error
         raise ValueError(f"it is none of {', '.join(FORMATS)} and DICOM, or damaged") from error
     try:
         check_pixels(image.width, image.height)

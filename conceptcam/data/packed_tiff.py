@@ -1,0 +1,124 @@
+"""Grey TIFF images of 9 to 15 bits: Pillow reads the bytes, and the values, which have no gaps, are parted here."""
+
+import io
+import struct
+import warnings
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from conceptcam.data.dicom import check_pixels
+
+_BITS = range(9, 16)
+# Tags of TIFF.
+_WIDTH, _HEIGHT, _DEPTH, _INTERPRETATION, _ORIENTATION = 256, 257, 258, 262, 274
+_SAMPLES, _PREDICTOR, _TILES, _SIGNED = 277, 317, 322, 339
+_SIZES = {3: "H", 4: "I"}  # types of a tag's value, as `struct` has them
+_ROWS = 256  # that are parted at once
+
+
+class PackedTiff(NamedTuple):
+    """An image of a file."""
+
+    values: "np.ndarray[Any, np.dtype[np.uint16]]"
+    """(H, W), upright."""
+    bits: int
+    """How many of them each value has."""
+    negative: bool
+    """Whether 0 is white."""
+
+
+class _Tag(NamedTuple):
+    """A tag of one number."""
+
+    place: int
+    """Where the number is in the file."""
+    form: str
+    """As `struct` has it, with the order of bytes."""
+    value: int
+
+
+def read_packed_tiff(path: str | PathLike[str]) -> PackedTiff:
+    """The values of a grey TIFF of 9 to 15 bits, of any lossless compression that Pillow reads.
+
+    Raises:
+        ValueError: If the file is no such TIFF, is damaged, or holds several pages or far too many pixels.
+    """
+    from PIL import Image, ImageOps
+
+    with open(path, "rb") as file:
+        content = bytearray(file.read())
+    tags = _tags(content)
+    width, height, bits = (_number(tags, tag) for tag in (_WIDTH, _HEIGHT, _DEPTH))
+    check_pixels(width, height)
+    rows = _decoded(content, tags, -(-width * bits // 8))
+    if rows.shape != (height, -(-width * bits // 8)):
+        raise ValueError(f"it is said to be of {width} x {height} pixels of {bits} bits, which its data are not")
+    values = np.concatenate([_part(rows[start : start + _ROWS], width, bits) for start in range(0, height, _ROWS)])
+    if (turned := _number(tags, _ORIENTATION, 1)) != 1:
+        image = Image.fromarray(values)
+        image.getexif()[_ORIENTATION] = turned
+        values = np.array(ImageOps.exif_transpose(image))
+    return PackedTiff(values, bits, _number(tags, _INTERPRETATION) == 0)
+
+
+def packed_tiff_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """The width and height of the same, upright.
+
+    Raises:
+        ValueError: As `read_packed_tiff`, as far as the header tells.
+    """
+    with open(path, "rb") as file:
+        tags = _tags(bytearray(file.read()))
+    width, height = _number(tags, _WIDTH), _number(tags, _HEIGHT)
+    check_pixels(width, height)
+    return (height, width) if _number(tags, _ORIENTATION, 1) >= 5 else (width, height)
+
+
+def _tags(content: bytearray) -> dict[int, _Tag]:
+    """The tags of the only page of a file that hold one number, checked to be those of a packed grey image."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(content[:4]))
+    if order is None:
+        raise ValueError("it is no TIFF")
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, start)
+    tags = {}
+    for number in range(count):
+        place = start + 2 + 12 * number
+        tag, kind, length = struct.unpack_from(f"{order}HHI", content, place)
+        if length == 1 and kind in _SIZES:
+            form = order + _SIZES[kind]
+            tags[tag] = _Tag(place + 8, form, struct.unpack_from(form, content, place + 8)[0])
+    (following,) = struct.unpack_from(f"{order}I", content, start + 2 + 12 * count)
+    plain = _number(tags, _SAMPLES, 1) == _number(tags, _PREDICTOR, 1) == _number(tags, _SIGNED, 1) == 1
+    grey = _number(tags, _INTERPRETATION) in (0, 1)
+    if following or not plain or not grey or _TILES in tags or _number(tags, _DEPTH) not in _BITS:
+        raise ValueError(
+            "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
+        )
+    return tags
+
+
+def _number(tags: dict[int, _Tag], tag: int, usual: int = -1) -> int:
+    return tags[tag].value if tag in tags else usual
+
+
+def _decoded(content: bytearray, tags: dict[int, _Tag], row_bytes: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """(H, B) the bytes of each row, which Pillow decodes as those of an image of 8 bits."""
+    from PIL import Image
+
+    for tag, value in ((_WIDTH, row_bytes), (_DEPTH, 8), (_INTERPRETATION, 1)):
+        struct.pack_into(tags[tag].form, content, tags[tag].place, value)
+    if _ORIENTATION in tags:
+        struct.pack_into(tags[_ORIENTATION].form, content, tags[_ORIENTATION].place, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels were counted
+        with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
+            return np.array(image)
+
+
+def _part(rows: "np.ndarray[Any, np.dtype[np.uint8]]", width: int, bits: int) -> "np.ndarray[Any, np.dtype[np.uint16]]":
+    """(n, W) the values in n rows of bytes, each of so many bits, the highest first."""
+    single = np.unpackbits(rows, axis=1, count=width * bits).reshape(len(rows), width, bits)
+    return (single @ (1 << np.arange(bits - 1, -1, -1))).astype(np.uint16)
