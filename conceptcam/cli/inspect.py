@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from conceptcam._checks import shorten
 from conceptcam._files import write_json, write_text
 from conceptcam.cli.data import add_data_options, add_split, is_file, labels_file, read_data, read_parts
 from conceptcam.cli.flags import add_flag
@@ -106,14 +107,27 @@ def _read(options: argparse.Namespace) -> _Data:
             faults.append(Fault("labels that cannot be read", str(error)))
     if len(files) == 1:
         data = found[files[0]]
+        data.notes = (*data.notes, *_unlisted(options, data))
         return _Data(data, read_parts(options, data), faults)
     if options.split is not None:
         raise ValueError(f"--split divides one file of labels, and there are {len(files)}; leave it out")
     faults += compare_labels({labels_file(options, part).name: one for part, one in found.items()})
     joined = JoinedDataset(list(found.values()))
     counts = [f"{labels_file(options, part).name} has {len(one)} images." for part, one in found.items()]
-    joined.notes = (*counts, *joined.notes)
+    joined.notes = (*counts, *joined.notes, *_unlisted(options, joined))
     return _Data(joined, [part for part, one in found.items() for _ in range(len(one))], faults)
+
+
+def _unlisted(options: argparse.Namespace, data: "ConceptDataset") -> list[str]:
+    """A note of images that none of the files of a folder lists; readers of tables give one of their own."""
+    from conceptcam.data.image_files import unlisted_images
+
+    if data.folder is None or not options.data.is_dir() or any(getattr(options, part) for part in _PARTS):
+        return []
+    lost = unlisted_images(list(data.names), data.folder)
+    return (
+        [f"{len(lost)} images in {data.folder} are in none of these files: {shorten(map(repr, lost))}."] if lost else []
+    )
 
 
 def _listing(faults: "list[Fault]", where: str) -> "OnFault":

@@ -91,6 +91,18 @@ def find_images(
     return FoundImages(names, wrong.kept, unlisted)
 
 
+def unlisted_images(names: Sequence[str], folder: Path) -> list[str]:
+    """Images in the folders of named ones that no name means.
+
+    Args:
+        names: Paths relative to the folder, with `/` between folders.
+        folder: Where they are.
+    """
+    known, parents = set(names), sorted({posixpath.dirname(name) for name in names})
+    present = (posixpath.join(parent, file) for parent in parents for file in _list(os.path.join(folder, parent)).files)
+    return sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
+
+
 class _Rows:
     """Which rows of a table are kept."""
 

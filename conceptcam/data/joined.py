@@ -33,6 +33,8 @@ class JoinedDataset(ConceptDataset):
         self.concepts = tuple(dict.fromkeys(chain.from_iterable(one.concepts for one in datasets)))
         self.tasks = tuple(dict.fromkeys(chain.from_iterable(one.tasks for one in datasets)))
         self.task_kind = datasets[0].task_kind
+        folders = {one.folder for one in datasets}
+        self.folder = folders.pop() if len(folders) == 1 else None
         self.concept_labels = torch.cat([_spread(one.concept_labels, one.concepts, self.concepts) for one in datasets])
         self.task_labels = torch.cat([_spread(one.task_labels, one.tasks, self.tasks) for one in datasets])
         self.notes = tuple(dict.fromkeys(chain.from_iterable(one.notes for one in datasets)))

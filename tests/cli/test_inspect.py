@@ -46,6 +46,16 @@ def test_all_parts_of_a_folder_are_read(folder: Path):
     assert inspect(folder / "train.json", "--test", "test.json")[1]["images"] == 24
 
 
+def test_images_that_no_file_lists_are_said(folder: Path):
+    (folder / "images" / "more.png").write_bytes((folder / "images" / "val-0.png").read_bytes())
+    (folder / "images" / "notes.txt").write_text("no image")
+    code, report = inspect(folder)
+    assert code == 0 and report["notes"][3:] == [
+        f"1 images in {folder / 'images'} are in none of these files: 'more.png'."
+    ]
+    assert not any("none of these" in note for note in inspect(folder, "--train", "val.json")[1]["notes"])
+
+
 def spoil(content: dict[str, Any]) -> None:
     """Plant one fault of each kind."""
     images, boxes = content["images"], content["annotations"]

@@ -109,6 +109,47 @@ def test_boxes_stay_where_their_paint_goes(name: str, boxes: list[list[int]], se
     assert beyond <= may_exceed + 1e-3
 
 
+@st.composite
+def painted_items(draw: st.DrawFn) -> ConceptItem:
+    """An item of any size, with up to three boxes inside of it."""
+    height, width = draw(st.integers(60, 150)), draw(st.integers(60, 150))
+    boxes = []
+    for _ in range(draw(st.integers(1, 3))):
+        right, bottom = draw(st.integers(30, width)), draw(st.integers(30, height))
+        boxes.append([right - draw(st.integers(8, 30)), bottom - draw(st.integers(8, 30)), right, bottom])
+    return make_item(boxes, (height, width))
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+@settings(max_examples=15, deadline=None)
+@given(item=painted_items(), seed=st.integers(0, 2**31))
+def test_boxes_stay_where_their_paint_goes_at_any_size(name: str, item: ConceptItem, seed: int):
+    """To transform and then to draw the boxes gives what drawing them and then transforming gives."""
+    transform, may_cut, may_exceed = GEOMETRY[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        moved = BoxAwareTransform(transform, min_visible=0.6)(item)
+    # Where an image is enlarged, a pixel of paint becomes several.
+    larger = 3 if "resize" in name else 1
+    cut, beyond = misfit(moved)
+    assert cut <= larger * may_cut + 1e-3
+    assert beyond <= larger * may_exceed + 1e-3
+
+
+@settings(max_examples=100, deadline=None)
+@given(item=painted_items(), height=st.integers(32, 200), width=st.integers(32, 200))
+def test_a_box_mapped_back_from_the_models_pixels_is_the_original(item: ConceptItem, height: int, width: int):
+    """Within a pixel of the coarser of the two images, at any two sizes."""
+    preprocess = Preprocess((height, width), MEAN, STD)
+    seen = preprocess.denormalize(preprocess(item.image))
+    assert item.boxes is not None
+    sides = np.array([item.image.shape[2], item.image.shape[1]] * 2)
+    for number, box in enumerate(item.boxes.xyxy.numpy()):
+        paint, _ = painted(seen[number])
+        back = np.array(paint) / [width, height, width, height] * sides
+        assert (np.abs(back - box * sides) <= np.maximum(1, sides / [width, height, width, height]) + 1e-3).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(boxes=box_lists(), seed=st.integers(0, 2**31))
 def test_a_box_is_kept_exactly_if_enough_of_its_paint_is_in_view(boxes: list[list[int]], seed: int):
