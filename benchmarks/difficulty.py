@@ -6,30 +6,19 @@ Every finished training is a line in a file, as in `phantom.py`.
 import argparse
 import dataclasses
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import (
-    arguments_told,
-    finished,
-    machine,
-    machine_line,
-    markdown,
-    replace_block,
-    run_side_by_side,
-    table,
-    write_json,
-)
+from experiment import WHERE, Scale, experiment_parser, missing, publish, results_of, run_side_by_side
+from measuring import machine, machine_line, markdown, table
 from phantom import by_row, columns
 
 from conceptcam import ConceptModel, Trainer, evaluate, get_preset
 from conceptcam.data import ConceptDataset, SimulatedReaders
-from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_VERSION, SMALL_FINDINGS, PhantomConfig, PhantomDataset
+from conceptcam.data.phantom import PHANTOM_CONCEPTS, SMALL_FINDINGS, PhantomConfig, PhantomDataset
 from conceptcam.losses import class_balanced_loss
 from conceptcam.metrics.classification import macro_average
 from conceptcam.runs.demo import demo_config
@@ -40,19 +29,6 @@ Readers = Callable[[PhantomDataset, int], SimulatedReaders]
 
 COLUMNS = ("AUROC", "AP", "pointing", "small", "ceiling")
 SMALL = [PHANTOM_CONCEPTS.index(name) for name in SMALL_FINDINGS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How large an experiment is; results of one scale are not compared with those of another."""
-
-    images: int = 4000
-    test_images: int = 1500
-    size: int = 112
-    epochs: int = 8
-    backbone: str = "small_cnn_s8"
-    batch_size: int = 32
-    phantom: int = PHANTOM_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,44 +134,28 @@ def document(rows: Sequence[Mapping[str, str]], scale: Scale, options: Sequence[
 
 
 def parser() -> argparse.ArgumentParser:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="all if not given")
-    asked.add_argument("--seeds", type=int, default=3, help="how many")
+    asked = experiment_parser(__doc__, ROWS, name="difficulty")
     asked.add_argument("--images", type=int, default=Scale.images, help="to train on")
     asked.add_argument("--test-images", type=int, default=Scale.test_images)
     asked.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
     asked.add_argument("--epochs", type=int, default=Scale.epochs)
     asked.add_argument("--backbone", default=Scale.backbone, help="learns from scratch")
-    asked.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
-    asked.add_argument("--jobs", type=int, default=1, help="processes side by side, of one thread each")
-    asked.add_argument("--results", type=Path, default=Path("difficulty-results.jsonl"), help="a line per training")
-    asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
-    asked.add_argument("--json", type=Path, help="also write the table here")
-    asked.add_argument("--page", type=Path, help="also write the table between the marks in this Markdown page")
     return asked
-
-
-WHERE = ("--results", "--page", "--json", "--jobs", "--device")
-"""Options that figures do not depend on."""
 
 
 def main() -> None:
     options = parser().parse_args()
     scale = Scale(**{name: getattr(options, name) for name in Scale.__dataclass_fields__ if hasattr(options, name)})
     if not options.table:
-        there = finished(options.results, scale)
-        everything = [(name, seed) for seed in range(options.seeds) for name in options.rows]
-        missing = [one for one in everything if one not in there]
-        run_side_by_side(run_row, missing, scale, options.device, jobs=options.jobs, path=options.results)
-    done = finished(options.results, scale)
-    rows = rows_of([done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done])
+        run_side_by_side(
+            run_row, [[one] for one in missing(options, scale)], scale, options.device, jobs=options.jobs,
+            path=options.results,
+        )  # fmt: skip
+    rows = rows_of(results_of(options, scale))
     if rows:
         print(table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"{scale}; {machine_line()}")
-    if options.page is not None:
-        replace_block(options.page, "difficulty", document(rows, scale, arguments_told(sys.argv[1:], WHERE)))
-    if options.json is not None:
-        write_json(options.json, {"scale": scale, "rows": rows})
+    publish(options, {"scale": scale, "rows": rows}, lambda told: document(rows, scale, told), (*WHERE, "--device"))
 
 
 if __name__ == "__main__":

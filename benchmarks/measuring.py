@@ -8,9 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -131,25 +129,6 @@ def finished(path: Path, scale: Any) -> dict[tuple[str, int], dict[str, Any]]:
     wanted = json.loads(json.dumps(dataclasses.asdict(scale)))  # as JSON spells it
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {(line["row"], line["seed"]): line for line in lines if line["scale"] == wanted}
-
-
-def run_side_by_side(
-    run: Callable[..., dict[str, Any]], wanted: Sequence[tuple[str, int]], *given: Any, jobs: int, path: Path
-) -> None:
-    """Call `run(row, seed, *given)` for each row and seed, `jobs` at a time in processes of one thread each.
-
-    Each result is appended to the file as it comes; one that fails is reported and does not stop the others.
-    """
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
-    with pool:
-        running = {pool.submit(run, name, seed, *given): (name, seed) for name, seed in wanted}
-        for done in as_completed(running):
-            name, seed = running[done]
-            if (error := done.exception()) is not None:
-                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
-                continue
-            append(path, done.result())
-            print(f"{name}, seed {seed}: {done.result()['seconds']} s", flush=True)
 
 
 def arguments_told(arguments: Sequence[str], where: Sequence[str]) -> list[str]:

@@ -9,15 +9,13 @@ import argparse
 import math
 import shlex
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-from measuring import append, arguments_told, finished, machine_line, markdown, replace_block, table, write_json
+import experiment
+from experiment import RowSeed, experiment_parser, missing, publish, results_of, run_side_by_side
+from measuring import machine_line, markdown, table
 from phantom_rows import COMPLETENESS, DISEASE_FIGURES, ROWS, Scale, run_row
 
 Result = Mapping[str, Any]
@@ -101,54 +99,29 @@ def document(tables: Mapping[str, Table], scale: Scale, options: Sequence[str]) 
 
 
 def parser() -> argparse.ArgumentParser:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = [name for name, row in ROWS.items() if not row.borrowed_rates]
-    asked.add_argument("--rows", nargs="+", choices=list(ROWS), default=usual, help="all but the -rates if not given")
-    asked.add_argument("--seeds", type=int, default=3, help="how many")
+    asked = experiment_parser(__doc__, ROWS, name="phantom", usual=usual)
+    asked.set_defaults(block="presets")
     asked.add_argument("--images", type=int, default=Scale.images, help="to train on")
     asked.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
     asked.add_argument("--epochs", type=int, nargs=3, default=Scale.epochs, help="of the three stages")
     asked.add_argument("--precision", choices=["fp32", "bf16"], default=Scale.precision)
     asked.add_argument("--reach", type=float, default=0.9, help="AUROC to count the epochs to")
-    asked.add_argument("--results", type=Path, default=Path("phantom-results.jsonl"), help="a line per training")
     asked.add_argument("--seen", type=Path, default=Path("phantom-seen"), help="keeps models after stage 1")
-    asked.add_argument("--device", default=Scale.device, help="such as cuda")
-    asked.add_argument("--jobs", type=int, default=1, help="trainings side by side, in processes of their own")
-    asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
-    asked.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
-    asked.add_argument("--json", type=Path, help="also write the tables here")
-    asked.add_argument("--page", type=Path, help="also write the tables between the marks in this Markdown page")
-    asked.add_argument("--block", default="presets", help="which marks")
+    asked.add_argument("--threads", type=int, help="threads of torch in each process; all cores if not given")
     return asked
 
 
-WHERE = ("--results", "--seen", "--page", "--json", "--threads", "--jobs", "--block")
+WHERE = (*experiment.WHERE, "--seen", "--threads")
 """Options that figures do not depend on."""
 
 
-def train_rows(options: argparse.Namespace, scale: Scale) -> None:
-    """Train what is not finished, seed by seed, so that a table is there early."""
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        groups: dict[tuple[str, int], list[str]] = {}
-        for seed in range(options.seeds):
-            for name in options.rows:
-                if (name, seed) not in finished(options.results, scale):
-                    groups.setdefault((ROWS[name].same_seen_as or name, seed), []).append(name)
-        waiting = [
-            pool.submit(train_group, names, seed, scale, options.seen, options.threads)
-            for (_, seed), names in groups.items()
-        ]
-        for one in as_completed(waiting):
-            for result in one.result():
-                append(options.results, result)
-                print(f"{result['row']}, seed {result['seed']}: {result['seconds']} s", flush=True)
-
-
-def train_group(names: Sequence[str], seed: int, scale: Scale, seen: Path, threads: int | None) -> list[Result]:
-    """Rows that share a first stage, one after the other."""
-    if threads:
-        torch.set_num_threads(threads)
-    return [run_row(name, seed, scale, seen) for name in names]
+def sharing_stage_1(wanted: Sequence[RowSeed]) -> list[list[RowSeed]]:
+    """Rows of a seed that share a first stage, which are trained one after the other."""
+    groups: dict[RowSeed, list[RowSeed]] = {}
+    for name, seed in wanted:
+        groups.setdefault((ROWS[name].same_seen_as or name, seed), []).append((name, seed))
+    return list(groups.values())
 
 
 def main() -> None:
@@ -158,9 +131,11 @@ def main() -> None:
         device=options.device,
     )  # fmt: skip
     if not options.table:
-        train_rows(options, scale)
-    done = finished(options.results, scale)
-    results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
+        run_side_by_side(
+            run_row, sharing_stage_1(missing(options, scale)), scale, options.seen, jobs=options.jobs,
+            path=options.results, threads=options.threads,
+        )  # fmt: skip
+    results = results_of(options, scale)
     tables: dict[str, Table] = {
         "Stage 1: which findings, and where": seen_table(results, options.reach),
         "Diseases": diseases_table(results),
@@ -171,10 +146,7 @@ def main() -> None:
             f"{title}\n{table(list(rows[0]), [list(row.values()) for row in rows])}\n" if rows else f"{title}: none\n"
         )
     print(f"{scale}; {machine_line()}")
-    if options.page is not None:
-        replace_block(options.page, options.block, document(tables, scale, arguments_told(sys.argv[1:], WHERE)))
-    if options.json is not None:
-        write_json(options.json, {"scale": scale, "tables": tables})
+    publish(options, {"scale": scale, "tables": tables}, lambda told: document(tables, scale, told), WHERE)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,11 @@ with the letter on the others. Every finished training is a line in a file, as i
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from measuring import (
-    arguments_told,
-    finished,
-    machine_line,
-    markdown,
-    replace_block,
-    run_side_by_side,
-    table,
-    write_json,
-)
+from experiment import WHERE, experiment_parser, missing, publish, results_of, run_side_by_side
+from measuring import machine_line, markdown, table
 from phantom import by_row, columns
 from shortcut_rows import CONCEPT, ROWS, Scale, draw, run_row
 
@@ -79,49 +69,31 @@ def document(rows: Sequence[Mapping[str, str]], scale: Scale, options: Sequence[
 
 
 def parser() -> argparse.ArgumentParser:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="all if not given")
-    asked.add_argument("--seeds", type=int, default=3, help="how many")
+    asked = experiment_parser(__doc__, ROWS, name="shortcut")
     asked.add_argument("--images", type=int, default=Scale.images, help="to train on")
     asked.add_argument("--test-images", type=int, default=Scale.test_images)
     asked.add_argument("--size", type=int, default=Scale.size, help="side of the images in pixels")
     asked.add_argument("--epochs", type=int, default=Scale.epochs)
     asked.add_argument("--backbone", default=Scale.backbone, help="learns from scratch")
     asked.add_argument("--batch-size", type=int, default=Scale.batch_size)
-    asked.add_argument("--device", default="cpu", help="where to train: cpu, cuda")
-    asked.add_argument("--jobs", type=int, default=1, help="processes side by side, of one thread each")
-    asked.add_argument("--results", type=Path, default=Path("shortcut-results.jsonl"), help="a line per training")
-    asked.add_argument("--table", action="store_true", help="train nothing; print what is finished")
-    asked.add_argument("--json", type=Path, help="also write the table here")
-    asked.add_argument("--page", type=Path, help="also write the table between the marks in this Markdown page")
-    asked.add_argument("--block", default="shortcut", help="the name of these marks")
     return asked
-
-
-WHERE = ("--results", "--page", "--block", "--json", "--jobs", "--device")
-"""Options that figures do not depend on."""
 
 
 def main() -> None:
     options = parser().parse_args()
     scale = Scale(**{name: getattr(options, name) for name in Scale.__dataclass_fields__ if hasattr(options, name)})
     if not options.table:
-        there = finished(options.results, scale)
-        everything = [(name, seed) for seed in range(options.seeds) for name in options.rows]
-        missing = [one for one in everything if one not in there]
-        for seed in sorted({seed for _, seed in missing}):
+        wanted = missing(options, scale)
+        for seed in sorted({seed for _, seed in wanted}):
             draw(seed, scale)  # into the cache, before several processes need it
-        run_side_by_side(run_row, missing, scale, options.device, jobs=options.jobs, path=options.results)
-    done = finished(options.results, scale)
-    results = [done[name, seed] for name in options.rows for seed in range(options.seeds) if (name, seed) in done]
-    rows = rows_of(results)
+        run_side_by_side(
+            run_row, [[one] for one in wanted], scale, options.device, jobs=options.jobs, path=options.results
+        )
+    rows = rows_of(results_of(options, scale))
     if rows:
         print(f"{CONCEPT}\n{table(list(rows[0]), [list(row.values()) for row in rows])}")
     print(f"{scale}; {machine_line()}")
-    if options.page is not None:
-        replace_block(options.page, options.block, document(rows, scale, arguments_told(sys.argv[1:], WHERE)))
-    if options.json is not None:
-        write_json(options.json, {"scale": scale, "rows": rows})
+    publish(options, {"scale": scale, "rows": rows}, lambda told: document(rows, scale, told), (*WHERE, "--device"))
 
 
 if __name__ == "__main__":

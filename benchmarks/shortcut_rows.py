@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import experiment
 import torch
 import torch.nn.functional as F
 from measuring import machine
@@ -15,7 +16,7 @@ from conceptcam import ConceptBoxes, ConceptItem, ConceptModel, Stage, Trainer, 
 from conceptcam.backbones.base import Backbone, BackboneOptions
 from conceptcam.backbones.registry import register_backbone
 from conceptcam.backbones.small_cnn import SmallCnn
-from conceptcam.data.phantom import PHANTOM_CONCEPTS, PHANTOM_VERSION, Phantom, PhantomConfig, PhantomDataset
+from conceptcam.data.phantom import PHANTOM_CONCEPTS, Phantom, PhantomConfig, PhantomDataset
 from conceptcam.data.transplant import FindingTransplant
 from conceptcam.losses import BBoxGuidedConceptLoss, class_balanced_loss
 from conceptcam.metrics.classification import LabelScores, macro_average, per_label_metrics
@@ -38,17 +39,10 @@ Augmentation = Callable[[ConceptItem], ConceptItem]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How large an experiment is; results of one scale are not compared with those of another."""
+class Scale(experiment.Scale):
+    """How large an experiment is, and how often the letter goes with the finding."""
 
-    images: int = 4000
-    test_images: int = 1500
-    size: int = 112
-    epochs: int = 8
-    backbone: str = "small_cnn_s8"
-    batch_size: int = 32
     strength: float = 0.95
-    phantom: int = PHANTOM_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The benchmarks' pieces on tiny inputs: that they run, and that what they compare is what they say."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -34,7 +35,7 @@ measuring, heads, losses, phantom_rows, phantom, bugs = map(
     script, ("measuring", "heads", "losses", "phantom_rows", "phantom", "bugs")
 )
 training, training_steps = map(script, ("training", "training_steps"))
-shortcut, shortcut_rows, difficulty = map(script, ("shortcut", "shortcut_rows", "difficulty"))
+experiment, shortcut, shortcut_rows, difficulty = map(script, ("experiment", "shortcut", "shortcut_rows", "difficulty"))
 peers, peer_maps, peer_bottlenecks = map(script, ("peers", "peer_maps", "peer_bottlenecks"))
 
 TINY = {"images": 24, "size": 64, "batch_size": 8}
@@ -464,3 +465,14 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, capsys, tmp_path)
                                       "--results", str(tmp_path / "none.jsonl")])  # fmt: skip
     peers.main()
     assert "left out, as not installed: PyTorch Concepts, CEM" in capsys.readouterr().out
+
+
+def test_rows_that_share_a_first_stage_are_trained_in_one_process(tmp_path):
+    scale = phantom_rows.Scale(**TINY)
+    options = phantom.parser().parse_args(["--seeds", "2", "--rows", "original", "recommended", "recommended-stepped"])
+    options.results = tmp_path / "results.jsonl"
+    options.results.write_text(json.dumps({"row": "original", "seed": 1, "scale": dataclasses.asdict(scale)}) + "\n")
+    wanted = experiment.missing(options, scale)
+    groups = phantom.sharing_stage_1(wanted)
+    assert sorted(sum(groups, [])) == sorted(wanted) and ("original", 1) not in wanted and len(wanted) == 5
+    assert [("recommended", 0), ("recommended-stepped", 0)] in groups and [("original", 0)] in groups

@@ -132,11 +132,18 @@ def _read(model: Any, path: Path, wanted: Mapping[str, Tensor], ignorable: Colle
     first = model.pretrained_cfg.get("first_conv") or ()
     names = [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
     widened = {name: wanted[name].expand(-1, 3, -1, -1) for name in names if wanted[name].shape[1] == 1}
-    if widened:
-        with contextlib.suppress(ValueError):  # or else it is a checkpoint of one channel
-            tensors = dict(read_encoder(path, {**wanted, **widened}, may_hold=ignorable).tensors)
-            return tensors | {name: tensors[name].sum(dim=1, keepdim=True) for name in widened}
-    return read_encoder(path, wanted, may_hold=ignorable).tensors
+    if not widened:
+        return read_encoder(path, wanted, may_hold=ignorable).tensors
+    try:
+        tensors = dict(read_encoder(path, {**wanted, **widened}, may_hold=ignorable).tensors)
+    except ValueError as of_three:
+        try:
+            return read_encoder(path, wanted, may_hold=ignorable).tensors
+        except ValueError as of_one:
+            if str(of_one) == str(of_three):
+                raise
+            raise ValueError(f"{of_three}. Read as a checkpoint of one channel: {of_one}") from of_one
+    return tensors | {name: tensors[name].sum(dim=1, keepdim=True) for name in widened}
 
 
 def level_strides(name: str) -> list[int]:

@@ -116,7 +116,6 @@ class CocoDataset(ConceptDataset):
         usual = [name for name in by_id if name not in regions]
         self.concepts = _chosen("concepts", usual if concepts is None else concepts, by_id, at_least=1)
         self._drawn = draw_boxes(content, categories, self.concepts, invalid_boxes, on_fault)
-        self._first = torch.searchsorted(self._drawn.image, torch.arange(len(self._names) + 1))
         self._read_labels(content["images"], by_id, tasks, uncertain, on_fault)
 
     def _read_images(self, images: list[dict[str, Any]]) -> None:
@@ -160,7 +159,7 @@ class CocoDataset(ConceptDataset):
     @property
     def all_boxes(self) -> ConceptBoxes:
         """The boxes of all images, numbered as the images."""
-        return ConceptBoxes(self._drawn.xyxy, self._drawn.concept, self._drawn.image)
+        return self._drawn.of_all_images()
 
     @property
     def image_cache(self) -> ImageCache | None:
@@ -183,11 +182,7 @@ class CocoDataset(ConceptDataset):
         name = self._names[index]
         image, size = self._reader.read(self.folder / name)
         self._check_size(index, size)
-        boxes = None
-        if self._annotated[index]:
-            rows = slice(int(self._first[index]), int(self._first[index + 1]))
-            concept = self._drawn.concept[rows]
-            boxes = ConceptBoxes(self._drawn.xyxy[rows], concept, torch.zeros_like(concept))
+        boxes = self._drawn.of_image(index) if self._annotated[index] else None
         item = ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
         return item._replace(region=self._region(index, size, (image.shape[1], image.shape[2])))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conceptcam._checks import brief, check_names, shorten
 from conceptcam._files import parse_json
+from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.image_files import relative_path, repeats
 
@@ -57,6 +58,16 @@ class DrawnBoxes(NamedTuple):
     """(N,) index into the images, ascending."""
     skipped: Tensor
     """(S, 2) image and concept of boxes that were left out."""
+
+    def of_all_images(self) -> ConceptBoxes:
+        """The boxes, numbered as the images."""
+        return ConceptBoxes(self.xyxy, self.concept, self.image)
+
+    def of_image(self, index: int) -> ConceptBoxes:
+        """The boxes of one image, as those of a batch of it alone."""
+        first, end = torch.searchsorted(self.image, torch.tensor([index, index + 1])).tolist()
+        concept = self.concept[first:end]
+        return ConceptBoxes(self.xyxy[first:end], concept, torch.zeros_like(concept))
 
 
 def read_coco(path: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:

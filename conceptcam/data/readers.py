@@ -10,15 +10,15 @@ from torch import Tensor
 from conceptcam._checks import check_known, check_number
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.labels import Uncertain, resolve_uncertain
 from conceptcam.data.merging import ReaderRule, merge_readers
+from conceptcam.data.wrapped import WrappedDataset
 
 PerConcept = float | Mapping[str, float]
 """One number for all concepts, or one for each by name."""
 
 
-class SimulatedReaders(ConceptDataset):
+class SimulatedReaders(WrappedDataset):
     """A data set with labels and boxes of simulated readers in place of the true ones.
 
     Each reader calls each concept present or absent independently, by sensitivity and specificity, and draws boxes of
@@ -66,10 +66,7 @@ class SimulatedReaders(ConceptDataset):
         if count < 1:
             raise ValueError(f"`count` must be at least 1 reader, got {count}")
         check_number("`box_jitter`", box_jitter, 0, 1)
-        self.dataset = dataset
-        for name in ("concepts", "tasks", "task_kind", "task_labels", "patients", "folder"):
-            setattr(self, name, getattr(dataset, name))
-        self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
+        super().__init__(dataset)
         options = {"sensitivity": sensitivity, "specificity": specificity, "uncertainty": uncertainty}
         chances = [_per_concept(name, value, dataset.concepts) for name, value in options.items()]
         self._votes = _vote_chances(*chances)
@@ -80,23 +77,9 @@ class SimulatedReaders(ConceptDataset):
         self.notes = [*dataset.notes, f"Labels and boxes are those of {count} simulated readers, merged by {rule!r}."]
 
     @property
-    def names(self) -> Sequence[str]:
-        """What to call the images."""
-        return self.dataset.names
-
-    @property
     def all_boxes(self) -> ConceptBoxes | None:
         """The boxes that readers drew of what the merged labels say is there, numbered as the images."""
         return self._boxes
-
-    @property
-    def image_cache(self) -> ImageCache | None:
-        """The cache that images are read through, if they are."""
-        return self.dataset.image_cache
-
-    def cache_images(self, cache: ImageCache | None) -> None:
-        """Read images through a cache from now on; None ends that."""
-        self.dataset.cache_images(cache)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as the data set gives it, with the readers' labels and boxes; None where nobody drew."""

@@ -1,6 +1,5 @@
 """Regions in which findings can be, such as lungs or a lesion: one mask per image, from a folder, for any data set."""
 
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -9,14 +8,14 @@ from torch import Tensor
 
 from conceptcam._checks import shorten
 from conceptcam.data.batch import ConceptDataset, ConceptItem
-from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.digests import digest_files
 from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.images import decode_file, image_size, sample_mask
 from conceptcam.data.text_column import TextColumn
+from conceptcam.data.wrapped import WrappedDataset
 
 
-class WithRegions(ConceptDataset):
+class WithRegions(WrappedDataset):
     """A data set whose images have regions, read from a folder of masks.
 
     The mask of the image `a/7.jpg` is the image `7` or `a/7` in the folder, with any ending: white inside, black
@@ -32,12 +31,10 @@ class WithRegions(ConceptDataset):
     """
 
     def __init__(self, dataset: ConceptDataset, folder: str | PathLike[str]) -> None:
-        self.dataset, place = dataset, Path(folder)
+        super().__init__(dataset)
+        place = Path(folder)
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder of masks")
-        for name in ("concepts", "tasks", "task_kind", "concept_labels", "task_labels", "patients", "folder"):
-            setattr(self, name, getattr(dataset, name))
-        self.augmentation, self.preprocess = dataset.augmentation, dataset.preprocess
         found: dict[str, Path] = {}
         for path in sorted(path for path in place.rglob("*") if path.is_file() and path.name[0] != "."):
             key = str(path.relative_to(place).with_suffix(""))
@@ -55,24 +52,9 @@ class WithRegions(ConceptDataset):
         count = sum(mask is not None for mask in masks)
         self.notes = [*dataset.notes, f"{count} of {len(self)} images have a region in {place}."]
 
-    @property
-    def names(self) -> Sequence[str]:
-        """What to call the images."""
-        return self.dataset.names
-
-    @property
-    def all_boxes(self) -> ConceptBoxes | None:
-        """The boxes of all images, numbered as the images."""
-        return self.dataset.all_boxes
-
     def digests(self) -> dict[str, str]:
         """As of the data set, and of samples of the masks."""
         return {**self.dataset.digests(), "regions": digest_files(Path(mask) for mask in self._masks if mask)}
-
-    @property
-    def image_cache(self) -> ImageCache | None:
-        """The cache that images are read through, if they are."""
-        return self.dataset.image_cache
 
     def cache_images(self, cache: ImageCache | None) -> None:
         """Read images and masks through a cache from now on; None ends that.

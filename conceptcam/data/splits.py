@@ -13,8 +13,8 @@ from conceptcam._checks import shorten
 from conceptcam._files import atomic_write
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.text_column import TextColumn
+from conceptcam.data.wrapped import WrappedDataset
 
 TRAIN_AND_VAL: Mapping[str, float] = {"train": 0.8, "val": 0.2}
 """Four fifths to learn from, one fifth to choose epochs and thresholds by."""
@@ -156,7 +156,7 @@ def divide_dataset(dataset: ConceptDataset, parts: Sequence[Hashable] | Tensor) 
     return {name: ConceptSubset(dataset, own) for name, own in rows.items()}
 
 
-class ConceptSubset(ConceptDataset):
+class ConceptSubset(WrappedDataset):
     """Some images of a data set, as a data set.
 
     Args:
@@ -172,11 +172,9 @@ class ConceptSubset(ConceptDataset):
         index = torch.as_tensor(rows)
         if index.dtype == torch.bool:
             raise ValueError("`rows` must be indices, got a mask; pass mask.nonzero()[:, 0]")
-        self.dataset = dataset
-        self._rows = index.long()
-        self.concepts, self.tasks, self.task_kind = dataset.concepts, dataset.tasks, dataset.task_kind
+        super().__init__(dataset)
+        self._rows, self.notes = index.long(), ()
         self.concept_labels, self.task_labels = dataset.concept_labels[self._rows], dataset.task_labels[self._rows]
-        self.augmentation, self.preprocess, self.folder = dataset.augmentation, dataset.preprocess, dataset.folder
         rows, names = self.rows, list(dataset.names)
         if dataset.patients is not None:
             patients = list(dataset.patients)
@@ -204,15 +202,6 @@ class ConceptSubset(ConceptDataset):
         place[self._rows] = torch.arange(len(self._rows))
         own = place[boxes.image] >= 0
         return ConceptBoxes(boxes.xyxy[own], boxes.concept[own], place[boxes.image[own]])
-
-    @property
-    def image_cache(self) -> ImageCache | None:
-        """The cache that images are read through, if they are."""
-        return self.dataset.image_cache
-
-    def cache_images(self, cache: ImageCache | None) -> None:
-        """Read images through a cache from now on, also those of the other parts; None ends that."""
-        self.dataset.cache_images(cache)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as it is stored in the data set that this is a part of."""

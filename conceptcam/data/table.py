@@ -143,7 +143,7 @@ class TableDataset(ConceptDataset):
     @property
     def all_boxes(self) -> ConceptBoxes:
         """The boxes of all images, numbered as the images."""
-        return ConceptBoxes(self._boxes.drawn.xyxy, self._boxes.drawn.concept, self._boxes.drawn.image)
+        return self._boxes.drawn.of_all_images()
 
     @property
     def image_cache(self) -> ImageCache | None:
@@ -168,9 +168,7 @@ class TableDataset(ConceptDataset):
         boxes = None
         if self._boxes.looked[index]:
             self._check_shape(index, size)
-            rows = slice(int(self._first[index]), int(self._first[index + 1]))
-            concept = self._boxes.drawn.concept[rows]
-            boxes = ConceptBoxes(self._boxes.drawn.xyxy[rows], concept, torch.zeros_like(concept))
+            boxes = self._boxes.drawn.of_image(index)
         return ConceptItem(image, self.concept_labels[index], self.task_labels[index], boxes, name)
 
     def _read_images(self, rows: Table, column: str, *, guessed: bool) -> Table:
@@ -214,7 +212,6 @@ class TableDataset(ConceptDataset):
             self._boxes = self._boxes.without(labels == 0)
         self._check_denied(labels, rows.on_fault)
         self.notes = (*self.notes, *self._boxes.notes)
-        self._first = torch.searchsorted(self._boxes.drawn.image, torch.arange(len(rows) + 1))
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
 
     def _draw(self, table: Table, column: str, unit: BoxUnit | None, invalid_boxes: InvalidBoxes) -> TableBoxes:

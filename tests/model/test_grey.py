@@ -57,6 +57,13 @@ def test_weights_of_three_channels_see_one_as_three_copies(name, tmp_path):
     assert torch.equal(again(images), grey(images))
 
 
+def test_what_three_channels_lack_is_named_to_a_grey_backbone(tmp_path):
+    whole = create_backbone("timm:test_resnet", image_size=(64, 64)).model.state_dict()
+    save_file({name: part for name, part in whole.items() if name != "layer4.0.bn1.bias"}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"89 of 90 tensors match; 1 missing \['layer4.0.bn1.bias'\], 0 left over"):
+        create_backbone("timm:test_resnet", image_size=(64, 64), in_chans=1, weights=tmp_path / "a.safetensors")
+
+
 def test_a_grey_model_is_loaded_as_it_was_saved(tmp_path):
     model, pixels = grey_model(), noise(1, *SIZE)
     model.save_pretrained(tmp_path)
