@@ -38,6 +38,8 @@ training, training_steps = map(script, ("training", "training_steps"))
 experiment, shortcut, shortcut_rows, difficulty = map(script, ("experiment", "shortcut", "shortcut_rows", "difficulty"))
 peers, peer_maps, peer_bottlenecks = map(script, ("peers", "peer_maps", "peer_bottlenecks"))
 
+against = script("against")
+
 TINY = {"images": 24, "size": 64, "batch_size": 8}
 
 
@@ -476,3 +478,14 @@ def test_rows_that_share_a_first_stage_are_trained_in_one_process(tmp_path):
     groups = phantom.sharing_stage_1(wanted)
     assert sorted(sum(groups, [])) == sorted(wanted) and ("original", 1) not in wanted and len(wanted) == 5
     assert [("recommended", 0), ("recommended-stepped", 0)] in groups and [("original", 0)] in groups
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(1.03, True), (1.04, False)])
+def test_two_versions_are_timed_each_with_its_own_package(seconds, met, tmp_path, monkeypatch):
+    for name, value in (("this", seconds), ("other", 1.0)):
+        (tmp_path / name / "conceptcam").mkdir(parents=True)
+        (tmp_path / name / "conceptcam" / "__init__.py").write_text(f"SECONDS = {value}")
+    monkeypatch.setattr(against, "HERE", tmp_path / "this")
+    monkeypatch.setattr(against, "PROGRAMS", {"it": "import conceptcam; print(conceptcam.SECONDS)"})
+    (row,) = against.measure(tmp_path / "other", repeats=1)
+    assert (row["this ms"], row["other ms"], row["ratio"], row["met"]) == (1000 * seconds, 1000, seconds, met)
