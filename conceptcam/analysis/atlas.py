@@ -21,7 +21,7 @@ from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.corrections import corrected_copies, typical_evidence_of
+from conceptcam.model.corrections import corrected_copies, record_corrections, typical_evidence_of
 from conceptcam.model.device import eval_mode
 from conceptcam.model.heads import Prototypes, TaskHead
 from conceptcam.model.linear_solver import LinearSolver
@@ -238,13 +238,10 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
         head.weight.copy_(solved[0])
         head.bias.copy_(solved[1])
     typical = typical_evidence_of(evidence, answers.concepts)
-    present, absent = (
-        {name: tuple(row) for name, row in zip(config.concepts, part.tolist(), strict=True)} for part in typical
+    record = dataclasses.replace(
+        model.record.after("task", ["task_head"]), **typical.as_fields(config.concepts), task_weights=dict(weights)
     )
-    record = model.record.after("task", ["task_head"])
-    model.record = dataclasses.replace(
-        record, evidence_present=present, evidence_absent=absent, task_weights=dict(weights)
-    )
+    model.record = record_corrections(record, config.concepts, typical) if corrections else record
 
 
 def _vectors(model: ConceptModel) -> Tensor:

@@ -34,7 +34,8 @@ def fit_thresholds(
 
     The threshold of each concept is that of the highest F1, or the one that reaches a target. The median probabilities
     of present and of absent concepts are recorded beside it and, if prototypes were taught, the median evidence of each
-    prototype: what an `Intervention` takes for "present" and "absent". So call it after the last stage too.
+    prototype: what an `Intervention` takes for "present" and "absent". So call it after the last stage too. Evidence
+    with which the task head was taught corrections stays as it is, because the head knows no other.
 
     Args:
         model: A model that was taught concepts.
@@ -56,9 +57,9 @@ def fit_thresholds(
         return dict(zip(model.config.concepts, values.tolist(), strict=True))
 
     evidence: dict[str, Any] = {}
-    if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages:
-        typical = typical_evidence_of(answers.evidence, labels)
-        evidence = {"evidence_present": by_name(typical.present), "evidence_absent": by_name(typical.absent)}
+    taught = bool(model.record.evidence_source)
+    if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages and not taught:
+        evidence = typical_evidence_of(answers.evidence, labels).as_fields(model.config.concepts)
     model.record = dataclasses.replace(
         model.record,
         thresholds=by_name(thresholds),

@@ -167,7 +167,7 @@ def typical_evidence(config: ConceptConfig, record: TrainingRecord, word: Word) 
     probabilities = record.typical_present if word == "present" else record.typical_absent
     rows = record.evidence_present if word == "present" else record.evidence_absent
     if config.bottleneck == "concepts":
-        return torch.tensor([[probabilities.get(name, math.nan)] for name in config.concepts])
+        return torch.tensor([rows.get(name, (probabilities.get(name, math.nan),)) for name in config.concepts])
     unknown = (math.nan,) * config.prototypes_per_concept
     return torch.tensor([rows.get(name, unknown) for name in config.concepts])
 
@@ -244,7 +244,10 @@ def _answer(model: ConceptModel, output: ConceptOutput, interventions: Sequence[
     config, record = model.config, model.record
     logits, evidence = output.concept_logits.clone(), output.evidence.clone()
     typical = {word: typical_evidence(config, record, word).to(evidence) for word in get_args(Word)}
-    shown_for = {"present": record.typical_present, "absent": record.typical_absent}
+    shown_for: dict[str, Mapping[str, float]] = {"present": record.typical_present, "absent": record.typical_absent}
+    if config.bottleneck == "concepts":  # the probability is the evidence
+        pairs = {word: zip(config.concepts, rows[:, 0].tolist(), strict=True) for word, rows in typical.items()}
+        shown_for = {word: dict(rows) for word, rows in pairs.items()}
     for image, intervention in enumerate(interventions):
         shown_before = concept_probabilities(logits[image], config, record).tolist()
         for name, told in intervention.answers.items():

@@ -57,15 +57,16 @@ def from_json(text: str) -> tuple[ConceptConfig, TrainingRecord]:
 
 def _check_together(config: ConceptConfig, record: TrainingRecord) -> None:
     """Refuse a record of another model's concepts or prototypes."""
+    each = config.prototypes_per_concept if config.bottleneck == "prototypes" else 1
     for name in (*PROBABILITIES, *EVIDENCE):
         values = getattr(record, name)
         if unknown := [repr(concept) for concept in values.keys() - {*config.concepts}]:
             raise ValueError(f"config.json has {name} of what are no concepts of its model: {shorten(sorted(unknown))}")
-        wrong = [repr(key) for key in values if name in EVIDENCE and len(values[key]) != config.prototypes_per_concept]
+        wrong = [repr(key) for key in values if name in EVIDENCE and len(values[key]) != each]
         if wrong:
             raise ValueError(
-                f"`{name}` needs {config.prototypes_per_concept} numbers for each concept, one per prototype; it has "
-                f"others for {shorten(wrong)}"
+                f"`{name}` needs {f'{each} numbers' if each > 1 else 'one number'} for each concept, one per prototype "
+                f"or the concept's probability; it has others for {shorten(wrong)}"
             )
 
 

@@ -16,7 +16,7 @@ _WEIGHTS = ("concept_weights", "task_weights")
 EVIDENCE = ("evidence_present", "evidence_absent")
 _CALIBRATION = ("calibration", "task_calibration")
 _TEXTS = (
-    *("thresholds_source", "calibration_source", "feature_statistics", "unlike_source"),
+    *("thresholds_source", "evidence_source", "calibration_source", "feature_statistics", "unlike_source"),
     *("training_data", "measured_on", "license", "weights_sha256"),
 )
 
@@ -34,9 +34,11 @@ class TrainingRecord:
         typical_present: Concept name -> median probability where the concept is present.
         typical_absent: Concept name -> median probability where it is absent.
         evidence_present: Concept name -> median evidence of each of its M prototypes where the concept is present;
-            what an intervention takes for "present". Empty for a `"concepts"` bottleneck, where that is
-            `typical_present`.
+            what an intervention takes for "present". Of a `"concepts"` bottleneck, its one median probability;
+            where it is missing there, `typical_present` stands for it.
         evidence_absent: The same where the concept is absent.
+        evidence_source: Which images that evidence is of, if the task head was taught corrections with it. Empty if it
+            is of the images of `thresholds_source`.
         calibration: Concept name -> slope and intercept by which its logit is scaled, so that probabilities come true.
             What `predict` and `explain` report is scaled; other probabilities of this record are not.
         task_calibration: Task name -> the same of a task's logit.
@@ -62,6 +64,7 @@ class TrainingRecord:
     typical_absent: Mapping[str, float] = field(default_factory=dict)
     evidence_present: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     evidence_absent: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    evidence_source: str = ""
     calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     task_calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     calibration_source: str = ""
@@ -141,7 +144,7 @@ class TrainingRecord:
         if compares:
             record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
         if parts:
-            record = dataclasses.replace(record, task_calibration={}, task_weights={})
+            record = dataclasses.replace(record, task_calibration={}, task_weights={}, evidence_source="")
         if "backbone" in parts:
             record = dataclasses.replace(record, feature_statistics="", unlike_from=math.nan, unlike_source="")
         if not sees:

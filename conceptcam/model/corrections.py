@@ -7,15 +7,21 @@ is corrected with probability one half, and in a third all are. The idea is Rand
 (NeurIPS 2022).
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from conceptcam.config import TrainingRecord
 from conceptcam.metrics.thresholds import typical_values
 
 PROBABILITIES = (0.0, 0.5, 1.0)
 """With which a concept is corrected, in each third of the rows."""
+
+TAUGHT_EVIDENCE = "the training images, as the task head was taught"
+"""`TrainingRecord.evidence_source` of a head that was taught corrections."""
 
 
 class TypicalEvidence(NamedTuple):
@@ -25,6 +31,13 @@ class TypicalEvidence(NamedTuple):
     """Of images that have the concept."""
     absent: Tensor
     """Of images that lack it."""
+
+    def as_fields(self, concepts: Sequence[str]) -> dict[str, Any]:
+        """The fields `evidence_present` and `evidence_absent` of a `TrainingRecord`, given the names of K concepts."""
+        present, absent = (
+            {name: tuple(row) for name, row in zip(concepts, part.tolist(), strict=True)} for part in self
+        )
+        return {"evidence_present": present, "evidence_absent": absent}
 
 
 def typical_evidence_of(evidence: Tensor, labels: Tensor) -> TypicalEvidence:
@@ -37,6 +50,14 @@ def typical_evidence_of(evidence: Tensor, labels: Tensor) -> TypicalEvidence:
     each = labels[..., None].expand(evidence.shape).flatten(1)  # a column per prototype
     present, absent = typical_values(evidence.flatten(1), each)
     return TypicalEvidence(present.view(evidence.shape[1:]), absent.view(evidence.shape[1:]))
+
+
+def record_corrections(record: TrainingRecord, concepts: Sequence[str], typical: TypicalEvidence) -> TrainingRecord:
+    """The record of a model whose task head was taught corrections with this evidence, by K concepts.
+
+    An `Intervention` then takes it for "present" and "absent", because the head knows no other.
+    """
+    return dataclasses.replace(record, **typical.as_fields(concepts), evidence_source=TAUGHT_EVIDENCE)
 
 
 def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from conceptcam._display.progress import progress_bar
 from conceptcam.config import from_json, to_json
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.model.corrections import TypicalEvidence
+from conceptcam.model.corrections import TypicalEvidence, record_corrections
 from conceptcam.training import distributed
 from conceptcam.training.batches import BatchLoader
 from conceptcam.training.checkpoints import (
@@ -105,9 +105,11 @@ class TrainingLoop:
             self._solve(stage, train, val)
         else:
             self._run_epochs(stage, self._corrected(train) if stage.corrections else train, val)
-            self.typical = None
         self._warn_of_undefined_score(stage, self.state.records[1 - self.state.epoch :])
         self.model.record = self.model.record.after(stage.name, stage.parts)
+        if self.typical is not None:
+            typical, self.typical = TypicalEvidence(*self.typical), None
+            self.model.record = record_corrections(self.model.record, self.model.config.concepts, typical)
         self.state.start_stage(self.state.stage + 1)
         self._save(None)
 
@@ -121,7 +123,8 @@ class TrainingLoop:
         """Give a stage's parts their best weights at once, as one epoch."""
         started = time.perf_counter()
         parameter_groups(self.model, stage, self.frozen)  # freezes all that the stage does not teach
-        train_loss = solve_stage(self.model, stage, self.train, train)
+        self.saved.pop("typical", None)  # it is found anew
+        train_loss, self.typical = solve_stage(self.model, stage, self.train, train)
         self.state.rate = 0.0
         self._end_epoch(stage, train_loss, *self._validate(stage, val), started=started, cached=train.cached)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.concept_solver import ConceptSolver
-from conceptcam.model.corrections import corrected_copies
+from conceptcam.model.corrections import TypicalEvidence, corrected_copies, typical_evidence_of
 from conceptcam.model.heads import ConceptHead, LinearProjector, Prototypes, TaskHead
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.model.outputs import ConceptPart, TaskPart
@@ -21,8 +22,17 @@ from conceptcam.training.prototype_init import PrototypePlacement, fit_projector
 from conceptcam.training.stages import PLACEMENT_FORWARD, Stage, concept_vectors, embed_vectors
 
 
-def solve_stage(model: ConceptModel, stage: Stage, loader: BatchLoader, source: Source) -> float:
-    """Give the parts that a stage teaches their best weights; returns their loss on the training data.
+class Solved(NamedTuple):
+    """What a stage found."""
+
+    loss: float
+    """Of the best weights on the training data."""
+    typical: TypicalEvidence | None
+    """What corrections put in the place of evidence; None for a stage without corrections."""
+
+
+def solve_stage(model: ConceptModel, stage: Stage, loader: BatchLoader, source: Source) -> Solved:
+    """Give the parts that a stage teaches their best weights.
 
     Args:
         model: On its device; changed in place, alike in every process.
@@ -39,16 +49,17 @@ def solve_stage(model: ConceptModel, stage: Stage, loader: BatchLoader, source: 
         raise ValueError(f"stage {stage.name!r} finds all weights of {list(stage.parts)}, and some were frozen before")
     inputs = _Inputs(loader, source)
     model.eval()
+    typical = None
     with torch.no_grad():
         if isinstance(stage.solver, LinearSolver):
-            loss = _solve_task_head(model, stage, stage.solver, inputs)
+            loss, typical = _solve_task_head(model, stage, stage.solver, inputs)
         elif isinstance(stage.solver, ConceptSolver):
             loss = _solve_concept_head(model, stage, stage.solver, inputs)
         else:
             assert stage.solver is not None
             loss = _place_prototypes(model, stage, stage.solver, inputs)
         distributed.broadcast_tensors(model.parameters())
-    return loss
+    return Solved(loss, typical)
 
 
 class _Inputs:
@@ -69,7 +80,7 @@ class _Inputs:
         return ((step_input.inputs[0].float(), step_input.batch) for step_input in self())
 
 
-def _solve_task_head(model: ConceptModel, stage: Stage, solver: LinearSolver, inputs: _Inputs) -> float:
+def _solve_task_head(model: ConceptModel, stage: Stage, solver: LinearSolver, inputs: _Inputs) -> Solved:
     head = model.task_head
     if not isinstance(head, TaskHead):
         raise ValueError(f"stage {stage.name!r} solves for the weights of a `TaskHead`, not of {type(head).__name__}")
@@ -92,7 +103,8 @@ def _solve_task_head(model: ConceptModel, stage: Stage, solver: LinearSolver, in
     weight, bias = solver.solve(learned, targets.repeat(copies, 1), loss, groups=images)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    return loss(copy.deepcopy(head).cpu()(learned), targets.repeat(copies, 1)).item()
+    typical = typical_evidence_of(evidence, concepts) if stage.corrections else None
+    return Solved(loss(copy.deepcopy(head).cpu()(learned), targets.repeat(copies, 1)).item(), typical)
 
 
 def _solve_concept_head(model: ConceptModel, stage: Stage, solver: ConceptSolver, inputs: _Inputs) -> float:

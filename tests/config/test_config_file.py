@@ -77,7 +77,14 @@ def edited(**changes: Any) -> str:
         (edited(record__thresholds={"Nodule": [1]}), r"`thresholds` of 'Nodule' must be .* from 0 to 1, got \[1\]"),
         (edited(record__thresholds={"Edema": 0.5}), "config.json has thresholds of what are no concepts .*: 'Edema'"),
         (edited(record__metrics={"a": {"b": 1}}), r"`metrics` of 'a' must be a finite int or float, got {'b': 1}"),
-        (edited(record__evidence_absent={"Nodule": [0.5]}), "`evidence_absent` needs 7 numbers .* others for 'Nodule'"),
+        (
+            edited(config__bottleneck="prototypes", record__evidence_absent={"Nodule": [0.5]}),
+            "`evidence_absent` needs 7 numbers .* others for 'Nodule'",
+        ),
+        (
+            edited(config__bottleneck="concepts", record__evidence_absent={"Nodule": [0.5, 0.4]}),
+            "`evidence_absent` needs one number .* others for 'Nodule'",
+        ),
         (edited(record__evidence_absent={"Nodule": ["a"]}), "`evidence_absent` of 'Nodule' must be .* 0 to 1, got 'a'"),
         (edited(record__license=None), "`license` must be text, got None"),
         (edited(record__training_data=["a"]), r"`training_data` must be text, got \['a'\]"),

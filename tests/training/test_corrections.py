@@ -4,6 +4,8 @@ import math
 import pytest
 import torch
 
+from conceptcam.analysis.fitting import fit_thresholds
+from conceptcam.analysis.intervention import typical_evidence
 from conceptcam.data.batch import ConceptBatch
 from conceptcam.losses.classification import multilabel_loss
 from conceptcam.model.corrections import (
@@ -97,6 +99,41 @@ def test_a_solved_head_equals_the_solver_on_corrected_copies():
     weight, bias = solver.solve(corrected_copies(evidence, labels), targets.repeat(3, 1), multilabel_loss)
     torch.testing.assert_close(model.task_head.weight.detach(), weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model.task_head.bias.detach(), bias, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+@pytest.mark.parametrize("solver", [LinearSolver(l2=0.01), None])
+def test_words_mean_the_evidence_that_taught_the_head(solver, bottleneck, tmp_path):
+    model = tiny_model(bottleneck=bottleneck)
+    model.record = model.record.after("concepts", ["backbone"]).after("prototypes", ["prototypes"])
+    stage = task_stage(model.config, lr={"task_head": 1.0}, solver=solver, corrections=True, epochs=1)
+    Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    fit_thresholds(model, VAL, thresholds_source="others")  # leaves them alone
+    with torch.no_grad():
+        evidence = torch.cat([model(batch.images).evidence for batch in TRAIN])
+    expected = typical_evidence_of(evidence, torch.cat([batch.concepts for batch in TRAIN]))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for word, values in zip(("present", "absent"), expected, strict=True):
+        torch.testing.assert_close(
+            typical_evidence(loaded.config, loaded.record, word), values.float(), atol=1e-5, rtol=0
+        )
+    assert loaded.record.evidence_source == "the training images, as the task head was taught"
+    assert loaded.record.without(["task_head"]).evidence_source == ""
+
+
+def test_a_head_taught_without_corrections_takes_validation_scores():
+    model = tiny_model()
+    model.record = model.record.after("concepts", ["backbone"]).after("prototypes", ["prototypes"])
+    stage = task_stage(model.config, lr={"task_head": 1.0}, solver=LinearSolver(l2=0.01))
+    Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    assert model.record.evidence_source == "" and model.record.evidence_present == {}
+    fit_thresholds(model, VAL, thresholds_source="others")
+    with torch.no_grad():
+        evidence = torch.cat([model(batch.images).evidence for batch in VAL])
+    expected = typical_evidence_of(evidence, torch.cat([batch.concepts for batch in VAL])).present
+    found = typical_evidence(model.config, model.record, "present")
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=0)
 
 
 def test_copies_of_an_image_are_held_out_together():
