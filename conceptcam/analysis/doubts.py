@@ -18,6 +18,7 @@ _UNEXPLAINED = {"multiclass": 0.05, "multilabel": 0.25}  # by how much more than
 _HARDLY = 0.02  # a relative change of the loss
 _GAP = 0.15  # of AUROC between training and other images
 _FEW_TO_LEARN_TO_SEE = 1000  # images; below, the preset `recommended` keeps a trained backbone as it is
+_HARDLY_RISES = 0.02  # evidence, between absence and presence
 _FEW_TO_CHOOSE_BY = 10  # images on a side of a label
 _FEW_PER_PROTOTYPE = 5  # positives
 _FEW_TO_AVERAGE = 5  # images on a side of a label
@@ -198,6 +199,23 @@ def average_doubts(kind: str, names: Sequence[str], scores: LabelScores) -> list
     return [
         f"The averages of AUROC, AP and F1 leave out the {kind}s with fewer than {_FEW_TO_AVERAGE} measured images on "
         f"a side: {_listed(few)}."
+    ]
+
+
+def correction_doubts(concepts: Sequence[str], rise: Tensor) -> list[str]:
+    """Concepts whose typical evidence hardly rises from absence to presence, by less than .02, or falls.
+
+    Args:
+        concepts: K names.
+        rise: (K,) as `TypicalEvidence.rise`; those that are NaN cannot be corrected, and are not named.
+    """
+    flat = {name: value for name, value in zip(concepts, rise.tolist(), strict=True) if value < _HARDLY_RISES}
+    if not flat:
+        return []
+    listed = shorten([f"{name!r} ({value:+.3f})" for name, value in sorted(flat.items(), key=lambda pair: pair[1])])
+    return [
+        f"Corrections of {_these('concept', len(flat))} may change nothing or go the wrong way, because typical "
+        f"evidence hardly rises from absence to presence, or falls: {listed}."
     ]
 
 

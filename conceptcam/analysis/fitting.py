@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conceptcam.analysis.answers import collect_answers
+from conceptcam.analysis.intervention import correction_doubts_of
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.calibration import Scaling, ScalingMethod, fit_scaling
@@ -29,7 +30,7 @@ def fit_thresholds(
     thresholds_source: str,
     sensitivity: float | None = None,
     specificity: float | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Choose on validation data from which probability a concept is called present, into the model's record.
 
     The threshold of each concept is that of the highest F1, or the one that reaches a target. The median probabilities
@@ -43,6 +44,10 @@ def fit_thresholds(
         thresholds_source: What to call that data in the record.
         sensitivity: As in `conceptcam.metrics.thresholds_at`; None takes the highest F1, unless `specificity` is given.
         specificity: The same.
+
+    Returns:
+        A sentence about the concepts of which corrections may change nothing or go the wrong way; see
+        `conceptcam.analysis.doubts.correction_doubts`. Empty if there is none.
     """
     check_taught(model.config, model.record)
     answers = collect_answers(model, batches, evidence=True)
@@ -68,6 +73,7 @@ def fit_thresholds(
         **evidence,
         thresholds_source=thresholds_source,
     )
+    return tuple(correction_doubts_of(model.config, model.record))
 
 
 @torch.inference_mode()

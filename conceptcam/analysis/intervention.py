@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conceptcam._checks import check_known
+from conceptcam.analysis.doubts import correction_doubts
 from conceptcam.config import ConceptConfig, TrainingRecord
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.corrections import TypicalEvidence
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.predictions import concept_probabilities
 
@@ -170,6 +172,19 @@ def typical_evidence(config: ConceptConfig, record: TrainingRecord, word: Word) 
         return torch.tensor([rows.get(name, (probabilities.get(name, math.nan),)) for name in config.concepts])
     unknown = (math.nan,) * config.prototypes_per_concept
     return torch.tensor([rows.get(name, unknown) for name in config.concepts])
+
+
+def correction_doubts_of(config: ConceptConfig, record: TrainingRecord, concepts: Sequence[str] = ()) -> list[str]:
+    """What is to be doubted of corrections by the evidence that a record calls typical, in sentences.
+
+    Args:
+        config: Of the model.
+        record: Of the model.
+        concepts: Which concepts are to be corrected; empty takes all.
+    """
+    typical = TypicalEvidence(*(typical_evidence(config, record, word) for word in get_args(Word)))
+    chosen = [k for k, name in enumerate(config.concepts) if not concepts or name in concepts]
+    return correction_doubts([config.concepts[k] for k in chosen], typical.rise[chosen])
 
 
 def _place_weights(

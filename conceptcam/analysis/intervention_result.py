@@ -14,7 +14,7 @@ from conceptcam.model.taught import check_taught
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions
+from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions, correction_doubts_of
 
 _SHOWN_TASKS = 4
 """Tasks that a picture names."""
@@ -40,11 +40,14 @@ class InterventionResult(NamedTuple):
     concepts: tuple[AnsweredConcept, ...]
     """The concepts that the intervention names, in the model's order."""
     rejected: tuple[str | tuple[str, int], ...]
+    doubts: tuple[str, ...] = ()
+    """A sentence if an answer may change nothing or go the wrong way, because the evidence that is typical of presence
+    hardly differs from that of absence."""
 
     def as_dict(self) -> dict[str, Any]:
         """The explanations before and after, and what was answered, ready for JSON."""
         named = {one.concept: {"before": one.before, "answer": one.answer, "after": one.after} for one in self.concepts}
-        parts = {"concepts": named, "rejected": list(self.rejected)}
+        parts = {"concepts": named, "rejected": list(self.rejected), "doubts": list(self.doubts)}
         return {"before": self.before.as_dict(), "after": self.after.as_dict(), "intervention": nan_to_null(parts)}
 
     def lines(self) -> list[str]:
@@ -57,7 +60,7 @@ class InterventionResult(NamedTuple):
         for before, after in zip(self.before.tasks, self.after.tasks, strict=True):
             change = f"logit {before.logit:+.2f} -> {after.logit:+.2f}"
             lines.append(f"  {before.task}: p = {before.probability:.3f} -> {after.probability:.3f}, {change}")
-        return lines
+        return lines + [f"  {doubt}" for doubt in self.doubts]
 
     def figure(self, *, concepts: Sequence[str] = (), top: int = 3) -> "Image":
         """The maps of some concepts before, and below them after, each with what the model concludes.
@@ -145,7 +148,9 @@ def _result(
         for name in model.config.concepts
         if name in named
     )
-    return InterventionResult(before, after, concepts, tuple(intervention.rejected))
+    answered = tuple(intervention.answers)
+    doubts = correction_doubts_of(model.config, model.record, answered) if answered else []
+    return InterventionResult(before, after, concepts, tuple(intervention.rejected), tuple(doubts))
 
 
 def _says_something(one: Intervention) -> bool:

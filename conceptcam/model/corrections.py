@@ -32,6 +32,15 @@ class TypicalEvidence(NamedTuple):
     absent: Tensor
     """Of images that lack it."""
 
+    @property
+    def rise(self) -> Tensor:
+        """(K,) by how much presence exceeds absence, mean over prototypes; NaN where one of them is unknown.
+
+        Near 0 the evidence cannot tell the concept, and a correction does next to nothing; below 0 it goes the wrong
+        way. `correction_doubts` of `conceptcam.analysis.doubts` says so in words.
+        """
+        return (self.present - self.absent).mean(dim=-1)
+
     def as_fields(self, concepts: Sequence[str]) -> dict[str, Any]:
         """The fields `evidence_present` and `evidence_absent` of a `TrainingRecord`, given the names of K concepts."""
         present, absent = (
@@ -66,7 +75,7 @@ def correct_evidence(evidence: Tensor, labels: Tensor, typical: TypicalEvidence)
     Args:
         evidence: (N, K, M).
         labels: (N, K) in [0, 1]; NaN where unknown.
-        typical: What takes the place of evidence.
+        typical: What takes the place of evidence. Look at `typical.rise` before you trust the result.
 
     Returns:
         (N, K, M): typical evidence of the label, between both for a soft one; as it was where the label is unknown. NaN

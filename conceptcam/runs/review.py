@@ -10,6 +10,7 @@ from conceptcam.analysis import doubts
 from conceptcam.analysis.answers import Answers, collect_answers
 from conceptcam.analysis.baselines import LEAST_IMAGES, MOST_IMAGES, Baselines, fit_baselines, spread_rows
 from conceptcam.analysis.evaluation_result import Evaluation
+from conceptcam.analysis.intervention import correction_doubts_of
 from conceptcam.config import ConceptConfig, TaskKind
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.splits import ConceptSubset
@@ -65,6 +66,7 @@ def review(
     found = [
         *_doubts_of_learning(model, training, evaluation, run, options),
         *_doubts_of_labels(model.config, train, val),
+        *(correction_doubts_of(model.config, model.record) if model.config.tasks else ()),
         *doubts.average_doubts("concept", evaluation.concepts, evaluation.concept_scores),
         *doubts.average_doubts("task", evaluation.tasks, evaluation.task_scores),
     ]

@@ -5,6 +5,7 @@ import torch
 
 from conceptcam.analysis import doubts
 from conceptcam.metrics.classification import LabelScores
+from conceptcam.model.corrections import TypicalEvidence
 
 NAMES = ("nevus", "melanoma")
 
@@ -93,6 +94,18 @@ def test_thresholds_that_rest_on_few_images_are_doubted():
 def test_a_choice_by_few_images_is_doubted():
     assert "by 9 validation images alone" in doubts.choice_doubts(9)[0]
     assert doubts.choice_doubts(10) == []
+
+
+def test_corrections_that_hardly_move_evidence_are_doubted():
+    typical = TypicalEvidence(
+        torch.tensor([[0.9, 0.7], [0.5, 0.50], [0.2, 0.1], [math.nan, 0.9]]),
+        torch.tensor([[0.1, 0.2], [0.5, 0.49], [0.3, 0.1], [0.1, 0.1]]),
+    )
+    torch.testing.assert_close(typical.rise, torch.tensor([0.65, 0.005, -0.05, math.nan]), equal_nan=True)
+    (found,) = doubts.correction_doubts(["seen", "flat", "backwards", "unknown"], typical.rise)
+    assert found.startswith("Corrections of these 2 concepts may change nothing or go the wrong way")
+    assert found.endswith("or falls: 'backwards' (-0.050), 'flat' (+0.005).")
+    assert doubts.correction_doubts(["seen"], typical.rise[:1]) == []
 
 
 def test_averages_that_leave_labels_out_say_so():

@@ -7,7 +7,7 @@ import torch
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.fitting import fit_calibration, fit_thresholds
-from conceptcam.analysis.intervention import Intervention
+from conceptcam.analysis.intervention import Intervention, correction_doubts_of
 from conceptcam.analysis.intervention_result import intervene
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.metrics.calibration import fit_scaling
@@ -125,3 +125,14 @@ def test_thresholds_can_be_those_of_a_sensitivity():
     labels = Squares(40, 1).concept_labels > 0
     for k, name in enumerate(CONCEPTS):
         assert (logits[labels[:, k], k].double().sigmoid() > model.record.thresholds[name]).all()
+
+
+def test_fitting_thresholds_says_which_corrections_go_wrong():
+    model = taught("concepts")
+    assert fit_thresholds(model, VALIDATION, thresholds_source="40 squares") == tuple(
+        correction_doubts_of(model.config, model.record)
+    )
+    with torch.no_grad():
+        model.concept_head.score.weight.zero_()  # one score for all images
+    (found,) = fit_thresholds(model, VALIDATION, thresholds_source="40 squares")
+    assert all(f"'{name}' (+0.000)" in found for name in CONCEPTS)

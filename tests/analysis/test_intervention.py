@@ -7,7 +7,13 @@ import torch
 
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.fitting import fit_thresholds
-from conceptcam.analysis.intervention import Intervention, apply_interventions, parse_answer, weigh_logits
+from conceptcam.analysis.intervention import (
+    Intervention,
+    apply_interventions,
+    correction_doubts_of,
+    parse_answer,
+    weigh_logits,
+)
 from conceptcam.analysis.intervention_result import intervene, intervene_images
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.data.phantom.dataset import PhantomDataset
@@ -93,6 +99,30 @@ def test_words_mean_typical_scores_and_not_zero_or_one(bottleneck):
         torch.testing.assert_close(changed.concept_logits[:, 1].sigmoid(), torch.full((6,), shown["dark"]))
         assert torch.equal(changed.evidence[:, [0, 2]], output.evidence[:, [0, 2]])
         assert torch.equal(changed.task_logits, model.task_head(changed.evidence))
+
+
+@BOTH
+def test_an_answer_that_may_go_the_wrong_way_says_so(bottleneck):
+    model = taught(bottleneck=bottleneck)
+    rise = {
+        "typical_present": {"bright": 0.9, "dark": 0.4, "striped": 0.9},
+        "typical_absent": dict.fromkeys(CONCEPTS, 0.5),
+    }
+    rows = {"evidence_present": {name: (p, p) for name, p in rise["typical_present"].items()}}
+    rows |= {"evidence_absent": dict.fromkeys(CONCEPTS, (0.5, 0.5))}
+    model.record = dataclasses.replace(model.record, **rise, **(rows if bottleneck == "prototypes" else {}))
+    wrong = intervene(model, IMAGES[0], Intervention(answers={"dark": "present", "bright": "absent"}))
+    right = intervene(model, IMAGES[0], Intervention(answers={"bright": "present"}, rejected=["dark"]))
+    assert len(wrong.doubts) == 1 and "go the wrong way" in wrong.doubts[0] and "'dark' (-0.100)" in wrong.doubts[0]
+    assert wrong.lines()[-1] == f"  {wrong.doubts[0]}"
+    assert wrong.as_dict()["intervention"]["doubts"] == list(wrong.doubts)
+    assert right.doubts == ()
+
+
+@pytest.mark.parametrize("name", ["phantom-csr", "phantom-cbm"])
+def test_corrections_of_bundled_models_are_not_doubted(name):
+    model = ConceptModel.from_pretrained(name)
+    assert correction_doubts_of(model.config, model.record) == []
 
 
 def test_a_surely_seen_concept_can_still_be_called_present():

@@ -64,6 +64,7 @@ def test_a_run_that_learned_nothing_is_doubted(tmp_path):
     assert "Among the training images, 'striped' has no positives" in found
     assert "fewer than 5 training images for each of the 5 prototypes" in found
     assert "chosen by 8 validation images alone" in found
+    assert "may change nothing or go the wrong way" in found
     assert json.loads((tmp_path / "run.json").read_text())["warnings"] == list(result.warnings)
     assert result.evaluation.baselines == {}  # of 12 images
 
