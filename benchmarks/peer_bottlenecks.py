@@ -252,7 +252,8 @@ def measure(model: Model, data: PhantomData, seed: int, scale: PeerScale) -> dic
     }
     tasks = _collect(model, data.test, scale, told)[2]
     auroc = {name: _auroc(logits, data.test.task_labels) for name, logits in tasks.items()}
-    leakage = LeakageMetrics()
+    each = scores.shape[2] if scores.ndim == 3 else 1
+    leakage = LeakageMetrics(labels.shape[1], data.test.task_labels.shape[1], per_concept=each)
     leakage.update(scores, labels, data.test.task_labels)
     leaked = leakage.compute()
     return {

@@ -1,4 +1,4 @@
-"""Tables as plain text, and text in a notebook."""
+"""Tables and times as plain text, and text in a notebook."""
 
 import html
 from collections.abc import Sequence
@@ -20,3 +20,10 @@ def text_table(rows: Sequence[Sequence[str]], *, between: str = "  ", numbers: b
 def html_text(text: str) -> str:
     """Text as HTML in which columns stay below each other, and long lines do not wrap."""
     return f'<pre style="font-family: monospace; white-space: pre; overflow-x: auto">{html.escape(text)}</pre>'
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 seconds", "3 minutes" or "2.5 hours"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,19 +1,22 @@
 """What a model says of all images of some data, beside what is true."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from conceptcam.data.batch import Batches, as_batch
-from conceptcam.metrics.localization import LocalizationMetrics
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 from conceptcam.model.novelty import unlikeness
+from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.predictions import Predictions
+
+Watch = Callable[[ConceptBatch, ConceptOutput], None]
+"""Looks at a batch and what a model says of it, and keeps what it needs."""
 
 
 class Answers(NamedTuple):
@@ -83,7 +86,7 @@ def collect_answers(
     *,
     device: torch.device | str | None = None,
     evidence: bool = False,
-    localization: LocalizationMetrics | None = None,
+    watch: Sequence[Watch] = (),
 ) -> Answers:
     """One pass of a model over data. The model is left as it is, its mode included.
 
@@ -92,7 +95,7 @@ def collect_answers(
         batches: As `Trainer.fit` takes; not shuffled or augmented.
         device: Where to run; None stays where the model is.
         evidence: Whether to keep evidence, which is many numbers.
-        localization: Is given the maps and boxes of each batch.
+        watch: Are called with each batch and what the model says of it, on the model's device.
 
     Raises:
         ValueError: If there are no batches.
@@ -104,9 +107,8 @@ def collect_answers(
         for given in batches:
             batch = as_batch(given).to(where)
             output = model(batch.images)
-            if localization is not None:
-                drawn = None if batch.boxes is None else batch.boxes.to("cpu")
-                localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
+            for look in watch:
+                look(batch, output)
             parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
             features = output.features.mean(dim=(-2, -1))
             kept = output.evidence if evidence else output.evidence[:, :0]

@@ -6,6 +6,7 @@ An atlas holds names of images and places, no pixels: `Atlas.figure` draws from 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from conceptcam.analysis.answers import collect_answers
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
+from conceptcam.metrics.prototypes import PrototypePurity
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import corrected_copies, record_corrections, typical_evidence_of
 from conceptcam.model.device import eval_mode
@@ -43,6 +45,11 @@ class AtlasEntry(NamedTuple):
     """Cosine there, in [0, 1]; NaN if no image has the concept."""
     usage: float
     """Fraction of the images with the concept in which it is the most similar of the concept's prototypes."""
+    used: int
+    """How many images that is; a prototype of which it is 0 is not alive."""
+    purity: float
+    """Of the ten images most like it, the fraction in which the most similar place lies in a box of its concept; NaN
+    without boxes."""
     twin: float
     """Highest cosine with another prototype of the concept: 1 is a duplicate; NaN if it is dropped or alone."""
     weight: float
@@ -71,17 +78,25 @@ class Atlas:
         entries = (one._replace(name=names.get((one.concept, one.number), one.name)) for one in self.entries)
         return Atlas(tuple(entries))
 
+    @property
+    def names(self) -> dict[Prototype, str]:
+        """What a person calls prototypes, of those that have a name."""
+        return {(one.concept, one.number): one.name for one in self.entries if one.name}
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
         return {"schema_version": 1, "prototypes": nan_to_null([one._asdict() for one in self.entries])}
 
     def table(self) -> str:
         """A line per prototype, with its health."""
-        rows = [["prototype", "name", "image", "similarity", "usage", "twin", "weight"]]
+        rows = [["prototype", "name", "image", "similarity", "used", "usage", "purity", "twin", "weight"]]
         for one in self.entries:
-            figures = (one.similarity, one.usage, one.twin, one.weight)
-            shown = ["dropped", "", "", ""] if one.dropped else [f"{value:.3f}" for value in figures]
-            rows.append([f"{one.concept} {one.number}", one.name, one.image, *shown])
+            figures = (one.similarity, one.used, one.usage, one.purity, one.twin, one.weight)
+            shown = ["-" if math.isnan(value) else f"{value:.3f}" for value in figures]
+            shown[1] = str(one.used) if one.used else "dead"
+            rows.append([f"{one.concept} {one.number}", one.name, one.image, *(["dropped"] if one.dropped else shown)])
+        width = max(map(len, rows))
+        rows = [row + [""] * (width - len(row)) for row in rows]
         return "\n".join(text_table(rows)) + "\n"
 
     def figure(self, load: Callable[[str], Any], *, concepts: Sequence[str] = ()) -> Any:
@@ -122,12 +137,15 @@ def build_atlas(model: ConceptModel, batches: Batches) -> Atlas:
     best = torch.full((concepts, each), -1.0)
     where = torch.zeros(concepts, each, dtype=torch.long)
     row, wins, present, seen = torch.zeros_like(where), torch.zeros(concepts, each), torch.zeros(concepts), 0
+    purity = PrototypePurity()
+    purity.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     names: list[str] = []
     grid = (1, 1)
     with eval_mode(model) as device, torch.random.fork_rng(devices=[]):
         for given in batches:
             batch = as_batch(given).to(device)
             similarity = model(batch.images).similarity_maps.cpu()
+            purity.update(similarity, None if batch.boxes is None else batch.boxes.to("cpu"))
             grid = (similarity.shape[-2], similarity.shape[-1])
             shows = batch.concepts.cpu() > 0.5
             top, place = similarity.flatten(3).max(dim=-1)  # (B, K, M)
@@ -141,12 +159,14 @@ def build_atlas(model: ConceptModel, batches: Batches) -> Atlas:
             seen += len(shows)
     if not seen:
         raise ValueError("there are no batches to look for prototypes in")
-    return _atlas(model, best, where, row, wins / present[:, None], names, grid)
+    pure = purity.compute()
+    pure = pure if len(pure) else torch.full_like(wins, torch.nan)
+    return _atlas(model, best, where, row, wins, wins / present[:, None], pure, names, grid)
 
 
 def _atlas(
-    model: ConceptModel, best: Tensor, where: Tensor, row: Tensor, usage: Tensor, names: Sequence[str],
-    grid: tuple[int, int],
+    model: ConceptModel, best: Tensor, where: Tensor, row: Tensor, used: Tensor, usage: Tensor, purity: Tensor,
+    names: Sequence[str], grid: tuple[int, int],
 ) -> Atlas:  # fmt: skip
     vectors = F.normalize(_vectors(model).detach().float().cpu(), dim=-1)
     dropped = vectors.norm(dim=-1) == 0
@@ -167,11 +187,22 @@ def _atlas(
                 AtlasEntry(
                     concept, m, names[int(row[k, m])] if known else "",
                     (x / width, y / height, (x + 1) / width, (y + 1) / height),
-                    float(best[k, m]) if known else float("nan"), float(usage[k, m]), float(twin[k, m]),
-                    float(weight[k, m]), bool(dropped[k, m]),
+                    float(best[k, m]) if known else math.nan, float(usage[k, m]), int(used[k, m]),
+                    float(purity[k, m]), float(twin[k, m]), float(weight[k, m]), bool(dropped[k, m]),
                 )
             )  # fmt: skip
     return Atlas(tuple(entries))
+
+
+def check_prototypes(model: ConceptModel, prototypes: Iterable[Prototype]) -> None:
+    """Refuse a prototype that a model does not have.
+
+    Raises:
+        ValueError: Naming it; or if the model has no prototypes at all.
+    """
+    _vectors(model)
+    for concept, number in prototypes:
+        _index(model.config, concept, number)
 
 
 @torch.no_grad()

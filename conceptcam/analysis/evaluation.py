@@ -1,16 +1,19 @@
 """Whether to believe a model: every metric, measured beside its controls."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from conceptcam._checks import check_known, check_names, check_not_str
-from conceptcam.analysis.answers import EvaluatedImages, collect_answers
+from conceptcam.analysis.answers import Answers, EvaluatedImages, Watch, collect_answers
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation_result import Evaluation
-from conceptcam.data.batch import Batches
+from conceptcam.analysis.slow_measures import SlowMeasures
+from conceptcam.config import ConceptConfig
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import (
     balanced_accuracy,
@@ -24,6 +27,7 @@ from conceptcam.metrics.intervals import Interval, label_intervals
 from conceptcam.metrics.localization import LocalizationMetrics, LocalizationScores
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.novelty import can_tell
+from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.predictions import concept_probabilities, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
@@ -38,8 +42,10 @@ def evaluate(
     device: torch.device | str | None = None,
     patients: Sequence[str] | None = None,
     draws: int = 1000,
+    everything: bool = False,
+    echo: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Measure a model on batches, with every control.
+    """Measure a model on batches, with every control, in one pass over the images.
 
     The model is left as it is, its mode included.
 
@@ -52,20 +58,49 @@ def evaluate(
         patients: The patient of each image, in order, whose images intervals draw together; an empty one is a patient
             of its own. None draws images.
         draws: How often images are drawn anew for intervals; 0 leaves intervals out.
+        everything: Whether to measure also what takes much longer, as `evaluation.slow`: whether scores rest on what
+            maps show, whether concepts leak, what corrections do, and whether prototypes mean one thing.
+        echo: Is given a line with an estimate of the time, if everything is measured.
 
     Raises:
         ValueError: If the model was never taught concepts, has no concept of a name given, or there are no batches.
     """
     check_taught(model.config, model.record)
-    config = model.config
     check_not_str("sided_concepts", sided_concepts)
     for name in sided_concepts:
-        check_known("concept", name, config.concepts)
+        check_known("concept", name, model.config.concepts)
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
-    localization = LocalizationMetrics(len(config.concepts))
+    localization = LocalizationMetrics(len(model.config.concepts))
     localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
-    answers = collect_answers(model, batches, device=device, localization=localization)
-    labelled = answers.targets.shape[1]
+    slow = SlowMeasures(model, images=_image_count(batches), echo=echo) if everything else None
+
+    def point(batch: ConceptBatch, output: ConceptOutput) -> None:
+        drawn = None if batch.boxes is None else batch.boxes.to("cpu")
+        localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
+
+    watch: list[Watch] = [point] if slow is None else [point, slow]
+    answers = collect_answers(model, batches, device=device, evidence=everything, watch=watch)
+    found = _score(model, answers, localization.compute(), tuple(sided_concepts))
+    if draws:
+        found = dataclasses.replace(found, intervals=_intervals(found, model.config, answers, patients, draws))
+    if baselines is not None:
+        scores = baselines.score(answers.features, answers.concepts, found.per_image.targets)
+        found = dataclasses.replace(found, baselines=scores, baseline_images=baselines.images)
+    return found if slow is None else dataclasses.replace(found, slow=slow.compute(answers))
+
+
+def _image_count(batches: Batches) -> int | None:
+    """How many images there are; None if nobody knows before they have passed."""
+    if isinstance(batches, DataLoader):
+        return len(batches.dataset) if isinstance(batches.dataset, Sized) else None
+    return sum(len(as_batch(one).concepts) for one in batches) if isinstance(batches, list | tuple) else None
+
+
+def _score(
+    model: ConceptModel, answers: Answers, place: LocalizationScores, sided_concepts: tuple[str, ...]
+) -> Evaluation:
+    """The figures of what a model said, without intervals and baselines."""
+    config, labelled = model.config, answers.targets.shape[1]
     if config.tasks and labelled not in (0, len(config.tasks)):
         raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
     tasks = config.tasks if tasks_taught(config, model.record) and labelled else ()
@@ -81,22 +116,19 @@ def evaluate(
     return Evaluation(
         images=len(logits),
         concepts=concepts,
-        sided_concepts=tuple(sided_concepts),
+        sided_concepts=sided_concepts,
         concept_scores=per_label_metrics(logits, labels),
         chosen_f1=per_label_metrics(logits, labels, threshold=thresholds).f1,
         mean_probability=logits.double().sigmoid().masked_fill(labels.isnan(), torch.nan).nanmean(dim=0),
         calibration=calibration_scores(said[:, order], labels),
-        localization=LocalizationScores(*(part[order] for part in localization.compute())),
+        localization=LocalizationScores(*(part[order] for part in place)),
         tasks=tasks,
         task_scores=task_scores(task_logits, targets, config.task_kind),
         task_calibration=calibration_scores(said_of_tasks, targets),
         task_accuracy=float(top_accuracy(task_logits, targets)) if exclusive else math.nan,
         unlike=float((answers.unlikeness > 1).double().mean()) if can_tell(model.record) else math.nan,
-        intervals=_intervals(logits, labels, task_logits, targets, exclusive, patients, draws) if draws else {},
         task_balanced_accuracy=float(balanced_accuracy(confusion)),
         confusion=confusion,
-        baselines={} if baselines is None else baselines.score(answers.features, answers.concepts, targets),
-        baseline_images=0 if baselines is None else baselines.images,
         per_image=EvaluatedImages(
             answers.names or tuple(map(str, range(len(logits)))),
             config.concepts, said, answers.concepts, tasks, said_of_tasks, targets, answers.unlikeness,
@@ -105,25 +137,22 @@ def evaluate(
 
 
 def _intervals(
-    logits: Tensor,
-    labels: Tensor,
-    task_logits: Tensor,
-    targets: Tensor,
-    exclusive: bool,
-    patients: Sequence[str] | None,
-    draws: int,
+    found: Evaluation, config: ConceptConfig, answers: Answers, patients: Sequence[str] | None, draws: int
 ) -> dict[str, Interval]:
     """Intervals of the headline figures that can be had of the concepts and, if there are any, the tasks."""
     groups = None if patients is None else [name or number for number, name in enumerate(patients)]
-    found: dict[str, Interval] = {}
-    if exclusive:  # as in `task_scores`: classes are ranked against the rest, and a row is known as a whole
+    order = [config.concepts.index(name) for name in found.concepts]
+    logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
+    task_logits, targets = answers.task_logits[:, : len(found.tasks)], answers.targets[:, : len(found.tasks)]
+    if len(found.confusion):  # as in `task_scores`: classes are ranked against the rest, and a row is known as a whole
         others = torch.eye(task_logits.shape[1], dtype=torch.bool)
         rest = task_logits[:, None, :].double().masked_fill(others, -torch.inf).logsumexp(dim=-1)
         targets = targets.masked_fill(targets.isnan().any(dim=1, keepdim=True), torch.nan)
         task_logits = task_logits - rest
+    intervals: dict[str, Interval] = {}
     for what, scores, true in (("concept", logits, labels), ("task", task_logits, targets)):
         if true.shape[1]:
             counted = well_supported(per_label_metrics(scores, true))
             of = label_intervals(scores[:, counted], true[:, counted], groups=groups, draws=draws)
-            found |= {f"{what}_auroc": of.macro_auroc, f"{what}_ap": of.macro_average_precision}
-    return found
+            intervals |= {f"{what}_auroc": of.macro_auroc, f"{what}_ap": of.macro_average_precision}
+    return intervals

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: how far probabilities come true, precision over recall, which class is taken for which."""
+"""Figures of an evaluation: probabilities and what is true, precision over recall, false alarms, corrections."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from conceptcam.analysis.evaluation_result import Evaluation
+from conceptcam.analysis.slow_measures import WRONG, SlowFigures
+from conceptcam.metrics.detection import FALSE_ALARMS, DetectionScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +20,8 @@ _COLUMNS = 4
 def evaluation_figures(evaluation: Evaluation) -> dict[str, "Figure"]:
     """Figures by their name: `reliability`, `precision-recall` and, of a multi-class task, `confusion`.
 
-    Labels that no known image has, or lacks, are left out.
+    With slow measures also `froc`, if there are boxes, and `interventions`, if tasks were taught. Labels that no known
+    image has, or lacks, are left out.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -36,7 +39,49 @@ def evaluation_figures(evaluation: Evaluation) -> dict[str, "Figure"]:
         figures["precision-recall"] = _panels(panels, _draw_precision, "recall", "precision")
     if len(evaluation.confusion):
         figures["confusion"] = _confusion(rows.task_names, evaluation.confusion)
+    return figures if evaluation.slow is None else figures | _slow_figures(evaluation.slow)
+
+
+def _slow_figures(slow: SlowFigures) -> dict[str, "Figure"]:
+    figures = {}
+    if not bool(slow.detection.froc.isnan().all()):
+        figures["froc"] = _froc(slow.detection)
+    if slow.interventions:
+        figures["interventions"] = _interventions(slow)
     return figures
+
+
+def _froc(detection: DetectionScores) -> "Figure":
+    """Share of boxes found over false alarms: of each concept thin, their mean thick."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for one in detection.froc[~detection.froc.isnan().any(dim=1)]:
+        axes.plot(FALSE_ALARMS, one.tolist(), color="#999999", linewidth=0.8)
+    axes.plot(FALSE_ALARMS, detection.froc.nanmean(dim=0).tolist(), color="#0072B2", linewidth=2.5, label="mean")
+    axes.set_xscale("log", base=2)
+    axes.set(ylim=(-0.02, 1.02), xlabel="false alarms per image", ylabel="boxes with a peak")
+    axes.legend()
+    return figure
+
+
+def _interventions(slow: SlowFigures) -> "Figure":
+    """AUROC of the tasks over the number of corrected concepts by policy, and over the weight of places elsewhere."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=100)
+    left, right = figure.subplots(1, 2)
+    for name, curve in slow.interventions.items():
+        left.plot(curve.counts.tolist(), curve.auroc.tolist(), linestyle="--" if name == WRONG else "-", label=name)
+    for name, pointed in slow.spatial.items():
+        right.plot(pointed.elsewhere.tolist(), pointed.auroc.tolist(), marker="o", label=f"{name} boxes")
+    left.set(xlabel="corrected concepts", ylabel="AUROC of the tasks")
+    right.set(xlabel="weight of places outside the boxes", ylabel="AUROC of the tasks")
+    right.invert_xaxis()
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    return figure
 
 
 def reliability_bins(said: Tensor, true: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -30,6 +30,8 @@ from conceptcam.analysis.evaluation_table import (
     left_out_lines,
     table_lines,
 )
+from conceptcam.analysis.slow_measures import SlowFigures
+from conceptcam.analysis.slow_table import slow_dict, slow_lines
 from conceptcam.metrics.calibration import CalibrationScores
 from conceptcam.metrics.classification import (
     LabelScores,
@@ -69,14 +71,15 @@ class Evaluation:
         task_calibration: As `calibration`, of each task; each (T,).
         task_accuracy: Top-1 accuracy of a multi-class task, else NaN.
         unlike: Fraction of the images that are unlike the training images; NaN if the model cannot tell.
-        intervals: Headline figure -> itself and its 95 % bootstrap interval.
         task_balanced_accuracy: Mean recall of the classes of a multi-class task, else NaN: 1 over their number for a
             model that gives one answer to all.
         confusion: (T, T) images of each class of a multi-class task, in rows, by the class they are called, in
             columns; else (0, 0).
+        per_image: What was said of each image and what is true; `per_image.to_csv(path)` writes it.
+        intervals: Headline figure -> itself and its 95 % bootstrap interval.
         baselines: Headline figures of simpler models on the same images by their name; empty if none were given.
         baseline_images: How many training images they were fitted on.
-        per_image: What was said of each image and what is true; `per_image.to_csv(path)` writes it.
+        slow: What takes much longer to measure; None if it was not asked for.
     """
 
     images: int
@@ -92,12 +95,13 @@ class Evaluation:
     task_calibration: CalibrationScores
     task_accuracy: float
     unlike: float
-    intervals: Mapping[str, Interval]
     task_balanced_accuracy: float
     confusion: Tensor
-    baselines: Mapping[str, BaselineScores]
-    baseline_images: int
     per_image: EvaluatedImages
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    baselines: Mapping[str, BaselineScores] = field(default_factory=dict)
+    baseline_images: int = 0
+    slow: SlowFigures | None = None
 
     def summary(self) -> dict[str, float]:
         """Headline figures: macro averages over what is defined, and their controls.
@@ -144,6 +148,8 @@ class Evaluation:
             "baselines": {name: scores._asdict() for name, scores in self.baselines.items()},
             "baseline_images": self.baseline_images,
         }
+        if self.slow is not None:
+            content["slow"] = slow_dict(self.slow)
         return nan_to_null(content)
 
     def table(self) -> str:
@@ -183,6 +189,8 @@ class Evaluation:
             own = BaselineScores(*(summary[name] for name in ("concept_auroc", "task_auroc", "task_balanced_accuracy")))
             title = f"fitted on {self.baseline_images} training images"
             lines += ["", *comparison_lines({**self.baselines, "this model": own}, title)]
+        if self.slow is not None:
+            lines += ["", *slow_lines(self.slow)]
         return "\n".join(lines) + "\n"
 
     def to_dataframe(self) -> "pandas.DataFrame":

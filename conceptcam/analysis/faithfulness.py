@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import check_choice
-from conceptcam.data.batch import Batches, as_batch
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.metrics.faithfulness import (
     FaithfulnessMetrics,
     FaithfulnessScores,
@@ -44,25 +44,58 @@ def measure_faithfulness(
     Raises:
         ValueError: If `fill` is unknown.
     """
-    check_choice("fill", fill, Fill)
-    metric = FaithfulnessMetrics(len(model.config.concepts))
-    seen = torch.zeros(len(model.config.concepts), dtype=torch.long)
+    measure = FaithfulnessMeasure(model, fill=fill, per_concept=per_concept, steps=steps, seed=seed)
     with eval_mode(model) as where, torch.no_grad(), torch.random.fork_rng(devices=[]):
         for given in batches:
             batch = as_batch(given).to(where)
-            present = batch.concepts.cpu() > 0.5
-            wanted = present & (seen + present.cumsum(dim=0) <= per_concept)
-            seen += wanted.sum(dim=0)
-            image, concept = wanted.nonzero(as_tuple=True)
-            if not len(image):
-                continue
-            image, concept = image.to(where), concept.to(where)
-            maps = model.forward_concepts(batch.images).concept_maps[image, concept]
+            if measure.wanted(batch).any():
+                measure.add(batch, model.forward_concepts(batch.images).concept_maps)
+    return measure.metric.compute()
+
+
+class FaithfulnessMeasure:
+    """`measure_faithfulness` of batches that pass one by one; arguments are those of that function.
+
+    Args:
+        model: As there; in eval mode while batches are added.
+        fill: As there.
+        per_concept: As there.
+        steps: As there.
+        seed: As there.
+
+    Attributes:
+        metric: Computes the scores.
+
+    Raises:
+        ValueError: If `fill` is unknown.
+    """
+
+    def __init__(
+        self, model: ConceptModel, *, fill: Fill = "blur", per_concept: int = 20, steps: int = 14, seed: int = 0
+    ) -> None:
+        check_choice("fill", fill, Fill)
+        self.metric = FaithfulnessMetrics(len(model.config.concepts))
+        self.metric.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
+        self._model, self._fill, self._per_concept = model, fill, per_concept
+        self._curves = functools.partial(perturbation_curves, steps=steps, seed=seed)
+        self._seen = torch.zeros(len(model.config.concepts), dtype=torch.long)
+
+    def wanted(self, batch: ConceptBatch) -> Tensor:
+        """(B, K) bool, which maps of a batch are to be measured: those of present concepts, while there are too few."""
+        present = batch.concepts.cpu() > 0.5
+        return present & (self._seen + present.cumsum(dim=0) <= self._per_concept)
+
+    def add(self, batch: ConceptBatch, concept_maps: Tensor) -> int:
+        """Measure the maps (B, K, h, w) of a batch that are wanted; returns how many these are."""
+        wanted = self.wanted(batch)
+        self._seen += wanted.sum(dim=0)
+        image, concept = (one.to(concept_maps.device) for one in wanted.nonzero(as_tuple=True))
+        if len(image):
             images = batch.images[image]
-            put = blurred(images) if fill == "blur" else torch.zeros((), device=where)
-            score = functools.partial(_probability, model, concept)
-            metric.update(concept, perturbation_curves(score, images, maps, put, steps=steps, seed=seed))
-    return metric.compute()
+            put = blurred(images) if self._fill == "blur" else torch.zeros((), device=images.device)
+            score = functools.partial(_probability, self._model, concept)
+            self.metric.update(concept, self._curves(score, images, concept_maps[image, concept], put))
+        return len(image)
 
 
 def _probability(model: ConceptModel, concept: Tensor, images: Tensor) -> Tensor:

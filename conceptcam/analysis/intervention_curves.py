@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conceptcam._checks import check_choice
+from conceptcam.analysis.answers import Answers, collect_answers
 from conceptcam.analysis.intervention import Word, typical_evidence
-from conceptcam.data.batch import Batches, as_batch
+from conceptcam.data.batch import Batches
 from conceptcam.metrics.classification import macro_average, task_scores, top_accuracy
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import TypicalEvidence, correct_evidence
-from conceptcam.model.device import eval_mode
 from conceptcam.model.predictions import concept_probabilities
 from conceptcam.model.taught import check_taught
 
@@ -72,9 +72,30 @@ def intervention_curve(
     """
     check_choice("policy", policy, Policy)
     check_choice("answers", answers, AnswerKind)
+    check_taught(model.config, model.record, task=next(iter(model.config.tasks), "any"))
+    found = collect_answers(model, batches, evidence=True)
+    return curve_of_answers(model, found, policy=policy, answers=answers, counts=counts, seed=seed)
+
+
+@torch.no_grad()
+def curve_of_answers(
+    model: ConceptModel,
+    found: Answers,
+    *,
+    policy: Policy = "ucp",
+    answers: AnswerKind = "right",
+    counts: Sequence[int] | None = None,
+    seed: int = 0,
+) -> InterventionCurve:
+    """`intervention_curve` of what `collect_answers(..., evidence=True)` gave; the other arguments are the same.
+
+    Raises:
+        ValueError: If the data lack task labels, or the record lacks typical scores.
+    """
+    evidence, logits, labels, targets = found.evidence, found.concept_logits, found.concepts, found.targets
     config = model.config
-    check_taught(config, model.record, task=next(iter(config.tasks), "any"))
-    evidence, logits, labels, targets = _collect(model, batches)
+    if targets.shape[1] != len(config.tasks):
+        raise ValueError(f"the data has {targets.shape[1]} task labels, the model {len(config.tasks)} tasks")
     told = labels if answers == "right" else 1 - labels
     answered = evidence if answers == "self" else answered_evidence(model, evidence, told)
     steps = list(counts) if counts is not None else list(range(len(config.concepts) + 1))
@@ -98,23 +119,6 @@ def task_figures(model: ConceptModel, evidence: Tensor, targets: Tensor) -> Tens
     exclusive = model.config.task_kind == "multiclass"
     accuracy = top_accuracy(task_logits, targets) if exclusive else torch.tensor(torch.nan, dtype=torch.float64)
     return torch.stack([macro_average(scores.auroc), macro_average(scores.average_precision), accuracy])
-
-
-def _collect(model: ConceptModel, batches: Batches) -> tuple[Tensor, ...]:
-    """(N, K, M) evidence, (N, K) concept logits, and labels (N, K) and (N, T)."""
-    rows = []
-    with eval_mode(model) as where, torch.random.fork_rng(devices=[]):
-        for given in batches:
-            batch = as_batch(given).to(where)
-            output = model(batch.images)
-            parts = (output.evidence, output.concept_logits, batch.concepts, batch.targets)
-            rows.append(tuple(part.cpu() for part in parts))
-    if not rows:
-        raise ValueError("there are no batches to intervene on")
-    evidence, logits, labels, targets = map(torch.cat, zip(*rows, strict=True))
-    if targets.shape[1] != len(model.config.tasks):
-        raise ValueError(f"the data has {targets.shape[1]} task labels, the model {len(model.config.tasks)} tasks")
-    return evidence, logits, labels, targets
 
 
 def answered_evidence(model: ConceptModel, evidence: Tensor, labels: Tensor) -> Tensor:
@@ -163,7 +167,8 @@ def _expected_ranks(
 ) -> Tensor:
     """(N, K) when each concept is asked for, by what its answer is expected to do once the earlier ones are given."""
     said = concept_probabilities(logits, model.config, model.record).double()
-    present, absent = (answered_evidence(model, evidence, torch.full_like(labels, word)) for word in (1.0, 0.0))
+    known = torch.where(labels.isnan(), torch.nan, 1.0)  # what nobody knows is never asked for
+    present, absent = (answered_evidence(model, evidence, known * word) for word in (1.0, 0.0))
     now, rank = evidence.clone(), torch.full(labels.shape, labels.shape[1])
     waiting = ~labels.isnan()
     rows = torch.arange(len(now))

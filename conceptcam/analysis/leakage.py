@@ -96,8 +96,13 @@ def measure_leakage(model: ConceptModel, batches: Batches, *, most_rows: int = 1
     Raises:
         ValueError: If the model was never taught its tasks, or there are no batches.
     """
-    answers = _collect(model, batches)
-    metric = LeakageMetrics(most_rows=most_rows)
+    return leakage_of_answers(_collect(model, batches), most_rows=most_rows)
+
+
+def leakage_of_answers(answers: Answers, *, most_rows: int = 1000) -> LeakageScores:
+    """`measure_leakage` of what `collect_answers(..., evidence=True)` gave."""
+    _, concepts, each = answers.evidence.shape
+    metric = LeakageMetrics(concepts, answers.targets.shape[1], per_concept=each, most_rows=most_rows)
     metric.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     metric.update(answers.evidence, answers.concepts, answers.targets)
     return metric.compute()

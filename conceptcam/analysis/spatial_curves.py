@@ -9,11 +9,12 @@ from torch import Tensor
 from conceptcam._checks import check_choice
 from conceptcam.analysis.intervention import weigh_places
 from conceptcam.analysis.intervention_curves import task_figures
-from conceptcam.data.batch import Batches, as_batch
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.classification import macro_average, per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
+from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.taught import check_taught
 
 Places = Literal["oracle", "jittered", "mirrored"]
@@ -67,30 +68,73 @@ def spatial_curve(
         ValueError: If the model was never taught its tasks, a choice is unknown, a weight is out of range, or there are
             no batches.
     """
-    check_choice("places", places, Places)
-    check_choice("scope", scope, Scope)
-    if not all(0 <= weight <= 1 for weight in elsewhere):
-        raise ValueError(f"`elsewhere` must hold weights in [0, 1], got {list(elsewhere)}")
-    check_taught(model.config, model.record, task=next(iter(model.config.tasks), "any"))
-    random = torch.Generator().manual_seed(seed)
-    rows: list[tuple[Tensor, ...]] = []
+    measure = SpatialMeasure(model, places=places, scope=scope, elsewhere=elsewhere, seed=seed)
     with eval_mode(model) as where, torch.random.fork_rng(devices=[]):
         for given in batches:
             batch = as_batch(given).to(where)
-            output = model(batch.images)
-            drawn = ConceptBoxes.empty() if batch.boxes is None else move_boxes(batch.boxes.to("cpu"), places, random)
-            inside = _inside(drawn.to(where), output.concept_maps, scope)
-            changed = [weigh_places(model, output, inside.lerp(torch.ones_like(inside), w)) for w in elsewhere]
-            parts = [
-                torch.stack([getattr(one, name) for one in changed], dim=1) for name in ("evidence", "concept_logits")
-            ]
-            rows.append(tuple(part.cpu() for part in (*parts, batch.concepts, batch.targets)))
-    if not rows:
-        raise ValueError("there are no batches to point in")
-    evidence, logits, labels, targets = map(torch.cat, zip(*rows, strict=True))
-    tasks = torch.stack([task_figures(model, one, targets) for one in evidence.unbind(1)], dim=1)
-    concepts = [macro_average(per_label_metrics(one, labels).auroc) for one in logits.unbind(1)]
-    return SpatialCurve._make((torch.tensor(elsewhere, dtype=torch.float64), *tasks, torch.stack(concepts)))
+            measure.add(batch, model(batch.images))
+    return measure.compute()
+
+
+class SpatialMeasure:
+    """`spatial_curve` of batches that pass one by one; arguments are those of that function.
+
+    Args:
+        model: As there; in eval mode while batches are added.
+        places: As there.
+        scope: As there.
+        elsewhere: As there.
+        seed: As there.
+
+    Raises:
+        ValueError: As there.
+    """
+
+    def __init__(
+        self,
+        model: ConceptModel,
+        *,
+        places: Places = "oracle",
+        scope: Scope = "image",
+        elsewhere: Sequence[float] = (1.0, 0.5, 0.2, 0.0),
+        seed: int = 0,
+    ) -> None:
+        check_choice("places", places, Places)
+        check_choice("scope", scope, Scope)
+        if not all(0 <= weight <= 1 for weight in elsewhere):
+            raise ValueError(f"`elsewhere` must hold weights in [0, 1], got {list(elsewhere)}")
+        check_taught(model.config, model.record, task=next(iter(model.config.tasks), "any"))
+        self._model, self._elsewhere = model, tuple(elsewhere)
+        self._places: Places = places
+        self._scope: Scope = scope
+        self._random = torch.Generator().manual_seed(seed)
+        self._rows: list[tuple[Tensor, ...]] = []
+
+    def add(self, batch: ConceptBatch, output: ConceptOutput) -> None:
+        """Weigh the places of a batch, and keep evidence and concept logits at each weight."""
+        boxes = batch.boxes
+        drawn = ConceptBoxes.empty() if boxes is None else move_boxes(boxes.to("cpu"), self._places, self._random)
+        inside = _inside(drawn.to(output.concept_maps.device), output.concept_maps, self._scope)
+        changed = [
+            weigh_places(self._model, output, inside.lerp(torch.ones_like(inside), weight))
+            for weight in self._elsewhere
+        ]
+        names = ("evidence", "concept_logits")
+        parts = [torch.stack([getattr(one, name) for one in changed], dim=1) for name in names]
+        self._rows.append(tuple(part.cpu() for part in (*parts, batch.concepts, batch.targets)))
+
+    def compute(self) -> SpatialCurve:
+        """The curve.
+
+        Raises:
+            ValueError: If there were no batches.
+        """
+        if not self._rows:
+            raise ValueError("there are no batches to point in")
+        evidence, logits, labels, targets = map(torch.cat, zip(*self._rows, strict=True))
+        tasks = torch.stack([task_figures(self._model, one, targets) for one in evidence.unbind(1)], dim=1)
+        concepts = [macro_average(per_label_metrics(one, labels).auroc) for one in logits.unbind(1)]
+        return SpatialCurve._make((torch.tensor(self._elsewhere, dtype=torch.float64), *tasks, torch.stack(concepts)))
 
 
 def move_boxes(boxes: ConceptBoxes, places: Places, random: torch.Generator) -> ConceptBoxes:

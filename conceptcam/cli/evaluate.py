@@ -2,12 +2,14 @@
 
 Measures how right a model is on annotated images: for each concept AUROC, average precision, F1 and the mean
 probability; whether its map peaks in the boxes (beside a random map, the image centre, and mirrored and transposed
-boxes); and the tasks, if they were taught. Writes metrics.json, metrics.txt, predictions.csv with a row per image, and
-figures/.
+boxes); and the tasks, if they were taught. With --all also what takes much longer: whether scores rest on what maps
+show, whether concepts leak, what corrections do, and whether prototypes mean one thing. Writes metrics.json,
+metrics.txt, predictions.csv with a row per image, and figures/.
 
 Examples:
     conceptcam evaluate runs/train-20260101-120000 smears --annotations val.json
     conceptcam evaluate runs/lungs labels.csv --images films --split runs/lungs/split.csv --part val
+    conceptcam evaluate runs/lungs labels.csv --images films --split runs/lungs/split.csv --part val --all
 """
 
 import argparse
@@ -28,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part = "measure on this part alone, by --split or the table's split column, such as val or test (default: all)"
     add_flag(parser, "part", None, part)
     add_flag(parser, "sided", [], "a concept that has one place by nature; may be repeated", action="append")
+    slow = "measure also what takes long, and say about how long: faithfulness, leakage, corrections, prototypes"
+    add_flag(parser, "all", False, slow)
     add_out(parser, figures=True)
     add_run_options(parser, names=("batch_size", "device", "num_workers"))
 
@@ -46,7 +50,8 @@ def run(options: argparse.Namespace) -> None:
     dataset = read_part(options, read_data(options, "annotations", like=model.config), show)
     folder, own = RunFolder(place), Path(options.model) / BASELINES_FILE
     baselines = Baselines.load(own) if own.is_file() else None
-    result = measure(model, dataset, folder, how, sided_concepts=options.sided, baselines=baselines)
+    given = {"sided_concepts": options.sided, "baselines": baselines, "everything": options.all, "echo": show}
+    result = measure(model, dataset, folder, how, **given)
     drawn = range(min(options.figures, len(dataset)))
     result.per_image.to_csv(place / "predictions.csv", patients=dataset.patients)
     if importlib.util.find_spec("matplotlib") is not None:

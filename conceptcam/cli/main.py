@@ -21,6 +21,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "explain",
+    "atlas",
     "predict",
     "models",
     "verify",

@@ -103,13 +103,16 @@ class LeakageMetrics(RowMetric):
     """`LeakageScores` over all batches.
 
     Args:
+        num_concepts: K.
+        num_tasks: T; may be 0.
+        per_concept: M, how many scores each concept has.
         most_rows: Of how many images, evenly spread, information is estimated; time grows with their square.
     """
 
-    def __init__(self, *, most_rows: int = 1000) -> None:
+    def __init__(self, num_concepts: int, num_tasks: int, *, per_concept: int = 1, most_rows: int = 1000) -> None:
         super().__init__()
         self.most_rows = most_rows
-        self._sizes = (0, 0, 0)
+        self._sizes = (num_concepts, num_tasks, num_concepts * per_concept)
 
     def update(self, scores: Tensor, concepts: Tensor, targets: Tensor) -> None:
         """Add a batch.
@@ -117,16 +120,22 @@ class LeakageMetrics(RowMetric):
         Args:
             scores: (B, K) as they reach the tasks, or (B, K, M).
             concepts: (B, K) labels; NaN where unknown.
-            targets: (B, T) task labels, likewise; T may be 0.
+            targets: (B, T) task labels, likewise.
 
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if scores.shape[:2] != concepts.shape or len(targets) != len(scores) or scores.ndim not in (2, 3):
-            shapes = [tuple(one.shape) for one in (scores, concepts, targets)]
-            raise ValueError(f"need scores (B, K) or (B, K, M), labels (B, K) and targets (B, T), got {shapes}")
+        num_concepts, num_tasks, num_scores = self._sizes
         wide = scores.detach().double().flatten(1)
-        self._sizes = (concepts.shape[1], targets.shape[1], wide.shape[1])
+        expected = [(len(wide), size) for size in self._sizes]
+        shapes = [tuple(concepts.shape), tuple(targets.shape), tuple(wide.shape)]
+        if shapes != expected or scores.ndim not in (2, 3) or scores.shape[1] != num_concepts:
+            found = [tuple(one.shape) for one in (scores, concepts, targets)]
+            each = num_scores // max(num_concepts, 1)
+            raise ValueError(
+                f"need scores (B, {num_concepts}, {each}), or (B, {num_concepts}) if each concept has one, labels "
+                f"(B, {num_concepts}) and targets (B, {num_tasks}), got {found}"
+            )
         self.keep(torch.cat([concepts.double(), targets.double(), wide], dim=1))
 
     def compute(self) -> LeakageScores:

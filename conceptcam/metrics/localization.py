@@ -128,14 +128,19 @@ def pair_scores(
     maps, inside = pairs.maps, pairs.inside
     height, width = inside.shape[1:]
     peak, target = find_peaks(pairs.grid_maps, maps), widened(inside, tolerance)
-    each = torch.as_tensor(iou_threshold, device=maps.device)
+    curve = iou_curve(maps, inside)
+    if isinstance(iou_threshold, float) and iou_threshold in IOU_THRESHOLDS:
+        iou = curve[:, IOU_THRESHOLDS.index(iou_threshold)]
+    else:
+        each = torch.as_tensor(iou_threshold, device=maps.device)
+        iou = map_iou(maps, inside, each[pairs.concept] if each.ndim else each)
     return PairScores(
         concept=pairs.concept,
         area=inside.float().mean(dim=(1, 2)),
         pointing=hits(target, peak),
         pointing_grid=hits(pairs.grid_inside, pairs.grid_maps.flatten(1).argmax(dim=1)),
         energy=energy_in_box(maps, inside, energy),
-        iou=map_iou(maps, inside, each[pairs.concept] if each.ndim else each),
+        iou=iou,
         mirrored_pointing=hits(target.flip(-1), peak),
         transposed_pointing=hits(widened(pairs.transposed, tolerance), peak),
         chance=target.float().mean(dim=(1, 2)),
@@ -143,7 +148,7 @@ def pair_scores(
         center_pointing=target[:, height // 2, width // 2].float(),
         rank=relevance_rank(maps, inside),
         side=side_accuracy(peak, inside),
-        iou_curve=iou_curve(maps, inside),
+        iou_curve=curve,
     )
 
 

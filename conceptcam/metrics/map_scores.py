@@ -64,20 +64,23 @@ def drawn_pairs(concept_maps: Tensor, boxes: ConceptBoxes, image_size: Sequence[
     for pairs in pair_of_box.unique().split(max(1, _CHUNK_PIXELS // (height * width))):
         some = (pair_of_box >= pairs[:1]) & (pair_of_box <= pairs[-1:])
         drawn = ConceptBoxes(boxes.xyxy[some], boxes.concept[some], boxes.image[some])
-        swapped = ConceptBoxes(drawn.xyxy[:, [1, 0, 3, 2]], drawn.concept, drawn.image)
         image, concept = pairs // concepts, pairs % concepts
         grid_maps = concept_maps.detach()[image, concept].float()
         if not grid_maps.isfinite().all():
             raise ValueError("a concept map is infinite or NaN: the model or its input is broken")
-        pixels = (images, concepts, height, width)
+        inside = drawn.pair_masks((images, concepts, height, width), "center").inside > 0
+        transposed = inside.mT  # pixels and boxes exchange x and y alike
+        if height != width:
+            swapped = ConceptBoxes(drawn.xyxy[:, [1, 0, 3, 2]], drawn.concept, drawn.image)
+            transposed = swapped.pair_masks((images, concepts, height, width), "center").inside > 0
         yield DrawnPairs(
             image,
             concept,
             grid_maps,
             drawn.pair_masks((images, concepts, *grid), "center").inside > 0,
             upsample(grid_maps, image_size),
-            drawn.pair_masks(pixels, "center").inside > 0,
-            swapped.pair_masks(pixels, "center").inside > 0,
+            inside,
+            transposed,
         )
 
 
@@ -206,8 +209,8 @@ def map_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Te
 def iou_curve(maps: Tensor, inside: Tensor, thresholds: Sequence[float] = IOU_THRESHOLDS) -> Tensor:
     """(P, J) `map_iou` at J increasing thresholds, in one pass over the pixels."""
     cuts = torch.tensor(thresholds, device=maps.device, dtype=maps.dtype).logit()
-    level = torch.bucketize(maps.flatten(1), cuts)  # how many thresholds a pixel exceeds
-    side = 2 * torch.arange(len(maps), device=maps.device)[:, None] + inside.flatten(1)
+    level = torch.bucketize(maps.flatten(1), cuts, out_int32=True)  # how many thresholds a pixel exceeds
+    side = 2 * torch.arange(len(maps), device=maps.device, dtype=torch.int32)[:, None] + inside.flatten(1)
     bins = len(cuts) + 1
     counts = torch.bincount((side * bins + level).flatten(), minlength=2 * bins * len(maps))
     outside, within = counts.view(-1, 2, bins).flip(-1).cumsum(-1).flip(-1)[..., 1:].unbind(1)

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,8 @@ def measure(
     *,
     sided_concepts: Sequence[str] = (),
     baselines: Baselines | None = None,
+    everything: bool = False,
+    echo: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a model, beside baselines if any are given; writes `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
@@ -126,6 +128,8 @@ def measure(
         baselines=baselines,
         device=options.device,
         patients=dataset.patients,
+        everything=everything,
+        echo=echo,
     )
     write_json(run.metrics, result.as_dict())
     write_text(run.metrics_table, result.table())

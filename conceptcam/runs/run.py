@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from conceptcam._display.text import duration
 from conceptcam._files import write_json
 from conceptcam._version import __version__
 from conceptcam.analysis.doubts import untrained_doubts
@@ -139,13 +140,6 @@ class EpochPrinter:
             # The first epoch of a later stage runs the frozen parts forward, at a third of a training epoch's cost.
             later = sum(0.35 + 0.01 * epochs for name, epochs in self.epochs.items() if name != result.stage)
             self.echo(f"The rest takes about {duration((total - result.epoch + later) * result.seconds)}.")
-
-
-def duration(seconds: float) -> str:
-    """Such as "40 seconds", "3 minutes" or "2.5 hours"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _open_run(folder: str | Path, options: RunOptions) -> RunFolder:

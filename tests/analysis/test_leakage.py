@@ -46,7 +46,7 @@ def test_a_bottleneck_of_true_concepts_has_no_gap_nor_leak(bottleneck):
     answers = answers._replace(evidence=fed, concept_logits=20 * answers.concepts - 10)
     figures = figures_of_answers(model, answers)
     assert figures.gap == 0 and figures.soft == figures.true
-    metric = LeakageMetrics()
+    metric = LeakageMetrics(3, 2, per_concept=answers.evidence.shape[2])
     metric.update(fed, answers.concepts, answers.targets)
     scores = metric.compute()
     assert scores.ctl.eq(0).all() and scores.icl.eq(0).all()
@@ -57,7 +57,7 @@ def test_a_bottleneck_of_true_concepts_has_no_gap_nor_leak(bottleneck):
 def test_leakage_is_that_of_the_evidence():
     model = taught()
     answers = collect_answers(model, TEST, evidence=True)
-    metric = LeakageMetrics()
+    metric = LeakageMetrics(3, 2, per_concept=answers.evidence.shape[2])
     metric.update(answers.evidence, answers.concepts, answers.targets)
     for found, expected in zip(measure_leakage(model, TEST), metric.compute(), strict=True):
         torch.testing.assert_close(found, expected, equal_nan=True)

@@ -328,6 +328,49 @@ def test_explain_takes_places_and_rejected_prototypes(run, data, tmp_path, capsy
     assert width(tmp_path / "x" / "val-0-answered.png") > 100
 
 
+def test_atlas_lists_prototypes_and_leaves_the_model_alone(run, data, tmp_path, capsys):
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["atlas", str(run), str(data), "--out", str(tmp_path / "x")]) == 0
+    printed = capsys.readouterr().out
+    assert "purity" in printed and "bright 0" in printed
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"atlas.json", "atlas.txt", "atlas.png"}
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_atlas_drops_merges_and_names_into_a_new_model(run, data, tmp_path):
+    edits = ["--drop", "bright=1", "--merge", "dark=0,1", "--rename", "striped=0=zebra"]
+    assert main(["atlas", str(run), str(data), *edits, "--out", str(tmp_path / "x")]) == 0
+    old, new = ConceptModel.from_pretrained(run), ConceptModel.from_pretrained(tmp_path / "x")
+    vectors = new.prototypes.vectors
+    assert (vectors[0, 1] == 0).all() and (vectors[1, 1] == 0).all() and (vectors[1, 0] != 0).any()
+    assert torch.equal(vectors[2], old.prototypes.vectors[2])
+    changed = {name for name, value in new.state_dict().items() if not torch.equal(value, old.state_dict()[name])}
+    assert {name.split(".")[0] for name in changed} == {"prototypes", "task_head"}
+    assert "task" in new.record.stages and new.record.evidence_source
+    again = ["atlas", str(tmp_path / "x"), str(data), "--rename", "dark=0=hole", "--out", str(tmp_path / "y")]
+    assert main(again) == 0
+    entries = json.loads((tmp_path / "y" / "atlas.json").read_text())["prototypes"]
+    named = {(one["concept"], one["number"]): one["name"] for one in entries if one["name"]}
+    assert named == {("striped", 0): "zebra", ("dark", 0): "hole"}
+    assert main(["evaluate", str(tmp_path / "y"), str(data), "--figures", "0", "--out", str(tmp_path / "z")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (["--drop", "bright"], "--drop expects NAME=N, a concept and the number of its prototype"),
+        (["--drop", "bright=9"], "'bright' has 5 prototypes, counted from 0; there is no 9"),
+        (["--merge", "dark=1"], "--merge expects NAME=N,N"),
+        (["--rename", "dark=1"], "--rename expects NAME=N"),
+        (["--drop", "brihgt=0"], "did you mean"),
+    ],
+)
+def test_atlas_refuses_what_the_model_does_not_have(run, data, tmp_path, capsys, edit, message):
+    assert main(["atlas", str(run), str(data), *edit, "--out", str(tmp_path / "x")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_compare_puts_two_models_side_by_side(run, data, tmp_path, capsys):
     arguments = ["compare", str(run), str(run), str(data), "--draws", "5", "--out", str(tmp_path / "x")]
     assert main(arguments) == 0
@@ -336,6 +379,16 @@ def test_compare_puts_two_models_side_by_side(run, data, tmp_path, capsys):
     content = json.loads((tmp_path / "x" / "comparison.json").read_text())
     assert content["concepts"]["bright"]["auroc"]["interval"] == [0, 0]
     assert "macro mean" in (tmp_path / "x" / "comparison.txt").read_text()
+
+
+def test_evaluate_all_measures_more_and_says_how_long(run, data, tmp_path, capsys):
+    place = tmp_path / "x"
+    assert main(["evaluate", str(run), str(data), "--figures", "0", "--all", "--out", str(place)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("Measuring everything takes about") < printed.index("leak to tasks (CTL)")
+    assert "slow" in json.loads((place / "metrics.json").read_text())
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert {"froc.png", "interventions.png"} <= {path.name for path in (place / "figures").glob("*.png")}
 
 
 def test_evaluate_writes_predictions_and_figures(run, data, tmp_path):

@@ -169,7 +169,7 @@ def test_shards_merge_to_the_same_number():
     scores, concepts, task = world(90)
     concepts[:, 2] = 1  # always present
     scores = torch.stack([scores, scores**2], dim=-1)
-    whole, first, second = LeakageMetrics(), LeakageMetrics(), LeakageMetrics()
+    whole, first, second = (LeakageMetrics(3, task.shape[1], per_concept=2) for _ in range(3))
     whole.update(scores, concepts, task)
     for start, stop, rank in ((0, 1, first), (1, 40, first), (40, 40, second), (40, 90, second)):
         rank.update(scores[start:stop], concepts[start:stop], task[start:stop])
@@ -181,5 +181,7 @@ def test_shards_merge_to_the_same_number():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"need scores \(B, K\) or \(B, K, M\)"):
-        LeakageMetrics().update(torch.zeros(4, 2), torch.zeros(4, 3), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"need scores \(B, 3, 1\), or \(B, 3\) .* targets \(B, 1\), got \[\(4, 2\)"):
+        LeakageMetrics(3, 1).update(torch.zeros(4, 2), torch.zeros(4, 3), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"need scores \(B, 3, 2\)"):
+        LeakageMetrics(3, 1, per_concept=2).update(torch.zeros(4, 2, 3), torch.zeros(4, 3), torch.zeros(4, 1))

@@ -1,0 +1,103 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from conceptcam.analysis.evaluation import evaluate
+from conceptcam.analysis.evaluation_figures import evaluation_figures
+from conceptcam.analysis.faithfulness import measure_faithfulness
+from conceptcam.analysis.intervention_curves import intervention_curve
+from conceptcam.analysis.leakage import hard_soft_figures, measure_leakage
+from conceptcam.analysis.randomization import randomization_check
+from conceptcam.analysis.slow_measures import WRONG
+from conceptcam.analysis.spatial_curves import spatial_curve
+from conceptcam.metrics.detection import DetectionMetrics
+from tests.analysis.test_intervention_curves import BOTH, TEST, output_of, taught
+from tests.worlds import Squares, tiny_model
+
+
+@pytest.fixture(scope="module", params=["prototypes", "concepts"])
+def measured(request):
+    model, said = taught(request.param), []
+    return model, evaluate(model, TEST, everything=True, echo=said.append), said
+
+
+def same(found, expected):
+    assert set(found._fields) == set(expected._fields)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), equal_nan=True)
+
+
+def test_one_pass_finds_what_each_measure_finds_alone(measured):
+    model, result, _ = measured
+    slow = result.slow
+    same(slow.hard_soft, hard_soft_figures(model, TEST))
+    same(slow.leakage, measure_leakage(model, TEST))
+    same(slow.interventions["ectp"], intervention_curve(model, TEST, policy="ectp"))
+    same(slow.interventions[WRONG], intervention_curve(model, TEST, answers="wrong"))
+    same(slow.spatial["jittered"], spatial_curve(model, TEST, places="jittered"))
+    same(slow.faithfulness["mean"], measure_faithfulness(model, TEST, fill="mean"))
+    torch.testing.assert_close(slow.randomization.correlation, randomization_check(model, TEST[:1]).correlation)
+    metric = DetectionMetrics(3)
+    for batch in TEST:
+        with torch.no_grad():
+            metric.update(model(batch.images).concept_maps, batch.boxes, model.config.image_size)
+    same(slow.detection, metric.compute())
+
+
+def test_everything_leaves_the_usual_figures_as_they_are(measured):
+    model, result, _ = measured
+    usual = evaluate(model, TEST)
+    assert usual.slow is None and "slow" not in usual.as_dict()
+    assert result.table().startswith(usual.table().rstrip("\n"))
+    assert {name: value for name, value in result.as_dict().items() if name != "slow"} == usual.as_dict()
+
+
+def test_the_time_is_estimated_once_before_it_passes(measured):
+    _, _, said = measured
+    assert len(said) == 1 and said[0].startswith("Measuring everything takes about ")
+    assert said[0].endswith(" for 40 images.")
+
+
+def test_the_table_has_a_control_beside_each_leak(measured):
+    _, result, _ = measured
+    (line,) = (one for one in result.table().splitlines() if one.startswith("leak to tasks (CTL)"))
+    leakage = result.slow.leakage
+    assert f"{leakage.ctl.nanmean():.3f}" in line and f"{leakage.ctl_control.nanmean():.3f}" in line
+    says = "Scores leak: they tell the tasks more than their concepts do" in result.table()
+    assert says == bool(leakage.ctl.nanmean() > leakage.ctl_control.nanmean())
+    written = json.loads(json.dumps(result.as_dict(), allow_nan=False))["slow"]
+    assert written["interventions"]["ucp"]["auroc"] == result.slow.interventions["ucp"].auroc.tolist()
+
+
+def test_figures_of_false_alarms_and_corrections_are_drawn(measured):
+    pytest.importorskip("matplotlib")
+    _, result, _ = measured
+    figures = evaluation_figures(result)
+    assert {"froc", "interventions"} <= set(figures)
+    (axes,) = figures["froc"].axes
+    (mean,) = (line for line in axes.lines if line.get_label() == "mean")
+    assert mean.get_ydata().tolist() == pytest.approx(result.slow.detection.froc.nanmean(dim=0).tolist())
+    assert len(figures["interventions"].axes[0].lines) == 7
+
+
+@BOTH
+def test_without_tasks_or_boxes_the_rest_is_measured(bottleneck):
+    model = tiny_model(bottleneck=bottleneck)
+    model.record = model.record.after("concepts", ["backbone"])
+    result = evaluate(model, [batch._replace(boxes=None) for batch in TEST], everything=True)
+    slow = result.slow
+    assert slow.leakage is None and slow.interventions == slow.spatial == {} and slow.parts is None
+    assert slow.detection.froc.isnan().all() and slow.faithfulness["blur"].support.sum() > 0
+    assert "insertion, blur" in result.table()
+
+
+def test_concepts_without_typical_scores_are_not_corrected():
+    model = taught()
+    typical = {name: row for name, row in model.record.evidence_present.items() if name != "dark"}
+    model.record = dataclasses.replace(model.record, evidence_present=typical)
+    slow = evaluate(model, Squares(16, 2).dataloader(8), everything=True).slow
+    assert slow.uncorrected == ("dark",) and slow.hard_soft is None and slow.leakage is not None
+    assert slow.interventions["ucp"].auroc.isfinite().all()
+    assert output_of(model).evidence.isfinite().all()
