@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from conceptcam._files import nan_to_null
 from conceptcam._display.text import text_table
+from conceptcam._files import nan_to_null
 from conceptcam.analysis.slow_measures import WRONG, SlowFigures
 from conceptcam.metrics.classification import macro_average
 
