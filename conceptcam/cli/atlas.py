@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from conceptcam._checks import check_known
 from conceptcam._files import write_json, write_text
 from conceptcam.cli.data import add_data_options, add_split, read_data, read_part
+from conceptcam.cli.flags import MODEL, add_flag, add_out, add_run_options
 from conceptcam.cli.inputs import make_options, output_folder, show, show_origin
-from conceptcam.cli.options import MODEL, add_flag, add_out, add_run_options
 
 if TYPE_CHECKING:
     from conceptcam.analysis.atlas import Atlas, Prototype
