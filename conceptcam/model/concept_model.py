@@ -204,15 +204,20 @@ class ConceptModel(nn.Module):
         return self.forward_task(self.forward_concepts(images))
 
     def forward_concepts(self, images: Tensor) -> ConceptPart:
-        """Images (B, 3, H, W), normalized -> features, concept maps and concept logits.
+        """Images (B, 3, H, W), normalized -> features, concept maps and concept logits; see `forward_features`."""
+        features = self.forward_features(images)
+        concept_maps = self.concept_head(features)
+        return ConceptPart(features, concept_maps, self.pool(concept_maps))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalized -> features (B, C, h, w) of the backbone.
 
         Raises:
             ValueError: If the images have another shape than the config says, or another type than the weights.
         """
         self._check(images)
-        features = self.backbone(images)
-        concept_maps = self.concept_head(features)
-        return ConceptPart(features, concept_maps, self.pool(concept_maps))
+        features: Tensor = self.backbone(images)
+        return features
 
     def forward_task(self, part: ConceptPart) -> ConceptOutput:
         """What `forward_concepts` gives -> that, similarities to prototypes, evidence and task logits."""

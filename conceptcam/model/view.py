@@ -57,12 +57,20 @@ class ModelView(nn.Module):
         Raises:
             ValueError: As `ConceptModel.forward`.
         """
-        part = self.model.forward_concepts(images)
-        if self.output == "concepts":
-            return part
+        # Only the view's own parts run: a trace knows no others.
+        model = self.model
+        if self.output == "concept_maps":
+            maps: Tensor = model.concept_head(model.forward_features(images))
+            return maps
+        if self.output == "task_logits" and model.config.bottleneck == "prototypes":
+            features = model.forward_features(images)
+            without_concepts = ConceptPart(features, features[:, :0], features[:, :0, 0, 0])
+            logits: Tensor = model.task_head(model.similarity_maps(without_concepts).amax(dim=(-2, -1)))
+            return logits
+        part = model.forward_concepts(images)
         if self.output == "task_logits":
-            return self.model.forward_task(part).task_logits
-        return part.concept_maps if self.output == "concept_maps" else part.concept_logits
+            return model.forward_task(part).task_logits
+        return part if self.output == "concepts" else part.concept_logits
 
     def no_weight_decay(self) -> set[str]:
         """Those of `ConceptModel.no_weight_decay` that the output depends on; timm's optimizers ask for them."""

@@ -22,6 +22,7 @@ pytestmark = [
 SWIN = {"backbone": "timm:swin_tiny_patch4_window7_224", "feature_level": 1, "image_size": (112, 112)}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cnn": {},
+    "resnet": {"backbone": "timm:resnet18", "image_size": (64, 64)},
     "vit": {"backbone": "timm:test_vit", "image_size": (64, 96)},
     "swin": SWIN,
 }
@@ -74,9 +75,9 @@ def test_onnx_says_what_the_model_says_for_any_batch(architecture, bottleneck, t
         assert max(differences(model, said, images).values()) <= 1e-4
 
 
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_pt2_says_what_the_model_says_for_any_batch(architecture, tmp_path):
-    bottleneck = "concepts" if architecture == "vit" else "prototypes"
+def test_pt2_says_what_the_model_says_for_any_batch(architecture, bottleneck, tmp_path):
     model = taught(bottleneck=bottleneck, **ARCHITECTURES[architecture])
     report = export_model(model, tmp_path / "model.pt2")
     assert report.outputs == names_of(bottleneck) and set(report.differences) == {1, 5}
