@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_choice
+from conceptcam._checks import check_choice, check_number
 from conceptcam.config import TaskKind
 from conceptcam.metrics.base import RowMetric
 
@@ -157,6 +157,7 @@ class CalibrationMetrics(RowMetric):
 
     def __init__(self, *, bins: int = 15) -> None:
         super().__init__()
+        check_number("`bins`", bins, 1, whole=True)
         self.bins = bins
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conceptcam._checks import check_choice
+from conceptcam._checks import check_choice, check_number
 from conceptcam.config import TaskKind
 from conceptcam.metrics.base import FractionMetric, RowMetric
 from conceptcam.metrics.label_rows import check_shapes, checked, known_rows, rankable, sides
@@ -188,6 +188,7 @@ class MacroAUROC(_LabelRows):
 
     def __init__(self, kind: TaskKind = "multilabel", *, min_support: int = 1) -> None:
         super().__init__(kind)
+        check_number("`min_support`", min_support, 0, whole=True)
         self.min_support = min_support
 
     def compute(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from conceptcam._checks import check_number
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.components import best_overlaps
 from conceptcam.metrics.map_scores import drawn_pairs
@@ -152,6 +153,7 @@ class DetectionMetrics(Metric):
 
     def __init__(self, num_concepts: int) -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
         self.num_concepts = num_concepts
         shapes = {
             "pixels": (num_concepts, 2, _PIXEL_BINS),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptcam._checks import check_number
 from conceptcam.metrics.base import RowMetric
 
 Score = Callable[[Tensor], Tensor]
@@ -102,6 +103,7 @@ class FaithfulnessMetrics(RowMetric):
 
     def __init__(self, num_concepts: int) -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
         self.num_concepts = num_concepts
 
     def update(self, concept: Tensor, curves: PerturbationCurves) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam._checks import check_number
 from conceptcam.metrics.base import RowMetric
 from conceptcam.metrics.classification import per_label_metrics
 from conceptcam.metrics.information import concept_task_leakage, exchange_within_labels, interconcept_leakage
@@ -111,6 +112,7 @@ class LeakageMetrics(RowMetric):
 
     def __init__(self, num_concepts: int, num_tasks: int, *, per_concept: int = 1, most_rows: int = 1000) -> None:
         super().__init__()
+        check_number("`most_rows`", most_rows, 1, whole=True)
         self.most_rows = most_rows
         self._sizes = (num_concepts, num_tasks, num_concepts * per_concept)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam._checks import check_choice, check_number
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.base import RowMetric
 from conceptcam.metrics.map_scores import (
@@ -212,6 +213,8 @@ class LocalizationMetrics(RowMetric):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
+        check_choice("energy", energy, Energy)
         self.num_concepts = num_concepts
         self.size_limits = size_limits
         self.seed = seed

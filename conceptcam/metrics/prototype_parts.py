@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from conceptcam._checks import check_number
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.faithfulness import rank_correlation
 
@@ -80,6 +81,9 @@ class PrototypeParts(Metric):
 
     def __init__(self, num_concepts: int, per_concept: int, *, min_images: int = 5) -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
+        check_number("`per_concept`", per_concept, 1, whole=True)
+        check_number("`min_images`", min_images, 1, whole=True)
         self.min_images = min_images
         shapes = {
             "shown": (num_concepts, per_concept, num_concepts),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conceptcam._checks import check_number
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.metrics.base import FractionMetric, RowMetric
 
@@ -122,6 +123,7 @@ class PrototypePurity(RowMetric):
 
     def __init__(self, *, top: int = 10) -> None:
         super().__init__()
+        check_number("`top`", top, 1, whole=True)
         self.top = top
 
     def update(self, similarity_maps: Tensor, boxes: ConceptBoxes | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from conceptcam._checks import check_choice, check_number
 from conceptcam.metrics.map_scores import Energy, energy_in_box, find_peaks, hits, upsample
 
 _EPS = 1e-6
@@ -87,6 +88,8 @@ class RegionMetrics(Metric):
 
     def __init__(self, num_concepts: int, *, energy: Energy = "sigmoid") -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
+        check_choice("energy", energy, Energy)
         self.num_concepts, self.energy = num_concepts, energy
         for name in ("sums", "counts"):
             self.add_state(name, torch.zeros(num_concepts, 3, dtype=torch.float64), dist_reduce_fx="sum")
