@@ -239,7 +239,7 @@ def _whole(response: Response, request: Request, fault: Fault | None) -> Respons
         return Response(200, b"<html>Sign in to this network</html>", {"Content-Type": "text/html"})
     if fault and fault.kind == "no_etag":
         headers = {name: value for name, value in headers.items() if not name.lower().endswith("etag")}
-    if fault and fault.kind == "flip":
+    if fault and fault.kind == "flip" and body:
         middle = len(body) * 3 // 4
         body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
     if fault and fault.kind == "short":

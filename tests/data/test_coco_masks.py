@@ -12,6 +12,7 @@ from PIL import Image
 
 from conceptcam.data.coco import CocoDataset
 from conceptcam.data.coco_masks import decode_runs, fill_polygon
+from conceptcam.data.faults import Fault
 from conceptcam.data.image_cache import ImageCache
 
 HEIGHT, WIDTH = 30, 40
@@ -146,6 +147,24 @@ def test_a_region_has_the_size_of_a_cached_image(tmp_path: Path):
 def test_an_outline_that_cannot_be_is_refused_by_name(tmp_path: Path, outline: Any, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         CocoDataset(coco(tmp_path, [lung(0, outline)]), tmp_path / "images", regions=["lung"])
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [None] * 4, ["a", 2, 3, 4], [True, 2, 3, 4]])
+def test_an_outline_that_is_no_box_is_refused_by_name(tmp_path: Path, box: list[Any]):
+    file = coco(tmp_path, [{**lung(0, None), "bbox": box}])
+    with pytest.raises(
+        ValueError, match=r"the box of annotation 0 in 'a.png' is \[.*; expected \[x, y, width, height\]"
+    ):
+        CocoDataset(file, tmp_path / "images", regions=["lung"])
+
+
+def test_outlines_that_cannot_be_are_counted_where_faults_are_listed(tmp_path: Path):
+    faults: list[Fault] = []
+    file = coco(tmp_path, [lung(0, "abc"), lung(0, "abd"), lung(1, None)])
+    data = CocoDataset(file, tmp_path / "images", regions=["lung"], on_fault=faults.append)
+    ((kind, text),) = faults
+    assert kind == "outline that cannot be read" and "annotation 0" in text and "(1 others cannot be read" in text
+    assert data.load_item(0).region is None and data.load_item(1).region is not None
 
 
 @pytest.mark.parametrize("counts", [[3, 5], [-1, 1201], "no text of theirs!", "\x7f", [1.5, 1198.5]])

@@ -80,8 +80,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Write the table that SECURITY.md has, if the option `--fuzz-table` names a file."""
     place = config.getoption("--fuzz-table")
-    if place is not None:
-        rows = [["what was attacked", "attempts", "refused in a sentence", "used as it says", "tests that failed"]]
+    if place is not None and config.getoption("numprocesses", None):
+        terminalreporter.write_line("No table: processes of xdist count for themselves; leave out -n")
+    elif place is not None:
+        rows = [["what was attacked", "attempts", "refused in a sentence", "right all the same", "tests that failed"]]
         rows += [
             [what, f"{one.made:,}", f"{one.refused:,}", f"{one.made - one.refused:,}", str(one.failed)]
             for what, one in config.stash.get(_TALLIES, {}).items()
