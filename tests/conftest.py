@@ -6,6 +6,7 @@ process starts a hub server of its own on loopback and points the client to it: 
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if "huggingface_hub" in sys.modules:
         raise pytest.UsageError("huggingface_hub was imported before the tests could point it to their own server")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     server, home = HubServer(), tempfile.mkdtemp(prefix="hub-home-")
     config.stash[_SERVER], config.stash[_HOME] = server, home
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:

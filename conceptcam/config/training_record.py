@@ -45,7 +45,7 @@ class TrainingRecord:
         calibration_source: On which data they were fitted, and how.
         feature_statistics: Where pooled features of training images lie, as text; see `fit_novelty`. Empty if nobody
             looked.
-        unlike_from: Distance of pooled features from which an image is unlike the training images; NaN if unknown.
+        unlike_from: Distance of pooled features from which an image is unlike the training images; None if unknown.
         unlike_source: What that distance is, in words.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
@@ -69,7 +69,7 @@ class TrainingRecord:
     task_calibration: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     calibration_source: str = ""
     feature_statistics: str = ""
-    unlike_from: float = math.nan
+    unlike_from: float | None = None
     unlike_source: str = ""
     thresholds_source: str = ""
     training_data: str = ""
@@ -92,9 +92,9 @@ class TrainingRecord:
                 raise ValueError(f"`{name}` must be text, got {brief(getattr(self, name))}")
         if not re.fullmatch("(?:[0-9a-f]{64})?", self.weights_sha256):
             raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {brief(self.weights_sha256)}")
-        unlike_from = math.nan if self.unlike_from is None else _float("`unlike_from`", self.unlike_from)
-        # One and the same NaN, so that records without the number are equal.
-        object.__setattr__(self, "unlike_from", math.nan if math.isnan(unlike_from) else unlike_from)
+        if self.unlike_from is not None:
+            unlike_from = _float("`unlike_from`", self.unlike_from)
+            object.__setattr__(self, "unlike_from", None if math.isnan(unlike_from) else unlike_from)
         for name in _CALIBRATION:
             if wrong := [pair for pair in getattr(self, name).values() if len(pair) != 2 or not pair[0] > 0]:
                 raise ValueError(f"`{name}` must hold a slope above 0 and an intercept for each name, got {wrong[0]}")
@@ -146,7 +146,7 @@ class TrainingRecord:
         if parts:
             record = dataclasses.replace(record, task_calibration={}, task_weights={}, evidence_source="")
         if "backbone" in parts:
-            record = dataclasses.replace(record, feature_statistics="", unlike_from=math.nan, unlike_source="")
+            record = dataclasses.replace(record, feature_statistics="", unlike_from=None, unlike_source="")
         if not sees:
             return record
         record = dataclasses.replace(record, calibration={}, calibration_source="", concept_weights={})

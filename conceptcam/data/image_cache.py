@@ -135,6 +135,10 @@ class ImageCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):  # else the arguments were refused
+            self.close()
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: where the file is."""
         return {**self.__dict__, "_open": {}, "_checked": array("Q")}

@@ -1,7 +1,6 @@
 """Whether a model may say anything about an image: how unlike its training images it is, as the record tells."""
 
 import base64
-import math
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ def unlikeness(record: TrainingRecord, features: Tensor) -> Tensor:
     Returns:
         (B,) float64 on the CPU: above 1 is unlike; NaN if the record has no statistics.
     """
-    if not record.feature_statistics:
+    if not record.feature_statistics or record.unlike_from is None:
         return torch.full((len(features),), torch.nan, dtype=torch.float64)
     pooled = features.mean(dim=(-2, -1))
     return feature_distance(pooled, unpack_statistics(record.feature_statistics, pooled.shape[1])) / record.unlike_from
@@ -70,4 +69,4 @@ def unlike_threshold(distances: Tensor) -> tuple[float, str]:
 
 def can_tell(record: TrainingRecord) -> bool:
     """Whether the record has what it takes."""
-    return bool(record.feature_statistics) and not math.isnan(record.unlike_from)
+    return bool(record.feature_statistics) and record.unlike_from is not None

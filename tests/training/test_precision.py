@@ -43,7 +43,7 @@ def test_trial_is_announced_before_its_first_step(monkeypatch):
 
 def test_trial_stops_when_its_seconds_are_over(monkeypatch):
     chosen, _, counts = choose(monkeypatch, has_bf16=True, seconds=0.05, wait=0.1)
-    assert (chosen, len(counts)) == ("fp32", 1)  # bf16 was not tried in time
+    assert chosen == "fp32" and len(counts) <= 1  # bf16 was not tried in time
 
 
 @pytest.mark.parametrize(
