@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from conceptcam.data.faults import Fault
 from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.images import load_image
+from conceptcam.data.inspection import inspect_dataset
 from conceptcam.data.phantom.cache import cached, render_part
 from conceptcam.data.table import TableDataset
 from conceptcam.data.table_file import UNKNOWN_CELLS
 from tests.data.test_images import packed_tiff
 from tests.data.test_phantom_dataset import assert_same, request as drawing
-from tests.fuzz.hostile import damaged, value
+from tests.fuzz.hostile import check_sentence, damaged, value
 
 ROWS = [["image", "a", "b", "kind"], *([f"{k}.png", str(k % 2), "0.25", ["x", "y"][k // 3]] for k in range(6))]
 WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -74,6 +76,38 @@ def test_a_table_of_boxes_is_boxes_or_refused(attempts, tmp_path: Path):
             continue
         left, top, right, bottom = data.all_boxes.xyxy.T
         assert ((left >= 0) & (left < right) & (right <= 1) & (top >= 0) & (top < bottom) & (bottom <= 1)).all()
+
+
+@pytest.mark.attacks("tables whose faults are listed")
+def test_faults_of_tables_are_listed_and_the_rest_is_sound(attempts, tmp_path: Path):
+    for name, *_ in ROWS[1:]:
+        Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / name)
+    boxes = [["image", "concept", "x", "y", "w", "h"], *([f"{k}.png", "b", "4", "5", "9", "8"] for k in range(4))]
+    for chance in attempts(100):
+        for name, sound in (("labels.csv", ROWS), ("boxes.csv", boxes)):
+            rows = [list(row) for row in sound]
+            for _ in range(chance.randint(0, 2)):
+                cell = str(value(chance)).encode("utf-8", "replace").decode()
+                rows[chance.randrange(1, len(rows))][chance.randrange(len(rows[0]))] = cell
+            file = io.StringIO(newline="")
+            csv.writer(file).writerows(rows)
+            content = file.getvalue().encode()
+            (tmp_path / name).write_bytes(damaged(chance, content) if chance.random() < 0.2 else content)
+        faults: list[Fault] = []
+        try:
+            data = TableDataset(
+                tmp_path / "labels.csv", tmp_path, concepts=["a", "b"], tasks=["kind"], boxes=tmp_path / "boxes.csv",
+                on_fault=faults.append,
+            )  # fmt: skip
+        except (ValueError, FileNotFoundError) as error:  # nothing of it can be used
+            attempts.refused(error, longest=3000)
+            continue
+        for fault in faults:
+            check_sentence(ValueError(fault.text), longest=3000)
+        labels = torch.cat([data.concept_labels, data.task_labels], dim=1)
+        assert ((labels >= 0) & (labels <= 1) | labels.isnan()).all()
+        assert (data.all_boxes.xyxy[:, 2:] > data.all_boxes.xyxy[:, :2]).all()
+        assert inspect_dataset(data, read_images=False).images == len(data) > 0
 
 
 def check_row(labels: list[float], name: str, rows: list[list[str]]) -> None:

@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 
 from conceptcam.config import TrainingRecord, from_json, to_json
 from conceptcam.data.coco import CocoDataset
+from conceptcam.data.faults import Fault
+from conceptcam.data.inspection import inspect_dataset
 from conceptcam.hub.checkpoints import read_checkpoint
 from conceptcam.hub.checkpoints.files import tensors_within
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.folder import RunFolder
 from tests.config.test_concept_config import FULL
 from tests.config.test_training_record import RECORD
-from tests.fuzz.hostile import damaged, mutated, text
+from tests.fuzz.hostile import check_sentence, damaged, mutated, text
 from tests.worlds import tiny_model
 
 SHORT = dataclasses.replace(RECORD, thresholds={"Nodule": 0.3}, metrics={"auroc": 0.95})
@@ -135,6 +137,26 @@ def test_a_coco_file_is_read_as_it_says_or_refused(attempts, tmp_path):
             assert (tmp_path / item.name).resolve().is_relative_to(tmp_path.resolve())
             assert item.boxes is None or (item.boxes.xyxy[:, 2:] - item.boxes.xyxy[:, :2] > 1 / 40).all()
     assert refused > 60
+
+
+@pytest.mark.attacks("COCO files whose faults are listed")
+def test_faults_of_a_coco_file_are_listed_and_the_rest_is_sound(attempts, tmp_path):
+    for entry in COCO["images"]:
+        Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / entry["file_name"])
+    for chance in attempts(100):
+        (tmp_path / "boxes.json").write_text(text(chance, COCO), encoding="utf-8")
+        faults: list[Fault] = []
+        try:
+            data = CocoDataset(tmp_path / "boxes.json", tmp_path, on_fault=faults.append)
+        except (ValueError, FileNotFoundError) as error:  # nothing of it can be used
+            attempts.refused(error, longest=3000)
+            continue
+        for fault in faults:
+            check_sentence(ValueError(fault.text), longest=3000)
+        for labels in (data.concept_labels, data.task_labels):
+            assert ((labels >= 0) & (labels <= 1) | labels.isnan()).all()
+        assert (data.all_boxes.xyxy[:, 2:] > data.all_boxes.xyxy[:, :2]).all()
+        assert inspect_dataset(data, read_images=False).images == len(data) > 0
 
 
 @pytest.mark.attacks("run.json of a run to resume")
