@@ -11,10 +11,10 @@ from typing import Any
 
 from measuring import finish
 
-from conceptcam import CocoDataset, ConceptConfig
+from conceptcam import CocoDataset
 from conceptcam.analysis.evaluation_result import Evaluation
-from conceptcam.backbones import backbone_normalization
 from conceptcam.data.transforms import default_augmentation
+from conceptcam.model.data_config import config_for_data
 from conceptcam.runs.options import RunOptions
 from conceptcam.runs.run import train_run
 
@@ -27,16 +27,8 @@ def run(options: argparse.Namespace, weights: Path | None, folder: Path) -> Eval
         CocoDataset(options.data / file, options.data / "images", invalid_boxes=options.invalid_boxes)
         for file in ("train.json", "val.json")
     )
-    mean, std = backbone_normalization(options.backbone)
-    config = ConceptConfig(
-        concepts=train.concepts,
-        tasks=train.tasks,
-        backbone=options.backbone,
-        feature_level=options.feature_level,
-        image_size=tuple(options.image_size),
-        mean=mean,
-        std=std,
-    )
+    size = tuple(options.image_size)
+    config = config_for_data(train, options.backbone, feature_level=options.feature_level, image_size=size)
     how = RunOptions(
         epochs={"concepts": options.epochs, "prototypes": 2, "task": 2},
         batch_size=options.batch_size,

@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from conceptcam import ConceptConfig, ConceptModel
-from conceptcam.backbones import backbone_normalization, usual_feature_level
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.regions import WithRegions
 from conceptcam.data.splits import ConceptSubset, make_folds
 from conceptcam.data.table import TableDataset
 from conceptcam.losses.classification import class_balanced_loss
 from conceptcam.metrics.intervals import label_intervals
+from conceptcam.model.data_config import config_for_data
 from conceptcam.model.linear_solver import LinearSolver
 from conceptcam.runs.cross_validation import OutOfFold, cross_validate, headline
 from conceptcam.runs.options import RunOptions
@@ -247,27 +247,27 @@ def text(values: list[float]) -> str:
     return f"{numbers.mean():.3f}" + (f" ({numbers.std():.3f})" if len(values) > 1 else "")
 
 
+def parser() -> argparse.ArgumentParser:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--data", type=Path, required=True, help="folder with labels.csv")
+    asked.add_argument("--weights", type=Path, required=True, help="safetensors of the backbone")
+    asked.add_argument("--backbone", default="timm:tf_efficientnet_lite0")
+    asked.add_argument("--images", type=int, nargs="+", default=[140, 60, 30])
+    asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked.add_argument("--folds", type=int, default=5)
+    asked.add_argument("--bottlenecks", nargs="+", default=["concepts", "prototypes"])
+    asked.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:2]))
+    asked.add_argument("--device", default="cpu")
+    asked.add_argument("--out", type=Path, default=Path("runs/small-data"))
+    asked.add_argument("--json", type=Path, help="file to write the table to")
+    return asked
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with labels.csv")
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors of the backbone")
-    parser.add_argument("--backbone", default="timm:tf_efficientnet_lite0")
-    parser.add_argument("--images", type=int, nargs="+", default=[140, 60, 30])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--bottlenecks", nargs="+", default=["concepts", "prototypes"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS[:2]))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/small-data"))
-    parser.add_argument("--json", type=Path, help="file to write the table to")
-    options = parser.parse_args()
+    options = parser().parse_args()
     data = TableDataset(options.data / "labels.csv", options.data, concepts=CONCEPTS, tasks=["diagnosis"])
-    mean, std = backbone_normalization(options.backbone)
-    config = ConceptConfig(
-        concepts=data.concepts, tasks=data.tasks, task_kind="multiclass", backbone=options.backbone, mean=mean, std=std,
-        feature_level=usual_feature_level(options.backbone, (224, 224)),
-    )  # fmt: skip
+    config = config_for_data(data, options.backbone)
     found, black_box, truth = [], [], []
     probabilities: list[dict[str, Any]] = []
     corrections: list[dict[str, Any]] = []

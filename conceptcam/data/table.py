@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -118,8 +118,7 @@ class TableDataset(ConceptDataset):
         check_names("concepts", concepts, at_least=1)
         check_names("tasks", tasks, at_least=0)
         check_choice("invalid_boxes", invalid_boxes, InvalidBoxes)
-        if box_unit is not None:
-            check_choice("box_unit", box_unit, BoxUnit)
+        check_choice("box_unit", box_unit, (*get_args(BoxUnit), None))
         self.augmentation, self.preprocess, self._reader = augmentation, preprocess, ImageReader(bit_depth)
         self.folder, self.concepts = Path(images), tuple(concepts)
         rows, self.notes = translate_labels(read_table(table, on_fault))
