@@ -57,6 +57,13 @@ def test_a_run_of_few_images_on_random_weights_warns_first(tmp_path):
     assert warned < next(number for number, line in enumerate(said) if "epoch  1" in line)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_curves_are_drawn_where_a_stage_has_several_epochs(tmp_path, epochs):
+    pytest.importorskip("matplotlib")
+    run(tmp_path, epochs={**QUICK, "concepts": epochs})
+    assert (tmp_path / "figures" / "curves.png").exists() == (epochs > 1)
+
+
 def test_seed_decides_the_weights_at_the_start_and_repeats_a_run(tmp_path):
     first, again, other = (
         run(tmp_path / name, seed=seed).state_dict() for name, seed in (("a", 1), ("b", 1), ("c", 2))
