@@ -155,3 +155,25 @@ def test_no_small_file_serves_one_other_file_alone():
     importers.update(other for name in MODULES if is_room(name) for other in set(imported_modules(MODULES[name])))
     small = [name for name in files if outside(name) and code_lines(MODULES[name].read_text(encoding="utf-8")) < 60]
     assert [name for name in small if importers[name] == 1] == []
+
+
+def function_lines(source: str) -> dict[str, int]:
+    """Lines of each function, without its docstring, by its name and where it begins."""
+    lines = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            words = node.body[0] if ast.get_docstring(node) is not None else None
+            said = words.end_lineno - words.lineno + 1 if words is not None and words.end_lineno else 0
+            lines[f"{node.name}:{node.lineno}"] = (node.end_lineno or node.lineno) - node.lineno + 1 - said
+    return lines
+
+
+def test_function_lines_are_counted_without_the_docstring():
+    assert function_lines('def f(\n    a,\n):\n    """A\n    b."""\n    return a\n') == {"f:1": 4}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_functions_are_short_enough_to_read_at_once(module):
+    source = MODULES[module].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 400
+    assert {name: lines for name, lines in function_lines(source).items() if lines > 40} == {}
