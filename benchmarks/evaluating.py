@@ -7,6 +7,7 @@ not grow with the number of images times the size of their maps.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,26 +78,24 @@ def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def memory(options: argparse.Namespace, images: int) -> float:
-    """MB that evaluating takes at its peak, above what the process holds before; batches are drawn as they are used."""
+    """MB that evaluating takes at its peak, above what the process held before."""
     command = [sys.executable, __file__, "--child", "--images", str(images), "--side", str(options.side)]
     command += ["--backbone", options.backbone, "--batch-size", str(options.batch_size)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Large blocks go back as they are freed; otherwise glibc keeps them, and the peak is that of its gaps.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return float(json.loads(said.splitlines()[-1]))
 
 
 def child(options: argparse.Namespace) -> None:
-    """Print the peak of this process's memory while it evaluates, in MB above that of a bare pass."""
+    """Print the peak of this process's memory while it evaluates, in MB above what it held before."""
     torch.set_num_threads(1)
-    data = PhantomDataset(options.images, seed=0, config=PhantomConfig(size=options.side), cache_dir=False)
-    model = model_of(data, options.side, options.backbone)
-    data.preprocess = model.preprocess
-    loader = data.dataloader(options.batch_size)
-    few = PhantomDataset(options.batch_size, seed=1, config=PhantomConfig(size=options.side), cache_dir=False)
-    few.preprocess = model.preprocess
-    evaluate(model, few.dataloader(options.batch_size), draws=0)  # what is imported and allocated once
+    # The same batch again and again, so that only what evaluating keeps of each can grow.
+    model, (batch,) = drawn(options.batch_size, options.side, options.backbone, options.batch_size)
+    evaluate(model, [batch], draws=0)  # what is imported and allocated once
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    evaluate(model, loader)
+    evaluate(model, [batch] * -(-options.images // options.batch_size))
     print(json.dumps(resident("VmHWM") - before))
 
 

@@ -1,5 +1,6 @@
 """The benchmarks' pieces on tiny inputs: that they run, and that what they compare is what they say."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -489,3 +490,26 @@ def test_two_versions_are_timed_each_with_its_own_package(seconds, met, tmp_path
     monkeypatch.setattr(against, "PROGRAMS", {"it": "import conceptcam; print(conceptcam.SECONDS)"})
     (row,) = against.measure(tmp_path / "other", repeats=1)
     assert (row["this ms"], row["other ms"], row["ratio"], row["met"]) == (1000 * seconds, 1000, seconds, met)
+
+
+def test_evaluate_is_timed_beside_a_bare_pass():
+    options = {"images": 4, "side": 64, "backbone": "small_cnn_s8", "batch_size": 2, "repeats": 1, "clock": "cpu"}
+    rows = script("evaluating").cost(argparse.Namespace(**options))
+    assert [row["what"] for row in rows][:2] == ["bare forward pass, 4 images", "evaluate, 4 images"]
+    assert rows[0]["over forward"] == 1 and rows[1]["over forward"] > 0
+    assert rows[1]["met"] == (rows[1]["over forward"] <= 1.25) and rows[0]["met"] is None
+
+
+def test_probabilities_are_calibrated_on_other_folds():
+    belief = script("small_data_belief")
+    random = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, 2, generator=random) < 0.4).float()
+    known = 3 * (2 * labels - 1) + torch.randn(200, 2, generator=random)
+    logits = torch.stack([known[:, 0], torch.randn(200, generator=random)], dim=1)  # the second is not known
+    nothing = torch.zeros(200, 0)
+    found = belief.calibration(
+        belief.OutOfFold(4 * logits, labels, nothing, nothing, torch.arange(200) % 5), ("seen", "unseen")
+    )
+    assert found.calibrated < 0.08 < found.raw and "seen" not in found.worse
+    by, half = found.worse.get("unseen", (0.0, 0.0))
+    assert by <= half + 0.01
