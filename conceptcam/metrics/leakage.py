@@ -112,6 +112,9 @@ class LeakageMetrics(RowMetric):
 
     def __init__(self, num_concepts: int, num_tasks: int, *, per_concept: int = 1, most_rows: int = 1000) -> None:
         super().__init__()
+        check_number("`num_concepts`", num_concepts, 1, whole=True)
+        check_number("`num_tasks`", num_tasks, 0, whole=True)
+        check_number("`per_concept`", per_concept, 1, whole=True)
         check_number("`most_rows`", most_rows, 1, whole=True)
         self.most_rows = most_rows
         self._sizes = (num_concepts, num_tasks, num_concepts * per_concept)
@@ -133,7 +136,7 @@ class LeakageMetrics(RowMetric):
         shapes = [tuple(concepts.shape), tuple(targets.shape), tuple(wide.shape)]
         if shapes != expected or scores.ndim not in (2, 3) or scores.shape[1] != num_concepts:
             found = [tuple(one.shape) for one in (scores, concepts, targets)]
-            each = num_scores // max(num_concepts, 1)
+            each = num_scores // num_concepts
             raise ValueError(
                 f"need scores (B, {num_concepts}, {each}), or (B, {num_concepts}) if each concept has one, labels "
                 f"(B, {num_concepts}) and targets (B, {num_tasks}), got {found}"

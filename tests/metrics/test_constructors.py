@@ -7,9 +7,9 @@ import pytest
 from conceptcam import metrics
 from conceptcam.metrics.base import PlottedMetric
 
-COUNTED = {"num_concepts", "per_concept", "min_images", "top", "bins", "most_rows", "min_support"}
+COUNTED = {"num_concepts", "num_tasks", "per_concept", "min_images", "top", "bins", "most_rows", "min_support"}
 CHOSEN = {"kind", "energy"}
-USUAL = {"num_concepts": 3, "per_concept": 2}
+USUAL = {"num_concepts": 3, "num_tasks": 2, "per_concept": 2}
 
 
 def options() -> list[tuple[type, str]]:
