@@ -83,6 +83,11 @@ class Atlas:
         """What a person calls prototypes, of those that have a name."""
         return {(one.concept, one.number): one.name for one in self.entries if one.name}
 
+    @property
+    def drawable(self) -> list[AtlasEntry]:
+        """Entries that have an image."""
+        return [one for one in self.entries if not one.dropped and not math.isnan(one.similarity)]
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
         return {"schema_version": 1, "prototypes": nan_to_null([one._asdict() for one in self.entries])}
@@ -104,12 +109,17 @@ class Atlas:
 
         Args:
             load: Gives the picture of an image's name, as `explain` takes: a path, an array, a tensor.
-            concepts: Whose prototypes to draw; empty draws all.
+            concepts: Whose prototypes to draw; empty draws all. Those of concepts that no image has cannot be drawn.
+
+        Raises:
+            ValueError: If there is nothing to draw.
         """
         from conceptcam.analysis.figures import Tile, blend, contact_sheet  # needs Pillow
         from conceptcam.data.images import load_image
 
-        shown = [one for one in self.entries if not one.dropped and (not concepts or one.concept in concepts)]
+        shown = [one for one in self.drawable if not concepts or one.concept in concepts]
+        if not shown:
+            raise ValueError("no prototype can be drawn: all are dropped, or no image has their concepts")
         tiles = [
             Tile(
                 f"{one.concept} {one.number}{f': {one.name}' if one.name else ''}",
@@ -249,13 +259,18 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
         corrections: As in `conceptcam.training.stages.Stage`.
 
     Raises:
-        ValueError: If the model has no tasks, or its head is of another kind than `TaskHead`.
+        ValueError: If the model has no tasks, its head is of another kind than `TaskHead`, or the data lack its tasks.
     """
     head, config = model.task_head, model.config
     if not isinstance(head, TaskHead) or not config.tasks:
         raise ValueError("there is no linear task head to solve for in this model")
     weights = model.record.task_weights
     answers = collect_answers(model, batches, evidence=True)
+    if answers.targets.shape[1] != len(config.tasks):
+        raise ValueError(
+            f"the data have {answers.targets.shape[1]} task labels, and the model {len(config.tasks)} tasks to solve "
+            "for; take data with their labels"
+        )
     weight = torch.tensor([weights.get(name, 1.0) for name in config.tasks])
     loss = multiclass_loss if config.task_kind == "multiclass" else multilabel_loss
     evidence = answers.evidence.clone()

@@ -5,7 +5,7 @@ that image is; in how many images of its concept it is the most similar one ("de
 like it the fraction whose most similar place lies in a box of the concept (purity); its cosine with the nearest other
 prototype (twin); and how much a task can rest on it. Writes atlas.txt, atlas.json and atlas.png. With --drop and
 --merge it also solves for the task head anew, from the same images, and writes the changed model; with --rename alone,
-the model as it is. The model that it is given stays as it is.
+the model as it is, whose names later calls find in the atlas.json beside it. The model that is given stays as it is.
 
 Examples:
     conceptcam atlas runs/lungs labels.csv --images films --split runs/lungs/split.csv --part train
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         merge_prototypes(model, concept, numbers)
     if dropped:
         drop_prototypes(model, dropped)
-    if dropped or merged:
+    if (dropped or merged) and model.config.tasks:
         refit_task_head(model, loader(dataset, how))
         show("Solved for the task head anew; calibration of its tasks is gone, `fit_calibration` brings it back.")
     known = _names_of(Path(options.model) / FILE)
@@ -95,7 +95,8 @@ def _write(atlas: "Atlas", place: Path, dataset: "ConceptDataset", concepts: Seq
 
     write_json(place / FILE, atlas.as_dict())
     write_text(place / "atlas.txt", atlas.table())
-    save_png(atlas.figure(_image_loader(dataset), concepts=concepts), place / "atlas.png")
+    if any(not concepts or one.concept in concepts for one in atlas.drawable):
+        save_png(atlas.figure(_image_loader(dataset), concepts=concepts), place / "atlas.png")
 
 
 def _image_loader(dataset: "ConceptDataset") -> Callable[[str], Any]:
@@ -107,8 +108,11 @@ def _names_of(file: Path) -> "dict[Prototype, str]":
     """The names that the atlas beside a model has for its prototypes."""
     if not file.is_file():
         return {}
-    entries = json.loads(file.read_text(encoding="utf-8"))["prototypes"]
-    return {(one["concept"], one["number"]): one["name"] for one in entries if one["name"]}
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["prototypes"]
+        return {(one["concept"], one["number"]): one["name"] for one in entries if one["name"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} was not written by `conceptcam atlas`, or is damaged; remove it") from error
 
 
 def _prototype(text: str, flag: str) -> "Prototype":

@@ -90,6 +90,22 @@ def test_an_atlas_is_listed_renamed_drawn_and_written(model):
     assert picture.width > 100
 
 
+def test_a_concept_that_no_image_has_is_listed_but_not_drawn(model):
+    lacking = [batch._replace(concepts=batch.concepts.clone()) for batch in BATCHES]
+    for batch in lacking:
+        batch.concepts[:, CONCEPTS.index("dark")] = 0
+    atlas = build_atlas(model, lacking)
+    assert {one.concept for one in atlas.entries} - {one.concept for one in atlas.drawable} == {"dark"}
+    assert "dark 0" in atlas.table() and atlas.figure(lambda name: DATA.load_item(0).image).width > 100
+    with pytest.raises(ValueError, match="no prototype can be drawn"):
+        atlas.figure(lambda name: DATA.load_item(0).image, concepts=["dark"])
+
+
+def test_refitting_needs_labels_of_the_tasks(model):
+    with pytest.raises(ValueError, match="the data have 0 task labels, and the model 2 tasks"):
+        refit_task_head(model, [batch._replace(targets=batch.targets[:, :0]) for batch in BATCHES])
+
+
 def test_impossible_prototypes_are_refused(model):
     with pytest.raises(ValueError, match="did you mean"):
         drop_prototypes(model, [("drak", 0)])

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -353,6 +354,13 @@ def test_atlas_drops_merges_and_names_into_a_new_model(run, data, tmp_path):
     named = {(one["concept"], one["number"]): one["name"] for one in entries if one["name"]}
     assert named == {("striped", 0): "zebra", ("dark", 0): "hole"}
     assert main(["evaluate", str(tmp_path / "y"), str(data), "--figures", "0", "--out", str(tmp_path / "z")]) == 0
+
+
+def test_atlas_refuses_names_that_it_cannot_read(run, data, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "model")
+    (tmp_path / "model" / "atlas.json").write_text("{}")
+    assert main(["atlas", str(tmp_path / "model"), str(data), "--out", str(tmp_path / "x")]) == 2
+    assert "was not written by `conceptcam atlas`, or is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
