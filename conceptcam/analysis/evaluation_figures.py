@@ -20,8 +20,8 @@ _COLUMNS = 4
 def evaluation_figures(evaluation: Evaluation) -> dict[str, "Figure"]:
     """Figures by their name: `reliability`, `precision-recall` and, of a multi-class task, `confusion`.
 
-    With slow measures also `froc`, if there are boxes, and `interventions`, if tasks were taught. Labels that no known
-    image has, or lacks, are left out.
+    With slow measures also `froc`, if there are boxes, and `interventions`, if tasks were taught; places are part of it
+    if there are boxes. Labels that no known image has, or lacks, are left out.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -52,7 +52,7 @@ def _slow_figures(slow: SlowFigures) -> dict[str, "Figure"]:
 
 
 def _froc(detection: DetectionScores) -> "Figure":
-    """Share of boxes found over false alarms: of each concept thin, their mean thick."""
+    """Fraction of boxes found over false alarms: of each concept thin, their mean thick."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained", dpi=100)
@@ -70,16 +70,19 @@ def _interventions(slow: SlowFigures) -> "Figure":
     """AUROC of the tasks over the number of corrected concepts by policy, and over the weight of places elsewhere."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=100)
-    left, right = figure.subplots(1, 2)
+    panels = 2 if slow.spatial else 1
+    figure = Figure(figsize=(5 * panels, 4), layout="constrained", dpi=100)
+    left, *others = figure.subplots(1, panels, squeeze=False)[0]
     for name, curve in slow.interventions.items():
         left.plot(curve.counts.tolist(), curve.auroc.tolist(), linestyle="--" if name == WRONG else "-", label=name)
-    for name, pointed in slow.spatial.items():
-        right.plot(pointed.elsewhere.tolist(), pointed.auroc.tolist(), marker="o", label=f"{name} boxes")
-    left.set(xlabel="corrected concepts", ylabel="AUROC of the tasks")
-    right.set(xlabel="weight of places outside the boxes", ylabel="AUROC of the tasks")
-    right.invert_xaxis()
-    for axes in (left, right):
+    left.set(xlabel="corrected concepts")
+    for right in others:
+        for name, pointed in slow.spatial.items():
+            right.plot(pointed.elsewhere.tolist(), pointed.auroc.tolist(), marker="o", label=f"{name} boxes")
+        right.set(xlabel="weight of places outside the boxes")
+        right.invert_xaxis()
+    for axes in (left, *others):
+        axes.set(ylabel="AUROC of the tasks")
         axes.legend(fontsize=8)
     return figure
 

@@ -33,11 +33,7 @@ from conceptcam.analysis.evaluation_table import (
 from conceptcam.analysis.slow_measures import SlowFigures
 from conceptcam.analysis.slow_table import slow_dict, slow_lines
 from conceptcam.metrics.calibration import CalibrationScores
-from conceptcam.metrics.classification import (
-    LabelScores,
-    macro_average,
-    well_supported,
-)
+from conceptcam.metrics.classification import LabelScores, macro_average, well_supported
 from conceptcam.metrics.intervals import Interval
 from conceptcam.metrics.localization import LocalizationScores
 

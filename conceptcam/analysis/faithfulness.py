@@ -1,4 +1,4 @@
-"""Whether maps and scores depend on the findings: delete cells, remove findings, or shuffle weights, and compare."""
+"""Whether scores rest on what maps show: delete cells of an image, the most important first, and compare."""
 
 import functools
 from typing import Literal
@@ -8,12 +8,7 @@ from torch import Tensor
 
 from conceptcam._checks import check_choice
 from conceptcam.data.batch import Batches, ConceptBatch, as_batch
-from conceptcam.metrics.faithfulness import (
-    FaithfulnessMetrics,
-    FaithfulnessScores,
-    blurred,
-    perturbation_curves,
-)
+from conceptcam.metrics.faithfulness import FaithfulnessMetrics, FaithfulnessScores, blurred, perturbation_curves
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from conceptcam._files import nan_to_null
 from conceptcam.analysis.explanation import Explanation, explain_output, image_outputs
+from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions, correction_doubts_of
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.taught import check_taught
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions, correction_doubts_of
 
 _SHOWN_TASKS = 4
 """Tasks that a picture names."""

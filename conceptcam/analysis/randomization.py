@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.metrics.classification import macro_average
-from conceptcam.metrics.faithfulness import (
-    rank_correlation,
-)
+from conceptcam.metrics.faithfulness import rank_correlation
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
 

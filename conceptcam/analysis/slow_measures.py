@@ -53,7 +53,7 @@ class SlowFigures(NamedTuple):
     interventions: Mapping[str, InterventionCurve]
     """What corrections do to the tasks, by policy, and `WRONG` answers."""
     spatial: Mapping[str, SpatialCurve]
-    """What pointing does to the tasks, by whose boxes."""
+    """What pointing does to the tasks, by whose boxes; empty without boxes."""
     parts: PrototypePartScores | None
     """Whether each prototype means one thing."""
     agreement: float
@@ -84,6 +84,7 @@ class SlowMeasures:
             fill: FaithfulnessMeasure(model, fill=fill, per_concept=_PER_CONCEPT) for fill in get_args(Fill)
         }
         self._spatial: dict[str, SpatialMeasure] = {}
+        self._drawn = False  # whether there is a box in any image
         self._first: ConceptBatch | None = None
 
     @property
@@ -109,6 +110,7 @@ class SlowMeasures:
     def _pass(self, batch: ConceptBatch, output: ConceptOutput) -> None:
         maps, boxes = output.concept_maps.cpu(), None if batch.boxes is None else batch.boxes.to("cpu")
         self._detection.update(maps, boxes, self._model.config.image_size)
+        self._drawn |= boxes is not None and len(boxes) > 0
         for spatial in self._spatial.values():
             spatial.add(batch, output)
         if self._prototypes:
@@ -128,7 +130,7 @@ class SlowMeasures:
             figures_of_answers(self._model, answers) if self._tasks and not uncorrected else None,
             leakage_of_answers(answers) if self._tasks else None,
             self._curves(corrected) if self._tasks else {},
-            {places: one.compute() for places, one in self._spatial.items()},
+            {places: one.compute() for places, one in self._spatial.items()} if self._drawn else {},
             self._parts.compute() if self._prototypes else None,
             self._agreement(answers.evidence) if self._prototypes else float("nan"),
             uncorrected if self._tasks else (),

@@ -27,7 +27,8 @@ def slow_rows(figures: SlowFigures) -> list[SlowRow]:
     """Means over concepts of what is defined, with controls."""
     rows = [*_detection_rows(figures), *_faithfulness_rows(figures), *_leakage_rows(figures)]
     for name, curve in figures.interventions.items():
-        none, one, *_, everything = curve.auroc.tolist()
+        by_count = curve.auroc.tolist()  # of 0, 1, ..., K corrected concepts
+        none, one, everything = by_count[0], by_count[1], by_count[-1]
         rows.append(SlowRow(f"task AUROC, one concept corrected by {name}", one, none, "none corrected"))
         if name in ("ucp", WRONG):  # right answers to all concepts are the same by whatever policy
             answers = "all corrected" if name == "ucp" else "all answered wrong"

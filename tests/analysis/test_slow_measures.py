@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.evaluation_figures import evaluation_figures
 from conceptcam.analysis.faithfulness import measure_faithfulness
+from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.analysis.intervention_curves import intervention_curve
 from conceptcam.analysis.leakage import hard_soft_figures, measure_leakage
 from conceptcam.analysis.randomization import randomization_check
@@ -101,3 +103,17 @@ def test_concepts_without_typical_scores_are_not_corrected():
     assert slow.uncorrected == ("dark",) and slow.hard_soft is None and slow.leakage is not None
     assert slow.interventions["ucp"].auroc.isfinite().all()
     assert output_of(model).evidence.isfinite().all()
+
+
+@BOTH
+def test_one_concept_without_boxes_has_curves_of_answers_alone(bottleneck):
+    model = tiny_model(bottleneck=bottleneck, concepts=("bright",))
+    for stage, part in (("concepts", "backbone"), ("prototypes", "prototypes"), ("task", "task_head")):
+        model.record = model.record.after(stage, [part])
+    few = [batch._replace(concepts=batch.concepts[:, :1], boxes=None) for batch in TEST]
+    fit_thresholds(model, few, thresholds_source="squares")
+    result = evaluate(model, few, everything=True)
+    assert result.slow.interventions["ucp"].counts.tolist() == [0, 1] and result.slow.spatial == {}
+    assert "one concept corrected by ucp" in result.table() and "boxes alone" not in result.table()
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert len(evaluation_figures(result)["interventions"].axes) == 1
