@@ -37,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `conceptcam inspect`."""
     add_data_options(parser)
     for part in _PARTS:
-        text = (
-            f"file of that part, in the folder DATA or beside the file DATA; if none is named, of a folder {part}.json"
-        )
+        beside = "" if part == "train" else " or beside the file DATA"
+        text = f"file of that part, in the folder DATA{beside}; if none is named, of a folder {part}.json"
         add_flag(parser, part, None, text, metavar="FILE")
     add_split(parser, "says which part each image is in")
     size = "size in pixels to which the model will resize images"
@@ -145,5 +144,10 @@ def _files(options: argparse.Namespace) -> list[str]:
     """The parts to read: those whose files are named, with DATA if it is a file; else the usual ones of the folder."""
     named = [part for part in _PARTS if getattr(options, part) is not None]
     if is_file(options.data):
+        if options.train is not None:
+            raise ValueError(
+                f"DATA is the file {options.data.name}, so --train {options.train} is not read; leave it out, or let "
+                "DATA be a folder"
+            )
         return ["train", *(part for part in named if part != "train")]
     return named or [part for part in _PARTS if labels_file(options, part).is_file()] or ["train"]

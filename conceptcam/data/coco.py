@@ -24,6 +24,7 @@ from conceptcam.data.coco_file import (
     is_a,
     is_annotated,
     read_coco,
+    without_denied,
 )
 from conceptcam.data.coco_masks import check_outline, draw_outlines
 from conceptcam.data.faults import Fault, OnFault, refuse_fault
@@ -143,7 +144,7 @@ class CocoDataset(ConceptDataset):
         labels[self._drawn.image, self._drawn.concept] = 1
         # Labels with the code first: a box denies a 0 that somebody wrote, not one that stands for "uncertain".
         labels = _given(images, "concepts", self.concepts, labels, categories, on_fault)
-        self._check_denied(labels, on_fault)
+        self._drawn = without_denied(self._drawn, labels, self._names, self.concepts, on_fault, who="'concepts' says")
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
         unknown = torch.full((len(images), len(self.tasks)), torch.nan)
         targets = _given(images, "tasks", self.tasks, unknown, known_tasks, on_fault)
@@ -204,14 +205,6 @@ class CocoDataset(ConceptDataset):
         except ValueError as error:
             raise ValueError(f"an outline in {self._names[index]!r} cannot be used: {error}") from error
         return sample_mask(region, wanted)
-
-    def _check_denied(self, labels: Tensor, on_fault: OnFault) -> None:
-        """Refuse boxes of a concept whose label says that it is absent."""
-        denied = labels[self._drawn.image, self._drawn.concept] == 0
-        pairs = zip(self._drawn.image[denied].tolist(), self._drawn.concept[denied].tolist(), strict=True)
-        if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
-            text = f"'concepts' says 0 where boxes are drawn, in {shorten(found)}; correct one of the two"
-            on_fault(Fault("box that a label denies", text))
 
     def _refuse_uncertain(self, targets: Tensor) -> None:
         """Refuse uncertain labels of tasks that exclude each other."""

@@ -69,6 +69,34 @@ class DrawnBoxes(NamedTuple):
         concept = self.concept[first:end]
         return ConceptBoxes(self.xyxy[first:end], concept, torch.zeros_like(concept))
 
+    def select(self, kept: Tensor) -> "DrawnBoxes":
+        """Some of the boxes, by a mask of bools."""
+        return DrawnBoxes(self.xyxy[kept], self.concept[kept], self.image[kept], self.skipped)
+
+
+def without_denied(
+    drawn: DrawnBoxes, labels: Tensor, images: Sequence[str], concepts: Sequence[str], on_fault: OnFault, *, who: str
+) -> DrawnBoxes:
+    """The boxes without those of a concept whose label says that it is absent, which are refused by default.
+
+    Args:
+        drawn: All boxes.
+        labels: (N, K); 0 is absent.
+        images: N names.
+        concepts: K names.
+        on_fault: Is given a fault if there are any.
+        who: What says so, such as "labels say".
+
+    Raises:
+        ValueError: By default, if there are any.
+    """
+    denied = labels[drawn.image, drawn.concept] == 0
+    pairs = zip(drawn.image[denied].tolist(), drawn.concept[denied].tolist(), strict=True)
+    if found := [f"{images[i]!r} ({concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
+        text = f"{who} 0 where boxes are drawn, in {shorten(found)}; correct one of the two"
+        on_fault(Fault("box that a label denies", text))
+    return drawn.select(~denied)
+
 
 def read_coco(path: Path, on_fault: OnFault = refuse_fault) -> dict[str, Any]:
     """The content of a COCO detection file, with its fields and ids checked.

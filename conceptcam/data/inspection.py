@@ -185,12 +185,17 @@ def _sides_faults(dataset: ConceptDataset, parts: Sequence[Hashable] | None) -> 
     """Files and patients that are in more than one part."""
     if parts is None:
         return []
-    faults = []
-    for what, ids in (("image", dataset.names), ("patient", dataset.patients)):
-        if ids is not None and (both := shared_patients(ids, parts)):
-            text = f"{len(both)} {what}s are in more than one part: {shorten(map(repr, both))}"
-            faults.append(Fault(f"{what} on both sides", text))
-    return faults
+    patients = [] if dataset.patients is None else shared_patients(dataset.patients, parts)
+    return [
+        Fault(f"{what} on both sides", f"{len(both)} {what}s are in more than one part: {shorten(map(repr, both))}")
+        for what, both in (("image", _files_on_both_sides(dataset, parts)), ("patient", patients))
+        if both
+    ]
+
+
+def _files_on_both_sides(dataset: ConceptDataset, parts: Sequence[Hashable] | None) -> list[Hashable]:
+    """Names that are in more than one part; equal names are one file only where one folder holds all images."""
+    return [] if parts is None or dataset.folder is None else shared_patients(dataset.names, parts)
 
 
 class _Seen(NamedTuple):
@@ -306,14 +311,15 @@ def _duplicate_faults(
     """Images that are there twice, exactly or nearly."""
     pairs = {False: _near_pairs(seen), True: []}
     names, faults = dataset.names, []
+    known = set(_files_on_both_sides(dataset, parts))  # which were reported as such
     for first, second in pairs[False]:
         if seen.digests[first] == seen.digests[second]:
             pairs[True].append((first, second))
     for exact, kind in ((True, "image twice"), (False, "nearly the same images")):
         own = [pair for pair in pairs[exact] if exact or pair not in pairs[True]]
-        # A file that two parts name was reported as such.
-        own = [pair for pair in own if names[seen.rows[pair[0]]] != names[seen.rows[pair[1]]]]
-        texts = [_describe(seen.rows[first], seen.rows[second], names, labels, parts) for first, second in own]
+        rows = [(seen.rows[first], seen.rows[second]) for first, second in own]
+        rows = [(a, b) for a, b in rows if names[a] != names[b] or names[a] not in known]
+        texts = [_describe(a, b, names, labels, parts) for a, b in rows]
         if texts:
             faults.append(Fault(kind, f"{len(texts)} pairs: {shorten(texts)}"))
     return faults

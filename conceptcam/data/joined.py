@@ -10,6 +10,7 @@ from conceptcam._checks import shorten
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.faults import Fault
+from conceptcam.data.image_cache import ImageCache
 from conceptcam.data.text_column import TextColumn
 
 
@@ -61,6 +62,17 @@ class JoinedDataset(ConceptDataset):
             found.append(ConceptBoxes(boxes.xyxy, concept, boxes.image + (end - len(one))))
         parts = [(boxes.xyxy, boxes.concept, boxes.image) for boxes in found]
         return ConceptBoxes(*map(torch.cat, zip(*parts, strict=True)))
+
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """The cache that all of the data sets read images through, if they do."""
+        caches = [one.image_cache for one in self.datasets]
+        return caches[0] if all(one is caches[0] for one in caches) else None
+
+    def cache_images(self, cache: ImageCache | None) -> None:
+        """Read the images of all data sets through a cache from now on; None ends that."""
+        for one in self.datasets:
+            one.cache_images(cache)
 
     def load_item(self, index: int) -> ConceptItem:
         """The item as its data set stores it, with the labels of all of them."""

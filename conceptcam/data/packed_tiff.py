@@ -16,6 +16,7 @@ _WIDTH, _HEIGHT, _DEPTH, _INTERPRETATION, _ORIENTATION = 256, 257, 258, 262, 274
 _SAMPLES, _PREDICTOR, _TILES, _SIGNED = 277, 317, 322, 339
 _SIZES = {3: "H", 4: "I"}  # types of a tag's value, as `struct` has them
 _ROWS = 256  # that are parted at once
+_REFUSED = "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
 
 
 class PackedTiff(NamedTuple):
@@ -78,6 +79,19 @@ def packed_tiff_size(path: str | PathLike[str]) -> tuple[int, int]:
 
 def _tags(content: bytearray) -> dict[int, _Tag]:
     """The tags of the only page of a file that hold one number, checked to be those of a packed grey image."""
+    try:
+        tags, following = _directory(content)
+    except struct.error as error:  # it ends before its tags do
+        raise ValueError(_REFUSED) from error
+    plain = _number(tags, _SAMPLES, 1) == _number(tags, _PREDICTOR, 1) == _number(tags, _SIGNED, 1) == 1
+    grey = _number(tags, _INTERPRETATION) in (0, 1)
+    if following or not plain or not grey or _TILES in tags or _number(tags, _DEPTH) not in _BITS:
+        raise ValueError(_REFUSED)
+    return tags
+
+
+def _directory(content: bytearray) -> tuple[dict[int, _Tag], int]:
+    """The tags of the first page that hold one number, and where the next page is; 0 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(content[:4]))
     if order is None:
         raise ValueError("it is no TIFF")
@@ -91,13 +105,7 @@ def _tags(content: bytearray) -> dict[int, _Tag]:
             form = order + _SIZES[kind]
             tags[tag] = _Tag(place + 8, form, struct.unpack_from(form, content, place + 8)[0])
     (following,) = struct.unpack_from(f"{order}I", content, start + 2 + 12 * count)
-    plain = _number(tags, _SAMPLES, 1) == _number(tags, _PREDICTOR, 1) == _number(tags, _SIGNED, 1) == 1
-    grey = _number(tags, _INTERPRETATION) in (0, 1)
-    if following or not plain or not grey or _TILES in tags or _number(tags, _DEPTH) not in _BITS:
-        raise ValueError(
-            "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
-        )
-    return tags
+    return tags, following
 
 
 def _number(tags: dict[int, _Tag], tag: int, usual: int = -1) -> int:

@@ -14,7 +14,7 @@ from conceptcam._checks import brief, check_choice, check_names, quoted, shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
-from conceptcam.data.coco_file import InvalidBoxes
+from conceptcam.data.coco_file import InvalidBoxes, without_denied
 from conceptcam.data.faults import Fault, OnFault, refuse_fault
 from conceptcam.data.image_cache import ImageCache, ImageReader
 from conceptcam.data.image_files import IMAGE_SUFFIXES, find_images
@@ -209,7 +209,8 @@ class TableDataset(ConceptDataset):
         labels = _concept_labels(rows, self.concepts, self._boxes)
         if not keep_denied_boxes:
             self._boxes = self._boxes.without(labels == 0)
-        self._check_denied(labels, rows.on_fault)
+        drawn = without_denied(self._boxes.drawn, labels, self._names, self.concepts, rows.on_fault, who="labels say")
+        self._boxes = self._boxes._replace(drawn=drawn)
         self.notes = (*self.notes, *self._boxes.notes)
         self.concept_labels = resolve_uncertain(labels, uncertain, uncertain=_UNCERTAIN)
 
@@ -273,15 +274,6 @@ class TableDataset(ConceptDataset):
                 f"image {self._names[index]!r} is {width} x {height} pixels (upright, if EXIF says how), but the "
                 f"table says {given_width:g} x {given_height:g}, of other proportions: its boxes would be misplaced"
             )
-
-    def _check_denied(self, labels: Tensor, on_fault: OnFault) -> None:
-        """Refuse boxes of a concept whose label says that it is absent."""
-        drawn = self._boxes.drawn
-        denied = labels[drawn.image, drawn.concept] == 0
-        pairs = zip(drawn.image[denied].tolist(), drawn.concept[denied].tolist(), strict=True)
-        if found := [f"{self._names[i]!r} ({self.concepts[k]!r})" for i, k in dict.fromkeys(pairs)]:
-            text = f"labels say 0 where boxes are drawn, in {shorten(found)}; correct one of the two"
-            on_fault(Fault("box that a label denies", text))
 
 
 def _image_column(table: Table, name: str | None) -> str:

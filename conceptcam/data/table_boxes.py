@@ -49,9 +49,8 @@ class TableBoxes(NamedTuple):
         kept = ~absent[self.drawn.image, self.drawn.concept]
         if kept.all():
             return self
-        drawn = DrawnBoxes(self.drawn.xyxy[kept], self.drawn.concept[kept], self.drawn.image[kept], self.drawn.skipped)
         note = f"{int((~kept).sum())} boxes are of concepts that the merged labels call absent, and left out."
-        return self._replace(drawn=drawn, notes=(*self.notes, note))
+        return self._replace(drawn=self.drawn.select(kept), notes=(*self.notes, note))
 
 
 def read_boxes(

@@ -60,7 +60,7 @@ def read_tasks(
     labels = [table.labels(name) for name in columns]
     values = torch.tensor(labels).T if labels else torch.zeros(len(table), 0)
     if kind == "multiclass" and columns:
-        _check_sums(table, columns, values)
+        values = _with_sums_checked(table, columns, values)
     return TableTasks(tuple(columns), values, kind or "multilabel", ())
 
 
@@ -112,8 +112,8 @@ def _sorted(table: Table, names: Counter[str]) -> list[str]:
     return sorted(names)
 
 
-def _check_sums(table: Table, columns: Sequence[str], labels: Tensor) -> None:
-    """Refuse rows of which the classes do not sum to 1."""
+def _with_sums_checked(table: Table, columns: Sequence[str], labels: Tensor) -> Tensor:
+    """Labels without those of rows whose classes do not sum to 1, which are refused by default."""
     known = (labels >= 0).all(dim=1)
     wrong = (known & ((labels.sum(dim=1) - 1).abs() > 1e-3)).nonzero()[:, 0].tolist()
     if wrong:
@@ -122,3 +122,5 @@ def _check_sums(table: Table, columns: Sequence[str], labels: Tensor) -> None:
             f"one of {len(wrong)} such rows; exactly one class is true of an image"
         )
         table.on_fault(Fault("classes that do not exclude each other", text))
+        labels[wrong] = torch.nan
+    return labels

@@ -44,6 +44,7 @@ def test_all_parts_of_a_folder_are_read(folder: Path):
     assert inspect(folder, "--train", "val.json")[1]["images"] == 8
     assert inspect(folder / "val.json")[1]["images"] == 8
     assert inspect(folder / "train.json", "--test", "test.json")[1]["images"] == 24
+    assert inspect(folder / "train.json", "--train", "val.json") == (2, {})
 
 
 def test_images_that_no_file_lists_are_said(folder: Path):
@@ -152,6 +153,7 @@ def test_what_is_at_fault_is_left_out_of_the_data(folder: Path):
     data = CocoDataset(folder / "train.json", folder / "images", on_fault=faults.append)
     assert list(data.names) == list(sound.names) and len(faults) == 16
     assert len(data.all_boxes) < len(sound.all_boxes)
+    assert not (data.concept_labels[data.all_boxes.image, data.all_boxes.concept] == 0).any()
     with pytest.raises(ValueError, match="lack one of"):
         CocoDataset(folder / "train.json", folder / "images")
 

@@ -1,10 +1,14 @@
 """Data sets that are joined keep their images, boxes and patients; labels are matched by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.data.image_cache import ImageCache
+from conceptcam.data.inspection import inspect_dataset
 from conceptcam.data.joined import JoinedDataset, compare_labels
 
 
@@ -74,3 +78,44 @@ def test_labels_that_a_part_lacks_are_named(parts: dict[str, Few]):
     assert compare_labels({"a": parts["first"], "b": parts["first"]}) == []
     with pytest.raises(ValueError, match="`datasets` is empty; expected at least one"):
         JoinedDataset([])
+
+
+class Files(Few):
+    """Images in a folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__("", ("veil", "dots"), [[1, 0], [0, 1]], None)
+        self.folder = folder
+        self.cache: ImageCache | None = None
+
+    @property
+    def image_cache(self) -> ImageCache | None:
+        return self.cache
+
+    def cache_images(self, cache: ImageCache | None) -> None:
+        self.cache = cache
+
+    def load_item(self, index: int) -> ConceptItem:
+        ramp = torch.arange(16, dtype=torch.uint8).view(1, 4, 4).expand(3, 4, 4) * (index + 1)
+        return super().load_item(index)._replace(image=ramp if index else ramp.flip(-1))
+
+
+def test_equal_names_are_one_file_only_in_one_folder(tmp_path: Path):
+    def kinds(*folders: str, parts: list[str] | None) -> set[str]:
+        joined = JoinedDataset([Files(tmp_path / one) for one in folders])
+        found = inspect_dataset(joined, parts=parts, image_size=(4, 4)).faults
+        return {fault.kind for fault in found} & {"image on both sides", "image twice"}
+
+    halves = ["train", "train", "val", "val"]
+    assert kinds("a", "b", parts=halves) == kinds("a", "a", parts=None) == {"image twice"}
+    assert kinds("a", "a", parts=halves) == {"image on both sides"}
+
+
+def test_joined_data_share_a_cache(tmp_path: Path):
+    first, second = Files(tmp_path), Files(tmp_path)
+    joined = JoinedDataset([first, second])
+    with ImageCache(tmp_path / "cache", (4, 4)) as cache:
+        first.cache_images(cache)
+        assert joined.image_cache is None
+        joined.cache_images(cache)
+        assert joined.image_cache is second.cache is cache

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from conceptcam.data.batch import collate
+from conceptcam.data.faults import Fault
 from conceptcam.data.table import TableDataset
 
 ROWS = """image,streaks,veil,diagnosis,patient
@@ -108,6 +109,10 @@ def test_a_column_per_class_must_sum_to_one(folder: Path):
     data = opened(folder, table.replace("0,1,1", "0,0,1"), concepts=["veil"], tasks=["nevus", "melanoma"],
                   task_kind="multiclass")  # fmt: skip
     assert values(data.task_labels) == [[0, 1], [1, 0], [0, 1], [None, None]]
+    faults: list[Fault] = []
+    listed = opened(folder, table, concepts=["veil"], tasks=["nevus", "melanoma"], task_kind="multiclass",
+                    on_fault=faults.append)  # fmt: skip
+    assert len(faults) == 1 and values(listed.task_labels) == [[0, 1], [1, 0], [None, None], [None, None]]
 
 
 SEMICOLONS = ROWS.replace(",", ";").replace("0.7", "0,7")
