@@ -25,5 +25,5 @@ def html_text(text: str) -> str:
 def duration(seconds: float) -> str:
     """Such as "40 seconds", "3 minutes" or "2.5 hours"."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{whole} seconds" if (whole := max(1, round(seconds))) > 1 else "1 second"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

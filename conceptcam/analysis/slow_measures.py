@@ -57,7 +57,8 @@ class SlowFigures(NamedTuple):
     parts: PrototypePartScores | None
     """Whether each prototype means one thing."""
     agreement: float
-    """Whether the tasks rest on the prototypes that are nearest; see `relevance_agreement`. NaN without prototypes."""
+    """Whether the tasks rest on the prototypes that are nearest; see `relevance_agreement`. NaN without tasks or
+    prototypes."""
     uncorrected: tuple[str, ...]
     """Concepts that no curve corrects, because the record does not say what is typical of them."""
 
@@ -89,7 +90,8 @@ class SlowMeasures:
 
     @property
     def _prototypes(self) -> bool:
-        return self._tasks and self._model.config.bottleneck == "prototypes"
+        taught = self._tasks or "prototypes" in self._model.record.stages
+        return taught and self._model.config.bottleneck == "prototypes"
 
     def __call__(self, batch: ConceptBatch, output: ConceptOutput) -> None:
         """Look at a batch; one of the `watch` of `collect_answers`."""
@@ -132,7 +134,7 @@ class SlowMeasures:
             self._curves(corrected) if self._tasks else {},
             {places: one.compute() for places, one in self._spatial.items()} if self._drawn else {},
             self._parts.compute() if self._prototypes else None,
-            self._agreement(answers.evidence) if self._prototypes else float("nan"),
+            self._agreement(answers.evidence) if self._prototypes and self._tasks else float("nan"),
             uncorrected if self._tasks else (),
         )
 

@@ -29,7 +29,8 @@ def slow_rows(figures: SlowFigures) -> list[SlowRow]:
     for name, curve in figures.interventions.items():
         by_count = curve.auroc.tolist()  # of 0, 1, ..., K corrected concepts
         none, one, everything = by_count[0], by_count[1], by_count[-1]
-        rows.append(SlowRow(f"task AUROC, one concept corrected by {name}", one, none, "none corrected"))
+        what = "answered wrong" if name == WRONG else f"corrected by {name}"
+        rows.append(SlowRow(f"task AUROC, one concept {what}", one, none, "none corrected"))
         if name in ("ucp", WRONG):  # right answers to all concepts are the same by whatever policy
             answers = "all corrected" if name == "ucp" else "all answered wrong"
             rows.append(SlowRow(f"task AUROC, {answers}", everything, none, "none corrected"))
@@ -87,7 +88,7 @@ def _faithfulness_rows(figures: SlowFigures) -> list[SlowRow]:
         ]
     shuffled = figures.randomization
     rows += [
-        SlowRow(f"maps alike, weights shuffled to {part}", mean, 0.0, "0 is right")
+        SlowRow(f"maps alike, weights shuffled down to {part}", mean, 0.0, "0 is right")
         for part, mean in zip(shuffled.parts, shuffled.means, strict=True)
     ]
     return rows

@@ -95,6 +95,13 @@ def test_without_tasks_or_boxes_the_rest_is_measured(bottleneck):
     assert "insertion, blur" in result.table()
 
 
+def test_prototypes_are_measured_without_labels_of_tasks():
+    whole = evaluate(taught(), TEST, everything=True).slow
+    slow = evaluate(taught(), [batch._replace(targets=batch.targets[:, :0]) for batch in TEST], everything=True).slow
+    same(slow.parts, whole.parts)
+    assert slow.agreement != slow.agreement and slow.interventions == {}
+
+
 def test_concepts_without_typical_scores_are_not_corrected():
     model = taught()
     typical = {name: row for name, row in model.record.evidence_present.items() if name != "dark"}
