@@ -62,9 +62,11 @@ def fit_thresholds(
         return dict(zip(model.config.concepts, values.tolist(), strict=True))
 
     evidence: dict[str, Any] = {}
-    taught = bool(model.record.evidence_source)
-    if model.config.bottleneck == "prototypes" and "prototypes" in model.record.stages and not taught:
-        evidence = typical_evidence_of(answers.evidence, labels).as_fields(model.config.concepts)
+    if not model.record.evidence_source:
+        if model.config.bottleneck == "concepts":  # the typical probabilities are the evidence
+            evidence = {"evidence_present": {}, "evidence_absent": {}}
+        elif "prototypes" in model.record.stages:
+            evidence = typical_evidence_of(answers.evidence, labels).as_fields(model.config.concepts)
     model.record = dataclasses.replace(
         model.record,
         thresholds=by_name(thresholds),

@@ -38,7 +38,7 @@ class TrainingRecord:
             where it is missing there, `typical_present` stands for it.
         evidence_absent: The same where the concept is absent.
         evidence_source: Which images that evidence is of, if the task head was taught corrections with it. Empty if it
-            is of the images of `thresholds_source`.
+            was not; `fit_thresholds` then takes evidence from the images of `thresholds_source`.
         calibration: Concept name -> slope and intercept by which its logit is scaled, so that probabilities come true.
             What `predict` and `explain` report is scaled; other probabilities of this record are not.
         task_calibration: Task name -> the same of a task's logit.

@@ -16,9 +16,11 @@ def config_for_data(data: ConceptDataset, backbone: str, **fields: Any) -> Conce
         data: Has the names of concepts and tasks, and the kind of tasks.
         backbone: As `create_backbone` takes; its published mean and standard deviation are taken, and the feature level
             that `usual_feature_level` gives.
-        **fields: Fields of `ConceptConfig` that are to be other than these or than its defaults, such as `image_size`.
+        **fields: Other fields of `ConceptConfig`, such as `image_size`; `mean`, `std`, `feature_level` and `task_kind`
+            given here win. Names of concepts and tasks are always those of the data.
 
     Raises:
+        TypeError: If `ConceptConfig` has no such field, or names of concepts or tasks are given.
         ValueError: If there is no such backbone, or a field has an impossible value.
     """
     mean, std = backbone_normalization(backbone)

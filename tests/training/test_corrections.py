@@ -136,6 +136,22 @@ def test_a_head_taught_without_corrections_takes_validation_scores():
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("bottleneck", ["prototypes", "concepts"])
+def test_a_head_taught_anew_without_corrections_forgets_them(bottleneck):
+    model = tiny_model(bottleneck=bottleneck)
+    model.record = model.record.after("concepts", ["backbone"]).after("prototypes", ["prototypes"])
+    for corrections in (True, False):
+        stage = task_stage(model.config, lr={"task_head": 1.0}, solver=LinearSolver(l2=0.01), corrections=corrections)
+        Trainer(seed=0).fit(model, [stage], TRAIN, VAL)
+    fit_thresholds(model, VAL, thresholds_source="others")
+    with torch.no_grad():
+        evidence = torch.cat([model(batch.images).evidence for batch in VAL])
+    expected = typical_evidence_of(evidence, torch.cat([batch.concepts for batch in VAL]))
+    for word, values in zip(("present", "absent"), expected, strict=True):
+        found = typical_evidence(model.config, model.record, word)
+        torch.testing.assert_close(found, values.float(), atol=1e-5, rtol=0)
+
+
 def test_copies_of_an_image_are_held_out_together():
     evidence, labels = world(30, seed=3)
     targets = torch.randint(0, 2, (30, 1), generator=torch.Generator().manual_seed(5)).float()  # nothing to learn
