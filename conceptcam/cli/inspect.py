@@ -102,6 +102,8 @@ def _read(options: argparse.Namespace) -> _Data:
             found[part] = read_data(options, part, on_fault=_listing(faults, f"{name}: " if len(files) > 1 else ""))
         except ValueError as error:
             if part == files[-1] and not found:
+                for fault in faults:  # why nothing is left
+                    show(f"{fault.kind}: {fault.text}")
                 raise
             faults.append(Fault("labels that cannot be read", str(error)))
     if len(files) == 1:

@@ -143,7 +143,8 @@ def test_a_part_that_cannot_be_read_stops_no_other(folder: Path, capsys: pytest.
     for part in ("train", "test"):
         (folder / f"{part}.json").write_text("{")
     assert inspect(folder) == (2, {})
-    assert "test.json" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "test.json" in said.err and "labels that cannot be read: " in said.out and "val.json" in said.out
 
 
 def test_what_is_at_fault_is_left_out_of_the_data(folder: Path):
