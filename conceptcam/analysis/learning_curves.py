@@ -1,7 +1,6 @@
 """Curves of a training: losses, score and learning rate over epochs."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -43,8 +42,7 @@ def plot_learning_curves(results: Iterable[Any]) -> "Figure":
 
 def has_curve(results: Iterable[Any]) -> bool:
     """Whether a stage has more than one epoch."""
-    stages = Counter(result.stage for result in results)
-    return any(count > 1 for count in stages.values())
+    return any(len(list(epochs)) > 1 for _, epochs in groupby(results, key=lambda result: result.stage))
 
 
 def _draw_stage(row: Sequence["Axes"], name: str, results: Sequence[Any]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,10 +85,7 @@ def find_images(
     names = [path for path, usable in zip(found, wrong.kept, strict=True) if usable and path is not None]
     if not names:
         raise ValueError("none of the images can be used")
-    known = set(names)
-    present = (posixpath.join(parent, name) for parent, listing in listings.items() for name in listing.files)
-    unlisted = sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
-    return FoundImages(names, wrong.kept, unlisted)
+    return FoundImages(names, wrong.kept, _unlisted(names, listings))
 
 
 def unlisted_images(names: Sequence[str], folder: Path) -> list[str]:
@@ -98,8 +95,13 @@ def unlisted_images(names: Sequence[str], folder: Path) -> list[str]:
         names: Paths relative to the folder, with `/` between folders.
         folder: Where they are.
     """
-    known, parents = set(names), sorted({posixpath.dirname(name) for name in names})
-    present = (posixpath.join(parent, file) for parent in parents for file in _list(os.path.join(folder, parent)).files)
+    parents = {posixpath.dirname(name) for name in names}
+    return _unlisted(names, {parent: _list(os.path.join(folder, parent)) for parent in parents})
+
+
+def _unlisted(names: Sequence[str], listings: Mapping[str, _Listing]) -> list[str]:
+    known = set(names)
+    present = (posixpath.join(parent, file) for parent, listing in listings.items() for file in listing.files)
     return sorted(path for path in present if path not in known and path.lower().endswith(IMAGE_SUFFIXES))
 
 
