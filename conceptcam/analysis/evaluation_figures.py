@@ -152,7 +152,7 @@ def _confusion(names: Sequence[str], confusion: Tensor) -> "Figure":
     figure = Figure(figsize=(size + 0.5, size), layout="constrained", dpi=100)
     axes = figure.subplots()
     part = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(part.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, values in enumerate(confusion.tolist()):
         for column, value in enumerate(values):
             color = "white" if part[row, column] > 0.6 else "black"

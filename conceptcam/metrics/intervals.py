@@ -184,6 +184,8 @@ def _areas_of_draws(
     found = torch.full((2, len(counts), labels.shape[1]), torch.nan, dtype=torch.float64)
     for label in range(labels.shape[1]):
         known = ~labels[:, label].isnan()
+        if not known.any():
+            continue
         for rows in torch.arange(len(counts)).split(max(1, _CHUNK // max(1, int(known.sum())))):
             areas = _weighted_areas(logits[known, label], labels[known, label], counts[rows][:, known])
             found[0, rows, label], found[1, rows, label] = areas

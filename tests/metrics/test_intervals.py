@@ -45,6 +45,18 @@ def test_intervals_of_labels_equal_those_of_figures_drawn_one_by_one(groups):
     assert fast.auroc.low[2].isnan() and fast.auroc.value[2].isnan()  # a label that is always present
 
 
+def test_a_label_that_nobody_knows_has_no_interval_and_changes_no_other():
+    logits, labels = examples()
+    without = label_intervals(logits, labels, draws=40)
+    unknown = torch.full_like(labels[:, :1], nan)
+    found = label_intervals(torch.cat([logits, logits[:, :1]], dim=1), torch.cat([labels, unknown], dim=1), draws=40)
+    for one, other in zip(found[:2], without[:2], strict=True):
+        for limit, expected in zip(one, other, strict=True):
+            assert limit[3].isnan()
+            torch.testing.assert_close(limit[:3], expected, equal_nan=True)
+    torch.testing.assert_close(torch.stack(found.macro_auroc), torch.stack(without.macro_auroc))
+
+
 def test_patients_are_drawn_whole():
     groups = ["a", "b", "a", "c", "b", "a"]
     counts = resample_counts(6, groups=groups, draws=50)
