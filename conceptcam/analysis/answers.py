@@ -15,7 +15,7 @@ from conceptcam.model.novelty import unlikeness
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.predictions import Predictions
 
-Watch = Callable[[ConceptBatch, ConceptOutput], None]
+Observer = Callable[[ConceptBatch, ConceptOutput], None]
 """Looks at a batch and what a model says of it, and keeps what it needs."""
 
 
@@ -86,7 +86,7 @@ def collect_answers(
     *,
     device: torch.device | str | None = None,
     evidence: bool = False,
-    watch: Sequence[Watch] = (),
+    observers: Sequence[Observer] = (),
 ) -> Answers:
     """One pass of a model over data. The model is left as it is, its mode included.
 
@@ -95,7 +95,7 @@ def collect_answers(
         batches: As `Trainer.fit` takes; not shuffled or augmented.
         device: Where to run; None stays where the model is.
         evidence: Whether to keep evidence, which is many numbers.
-        watch: Are called with each batch and what the model says of it, on the model's device.
+        observers: Are called with each batch and what the model says of it, on the model's device.
 
     Raises:
         ValueError: If there are no batches.
@@ -107,8 +107,8 @@ def collect_answers(
         for given in batches:
             batch = as_batch(given).to(where)
             output = model(batch.images)
-            for look in watch:
-                look(batch, output)
+            for observe in observers:
+                observe(batch, output)
             parts = (output.concept_logits, batch.concepts, output.task_logits, batch.targets)
             features = output.features.mean(dim=(-2, -1))
             kept = output.evidence if evidence else output.evidence[:, :0]

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from conceptcam._checks import check_known, check_names, check_not_str
-from conceptcam.analysis.answers import Answers, EvaluatedImages, Watch, collect_answers
+from conceptcam.analysis.answers import Answers, EvaluatedImages, Observer, collect_answers
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.slow_measures import SlowMeasures
@@ -78,8 +78,8 @@ def evaluate(
         drawn = None if batch.boxes is None else batch.boxes.to("cpu")
         localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
 
-    watch: list[Watch] = [point] if slow is None else [point, slow]
-    answers = collect_answers(model, batches, device=device, evidence=everything, watch=watch)
+    observers: list[Observer] = [point] if slow is None else [point, slow]
+    answers = collect_answers(model, batches, device=device, evidence=everything, observers=observers)
     found = _score(model, answers, localization.compute(), tuple(sided_concepts))
     if draws:
         found = dataclasses.replace(found, intervals=_intervals(found, model.config, answers, patients, draws))

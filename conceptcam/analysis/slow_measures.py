@@ -94,7 +94,7 @@ class SlowMeasures:
         return taught and self._model.config.bottleneck == "prototypes"
 
     def __call__(self, batch: ConceptBatch, output: ConceptOutput) -> None:
-        """Look at a batch; one of the `watch` of `collect_answers`."""
+        """Look at a batch; one of the `observers` of `collect_answers`."""
         first = self._first is None
         if self._first is None:
             self._first, config = batch, self._model.config

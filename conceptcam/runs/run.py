@@ -106,7 +106,7 @@ def train_run(
         if run.state == "finished":
             return _finished(run, train, val, options)
         teaching = _prepare(run, plan, train, val, options, augmentation, training_data, echo)
-        maps = _follow(example_image, example_concepts, plan.config, run)
+        maps = _map_histories(example_image, example_concepts, plan.config, run)
         with _begun(run, {**content, "precision": teaching.options.precision}, split):
             teaching.teach(maps)
         if not distributed.is_main_process():
@@ -264,10 +264,10 @@ def _with_precision(
     return dataclasses.replace(options, precision=chosen)
 
 
-def _follow(
+def _map_histories(
     image: ConceptItem | None, concepts: Sequence[str], config: ConceptConfig, run: RunFolder
 ) -> list[MapHistory]:
-    """What keeps the maps of an image epoch by epoch, if there is one to follow."""
+    """What keeps the maps of an image epoch by epoch, if there is one."""
     return [] if image is None else [MapHistory(image.image, concepts, config.concepts, file=run.maps)]
 
 
