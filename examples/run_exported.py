@@ -1,7 +1,7 @@
 """Explain an image with an exported model: numpy, Pillow and onnxruntime, without torch and without conceptcam.
 
     conceptcam export phantom-csr model.onnx
-    python examples/run_exported.py model.onnx image.png maps.png
+    python examples/run_exported.py model.onnx image.png [maps.png]
 
 Without arguments it lets conceptcam, in other processes, export the bundled model and draw a chest.
 """
@@ -36,7 +36,7 @@ def overlay(picture, concept_map):
     return Image.composite(Image.new("RGB", picture.size, (220, 30, 30)), picture, heat.point(lambda value: value // 2))
 
 
-def main(model, image, out, *, top=5):
+def main(model, image, out="maps.png", *, top=5):
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     known = json.loads(session.get_modelmeta().custom_metadata_map["conceptcam"])
     config, record = known["config"], known["record"]
@@ -76,7 +76,9 @@ def prepare(folder):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
+    if len(sys.argv) > 1:
+        if len(sys.argv) not in (3, 4) or sys.argv[1].startswith("-"):
+            sys.exit(__doc__)
         main(*sys.argv[1:])
     else:
         with tempfile.TemporaryDirectory() as name:

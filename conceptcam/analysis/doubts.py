@@ -19,6 +19,8 @@ _HARDLY = 0.02  # a relative change of the loss
 _GAP = 0.15  # of AUROC between training and other images
 _FEW_TO_LEARN_TO_SEE = 1000  # images; below, the preset `recommended` keeps a trained backbone as it is
 _HARDLY_RISES = 0.02  # evidence, between absence and presence
+_HARDLY_DIFFERS = 0.01  # probability, over all images
+_BELOW = 0.03  # AUROC, under that of a plain model on the same features
 _FEW_TO_CHOOSE_BY = 10  # images on a side of a label
 _FEW_PER_PROTOTYPE = 5  # positives
 _FEW_TO_AVERAGE = 5  # images on a side of a label
@@ -219,6 +221,42 @@ def correction_doubts(concepts: Sequence[str], rise: Tensor) -> list[str]:
     ]
 
 
+def flat_concept_doubts(concepts: Sequence[str], probabilities: Tensor) -> list[str]:
+    """Concepts whose probability is nearly the same in all images: it differs by less than .01.
+
+    Args:
+        concepts: K names.
+        probabilities: (N, K) of the measured images.
+    """
+    if len(probabilities) < 2:
+        return []
+    lowest, highest = probabilities.amin(dim=0).tolist(), probabilities.amax(dim=0).tolist()
+    rows = zip(concepts, lowest, highest, strict=True)
+    flat = [f"{name!r} ({low:.3f} to {high:.3f})" for name, low, high in rows if high - low < _HARDLY_DIFFERS]
+    if not flat:
+        return []
+    return [
+        f"The model gives {_these('concept', len(flat))} nearly the same probability in all measured images, so its "
+        f"answer means nothing: {', '.join(flat)}."
+    ]
+
+
+def below_baseline_doubts(what: str, auroc: float, pooled: float) -> list[str]:
+    """A model whose AUROC is lower by .03 or more than that of logistic regression on the features of its backbone.
+
+    Args:
+        what: Such as `"concepts"`.
+        auroc: Of the model, averaged.
+        pooled: Of logistic regression on pooled features; NaN if nobody fitted it.
+    """
+    if math.isnan(auroc - pooled) or pooled - auroc < _BELOW:
+        return []
+    return [
+        f"The AUROC of the {what} is {auroc:.3f}, and logistic regression on the pooled features of the same backbone "
+        f"reaches {pooled:.3f}: the features hold more than this model learned of them."
+    ]
+
+
 def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(L,) positives and (L,) negatives, soft labels counted in part."""
     return labels.nansum(dim=0), (1 - labels).nansum(dim=0)
@@ -229,9 +267,9 @@ def _fewest(scores: LabelScores) -> Tensor:
 
 
 def _listed(counts: Mapping[str, float]) -> str:
-    """Names with their counts, the rarest first."""
+    """Names with their counts, the rarest first; all of them, because something is to be done about each."""
     rarest = sorted(counts.items(), key=lambda pair: pair[1])
-    return shorten([f"{name!r} ({count:.4g})" for name, count in rarest])
+    return ", ".join(f"{name!r} ({count:.4g})" for name, count in rarest)
 
 
 def _count(kind: str, number: int) -> str:

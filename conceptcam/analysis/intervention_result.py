@@ -1,19 +1,29 @@
 """What a model concludes from an image before and after a person has told it that it is wrong."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from torch import Tensor
 
 from conceptcam._files import nan_to_null
 from conceptcam.analysis.explanation import Explanation, explain_output, image_outputs
-from conceptcam.analysis.intervention import Answer, Intervention, apply_interventions, correction_doubts_of
+from conceptcam.analysis.intervention import (
+    Answer,
+    Intervention,
+    Word,
+    apply_interventions,
+    correction_doubts_of,
+    typical_evidence,
+)
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.taught import check_taught
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_NOTABLE = 0.05
+"""Change of a task's logit from which on its direction is worth a sentence."""
 
 _SHOWN_TASKS = 4
 """Tasks that a picture names."""
@@ -29,6 +39,15 @@ class AnsweredConcept(NamedTuple):
     """What was answered; None for a concept of which only places or prototypes were named."""
     after: float
     """Probability that counts now."""
+    places: str = ""
+    """What was said of places, in words such as "not here"; empty if nothing was."""
+
+    def line(self) -> str:
+        """All of it, as a line to read."""
+        answered = "" if self.answer is None else f"answered {self.answer}"
+        said = ", ".join(text for text in (answered, self.places) if text)
+        same = ", which changes nothing" if said and self.answer is None and self.before == self.after else ""
+        return f"{self.concept:<28} {self.before:6.3f} -> {self.after:6.3f}{', ' if said else ''}{said}{same}"
 
 
 class InterventionResult(NamedTuple):
@@ -40,21 +59,19 @@ class InterventionResult(NamedTuple):
     """The concepts that the intervention names, in the model's order."""
     rejected: tuple[str | tuple[str, int], ...]
     doubts: tuple[str, ...] = ()
-    """A sentence if an answer may change nothing or go the wrong way, because the evidence that is typical of presence
-    hardly differs from that of absence."""
+    """A sentence for each reason why an answer may change nothing or go the wrong way: the evidence that is typical of
+    presence hardly differs from that of absence, or this image's own lies beyond what is typical."""
 
     def as_dict(self) -> dict[str, Any]:
         """The explanations before and after, and what was answered, ready for JSON."""
-        named = {one.concept: {"before": one.before, "answer": one.answer, "after": one.after} for one in self.concepts}
+        rows = [one._asdict() for one in self.concepts]
+        named = {row.pop("concept"): row for row in rows}
         parts = {"concepts": named, "rejected": list(self.rejected), "doubts": list(self.doubts)}
         return {"before": self.before.as_dict(), "after": self.after.as_dict(), "intervention": nan_to_null(parts)}
 
     def lines(self) -> list[str]:
         """What was answered, and each task before and after, as lines to read."""
-        lines = []
-        for one in self.concepts:
-            answer = "" if one.answer is None else f", answered {one.answer}"
-            lines.append(f"  {one.concept:<28} {one.before:6.3f} -> {one.after:6.3f}{answer}")
+        lines = [f"  {one.line()}" for one in self.concepts]
         lines += [f"  rejected: {_rejected_text(one)}" for one in self.rejected]
         for before, after in zip(self.before.tasks, self.after.tasks, strict=True):
             change = f"logit {before.logit:+.2f} -> {after.logit:+.2f}"
@@ -142,14 +159,46 @@ def _result(
     named = {*intervention.answers, *intervention.here, *intervention.not_here, *intervention.weights, *rejected}
     concepts = tuple(
         AnsweredConcept(
-            name, before.concept(name).probability, intervention.answers.get(name), after.concept(name).probability
-        )
+            name,
+            before.concept(name).probability,
+            intervention.answers.get(name),
+            after.concept(name).probability,
+            _places_text(intervention, name),
+        )  # fmt: skip
         for name in model.config.concepts
         if name in named
     )
     answered = tuple(intervention.answers)
     doubts = correction_doubts_of(model.config, model.record, answered) if answered else []
+    doubts += _doubts_of_direction(model, output.evidence[0], changed.evidence[0], intervention)
     return InterventionResult(before, after, concepts, tuple(intervention.rejected), tuple(doubts))
+
+
+def _doubts_of_direction(model: ConceptModel, before: Tensor, after: Tensor, intervention: Intervention) -> list[str]:
+    """A sentence for each answered word by which a task moves against its usual direction; evidence is (K, M)."""
+    config, weight, found = model.config, model.task_head.weight.detach().to(before), []
+    present, absent = (typical_evidence(config, model.record, word).to(before) for word in get_args(Word))
+    for name, answer in intervention.answers.items():
+        if answer not in get_args(Word) or not config.tasks:
+            continue
+        k = config.concepts.index(name)
+        usual = weight[:, k] @ (present[k] - absent[k]) * (1 if answer == "present" else -1)
+        moved = weight[:, k] @ (after[k] - before[k])
+        against = (usual * moved < 0) & (moved.abs() > _NOTABLE)
+        if against.any():
+            rows = against.nonzero()[:, 0].tolist()
+            tasks = ", ".join(f"{config.tasks[row]!r} ({moved[row]:+.2f})" for row in rows)
+            found.append(
+                f"{answer!r} moves {tasks} the other way than usual: what the model saw of {name!r} in this image lies "
+                "beyond what is typical."
+            )
+    return found
+
+
+def _places_text(one: Intervention, name: str) -> str:
+    """What an intervention says of places of a concept."""
+    parts = (("here", one.here), ("not here", one.not_here), ("places weighed", one.weights))
+    return ", ".join(text for text, named in parts if name in named)
 
 
 def _says_something(one: Intervention) -> bool:

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from conceptcam.analysis import doubts
 from conceptcam.analysis.answers import Answers, collect_answers
-from conceptcam.analysis.baselines import LEAST_IMAGES, MOST_IMAGES, Baselines, fit_baselines, spread_rows
+from conceptcam.analysis.baselines import (
+    LEAST_IMAGES,
+    MOST_IMAGES,
+    POOLED_FEATURES,
+    Baselines,
+    fit_baselines,
+    spread_rows,
+)
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.intervention import correction_doubts_of
 from conceptcam.config import ConceptConfig, TaskKind
@@ -66,6 +73,8 @@ def review(
     found = [
         *_doubts_of_learning(model, training, evaluation, run, options),
         *_doubts_of_labels(model.config, train, val),
+        *_doubts_beside_pooled_features(evaluation),
+        *doubts.flat_concept_doubts(evaluation.per_image.concept_names, evaluation.per_image.concept_probabilities),
         *(correction_doubts_of(model.config, model.record) if model.config.tasks else ()),
         *doubts.average_doubts("concept", evaluation.concepts, evaluation.concept_scores),
         *doubts.average_doubts("task", evaluation.tasks, evaluation.task_scores),
@@ -119,6 +128,15 @@ def _one_answer(model: ConceptModel, training: Answers, evaluation: Evaluation) 
     probabilities = task_probabilities(training.task_logits, model.config, model.record)
     called = (probabilities > 0.5).double().masked_fill(unknown, torch.nan).nanmean(dim=0)
     return doubts.one_answer_doubts(evaluation.tasks, called, training.targets.nanmean(dim=0), kind, "training")
+
+
+def _doubts_beside_pooled_features(evaluation: Evaluation) -> list[str]:
+    """Whether a plain model knows more from the same features."""
+    if POOLED_FEATURES not in evaluation.baselines:
+        return []
+    pooled, own = evaluation.baselines[POOLED_FEATURES], evaluation.summary()
+    pairs = (("concepts", own["concept_auroc"], pooled.concept_auroc), ("tasks", own["task_auroc"], pooled.task_auroc))
+    return [doubt for pair in pairs for doubt in doubts.below_baseline_doubts(*pair)]
 
 
 def _losses(logits: Tensor, labels: Tensor, kind: TaskKind, strategy: str) -> tuple[float, float]:

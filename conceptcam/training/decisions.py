@@ -88,7 +88,8 @@ def decide(
         "task_solver": LinearSolver(l2=None) if solve else None,
         "epochs": {name: _epochs(name, steps) for name in EPOCHS if name != "task" or not solve} | given,
     }
-    reason = _reason(images, options, asked=freeze_backbone is not None) if frozen or "concepts" not in given else ""
+    decides = frozen or "concepts" not in given
+    reason = _reason(images, options, given, asked=freeze_backbone is not None) if decides else ""
     return Decisions(dataclasses.replace(preset.apply_to(config), **decided, **chosen), options, reason)
 
 
@@ -99,12 +100,15 @@ def _epochs(stage: str, steps: int) -> int:
     return min(max(EPOCHS[stage], min(enough, _MOST_EPOCHS)), most)
 
 
-def _reason(images: int, options: Mapping[str, Any], *, asked: bool) -> str:
+def _reason(images: int, options: Mapping[str, Any], given: Mapping[str, int], *, asked: bool) -> str:
+    steps = "learns in steps"
+    if "concepts" in given:
+        steps += ", because its epochs are chosen (without `epochs`, --epochs, it is solved for)"
     if options["freeze_backbone"] and asked:
-        solved = "solved for at once" if options["concept_solver"] else "learned in steps"
-        return f"The backbone stays frozen, as asked; the concept head is {solved} from {images} training images"
+        found = "is solved for at once" if options["concept_solver"] else steps
+        return f"The backbone stays frozen, as asked, on {images} training images; the concept head {found}"
     if options["freeze_backbone"]:
-        found = "the concept head is solved for" if options["concept_solver"] else "the concept head learns in steps"
+        found = f"the concept head {'is solved for' if options['concept_solver'] else steps}"
         placed = ", prototypes are placed" if options["placement"] else ""
         return (
             f"{images} training images are few for a pretrained backbone, so it stays frozen: {found}{placed} "

@@ -124,3 +124,17 @@ def test_random_weights_and_few_images_are_doubted(images, trained, doubted):
     found = doubts.untrained_doubts(images, trained=trained)
     assert bool(found) == doubted
     assert all("112 training images are too few" in one and "--pretrained" in one for one in found)
+
+
+def test_a_concept_with_one_probability_for_all_images_is_doubted():
+    steady, moving = torch.full((20,), 0.057), torch.linspace(0.02, 0.06, 20)
+    (found,) = doubts.flat_concept_doubts(NAMES, torch.stack([steady, moving], dim=1))
+    assert "'nevus' (0.057 to 0.057)" in found and "melanoma" not in found
+    assert doubts.flat_concept_doubts(NAMES, torch.stack([moving, moving], dim=1)) == []
+
+
+def test_less_than_plain_features_give_is_doubted():
+    (found,) = doubts.below_baseline_doubts("concepts", 0.637, 0.712)
+    assert "0.637" in found and "reaches 0.712" in found
+    assert doubts.below_baseline_doubts("concepts", 0.71, 0.712) == []
+    assert doubts.below_baseline_doubts("concepts", 0.71, math.nan) == []

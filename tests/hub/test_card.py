@@ -153,7 +153,9 @@ def test_unprintable_characters_are_shown_as_such():
 def test_thresholds_stand_by_their_concept_undefined_as_a_dash():
     rows = table(section(model_card(tiny_config(), TAUGHT, title=""), "Concepts"))[2:]
     assert rows == [["bright", "0.312", "0.875", "4.9e-04"], ["dark", "-", "-", "-"], ["striped", "-", "-", "-"]]
-    assert "They were chosen by: highest F1 on 200 validation images." in model_card(tiny_config(), TAUGHT, title="")
+    assert "Thresholds were chosen by: highest F1 on 200 validation images." in model_card(
+        tiny_config(), TAUGHT, title=""
+    )
 
 
 def test_figures_stand_beside_their_controls_and_none_is_left_out():
@@ -245,7 +247,12 @@ def test_every_number_comes_from_config_or_record(backbone, record):
 
 def test_untaught_model_says_that_nothing_is_known_of_it():
     card = model_card(tiny_config(), TrainingRecord(), title="Squares")
-    for sentence in ("it: not stated.", "Stages taught: none.", "No figures were recorded.", "None were recorded."):
+    for sentence in (
+        "it: not stated.",
+        "Stages taught: none.",
+        "No figures were recorded.",
+        "No thresholds were recorded.",
+    ):
         assert sentence in card
     assert "explain" not in code(card)
 
