@@ -2,18 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader
 
 from conceptcam._checks import check_known, check_names, check_not_str
-from conceptcam.analysis.answers import Answers, EvaluatedImages, Observer, collect_answers
+from conceptcam.analysis.answers import Answers, EvaluatedImages, collect_answers
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation_result import Evaluation
-from conceptcam.analysis.slow_measures import SlowMeasures
+from conceptcam.analysis.slow_measures import measure_slow
 from conceptcam.config import ConceptConfig
-from conceptcam.data.batch import Batches, ConceptBatch, as_batch
+from conceptcam.data.batch import Batches, ConceptBatch
 from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import (
     balanced_accuracy,
@@ -45,7 +44,7 @@ def evaluate(
     everything: bool = False,
     echo: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Measure a model on batches, with every control, in one pass over the images.
+    """Measure a model on batches, with every control, in one pass over the images, or three to measure everything.
 
     The model is left as it is, its mode included.
 
@@ -59,11 +58,13 @@ def evaluate(
             of its own. None draws images.
         draws: How often images are drawn anew for intervals; 0 leaves intervals out.
         everything: Whether to measure also what takes much longer, as `evaluation.slow`: whether scores rest on what
-            maps show, whether concepts leak, what corrections do, and whether prototypes mean one thing.
-        echo: Is given a line with an estimate of the time, if everything is measured.
+            maps show, whether concepts leak, what corrections do, and whether prototypes mean one thing. To have the
+            usual figures first, leave it out and call `measure_slow` afterwards.
+        echo: As in `measure_slow`, if everything is measured.
 
     Raises:
-        ValueError: If the model was never taught concepts, has no concept of a name given, or there are no batches.
+        ValueError: If the model was never taught concepts, has no concept of a name given, there are no batches, or
+            everything is to be measured on an iterator, which gives its batches once.
     """
     check_taught(model.config, model.record)
     check_not_str("sided_concepts", sided_concepts)
@@ -72,28 +73,23 @@ def evaluate(
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
     localization = LocalizationMetrics(len(model.config.concepts))
     localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
-    slow = SlowMeasures(model, images=_image_count(batches), echo=echo) if everything else None
+    if everything and isinstance(batches, Iterator):
+        raise ValueError("to measure everything takes several passes; give a list or a `DataLoader`, not an iterator")
 
     def point(batch: ConceptBatch, output: ConceptOutput) -> None:
         drawn = None if batch.boxes is None else batch.boxes.to("cpu")
         localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
 
-    observers: list[Observer] = [point] if slow is None else [point, slow]
-    answers = collect_answers(model, batches, device=device, evidence=everything, observers=observers)
+    answers = collect_answers(model, batches, device=device, observers=[point])
     found = _score(model, answers, localization.compute(), tuple(sided_concepts))
     if draws:
         found = dataclasses.replace(found, intervals=_intervals(found, model.config, answers, patients, draws))
     if baselines is not None:
         scores = baselines.score(answers.features, answers.concepts, found.per_image.targets)
         found = dataclasses.replace(found, baselines=scores, baseline_images=baselines.images)
-    return found if slow is None else dataclasses.replace(found, slow=slow.compute(answers))
-
-
-def _image_count(batches: Batches) -> int | None:
-    """How many images there are; None if nobody knows before they have passed."""
-    if isinstance(batches, DataLoader):
-        return len(batches.dataset) if isinstance(batches.dataset, Sized) else None
-    return sum(len(as_batch(one).concepts) for one in batches) if isinstance(batches, list | tuple) else None
+    if not everything:
+        return found
+    return dataclasses.replace(found, slow=measure_slow(model, batches, answers.concepts, device=device, echo=echo))
 
 
 def _score(

@@ -2,20 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from conceptcam._display.text import duration
-from conceptcam.analysis.answers import Answers
-from conceptcam.analysis.faithfulness import FaithfulnessMeasure, Fill
+from conceptcam.analysis.answers import Answers, collect_answers
+from conceptcam.analysis.faithfulness import chunk_size, count_forward_passes, measure_sample, sample_maps
 from conceptcam.analysis.intervention import Word, typical_evidence
 from conceptcam.analysis.intervention_curves import InterventionCurve, Policy, curve_of_answers
 from conceptcam.analysis.leakage import HardSoftFigures, figures_of_answers, leakage_of_answers
 from conceptcam.analysis.randomization import RandomizationScores, randomization_check
 from conceptcam.analysis.spatial_curves import Places, SpatialCurve, SpatialMeasure
-from conceptcam.data.batch import ConceptBatch
+from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.metrics.detection import DetectionMetrics, DetectionScores
 from conceptcam.metrics.faithfulness import FaithfulnessScores
 from conceptcam.metrics.leakage import LeakageScores
@@ -28,13 +28,20 @@ from conceptcam.metrics.prototype_parts import (
 )
 from conceptcam.metrics.prototypes import prototype_usage
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.device import eval_mode
 from conceptcam.model.outputs import ConceptOutput
 from conceptcam.model.taught import tasks_taught
 
 WRONG = "ucp, wrong answers"
 """The control of the intervention curves: answers by the policy `"ucp"`, each the opposite of the label."""
 
-_PER_CONCEPT = 20  # maps to measure faithfulness of, of each concept and fill
+MOST_MAPS = 16
+"""Of each concept, maps whose insertion and deletion are measured, in a random sample of the images."""
+
+STEPS = 7
+"""Of insertion and deletion."""
+
+_Found = TypeVar("_Found")
 
 
 class SlowFigures(NamedTuple):
@@ -43,7 +50,9 @@ class SlowFigures(NamedTuple):
     detection: DetectionScores
     """Boxes and pixels that maps find, and their peaks per false alarm (FROC)."""
     faithfulness: Mapping[str, FaithfulnessScores]
-    """Insertion and deletion, by what deleted cells are filled with."""
+    """Insertion and deletion of `MOST_MAPS` maps of each concept at most, by what deleted cells are filled with."""
+    faithfulness_images: int
+    """How many images these maps are of."""
     randomization: RandomizationScores
     """How alike maps are to those of shuffled weights, in the first batch."""
     hard_soft: HardSoftFigures | None
@@ -63,79 +72,104 @@ class SlowFigures(NamedTuple):
     """Concepts that no curve corrects, because the record does not say what is typical of them."""
 
 
+@torch.inference_mode()
+def measure_slow(
+    model: ConceptModel,
+    batches: Batches,
+    labels: Tensor,
+    *,
+    device: torch.device | str | None = None,
+    echo: Callable[[str], None] = lambda line: None,
+) -> SlowFigures:
+    """Measure what takes long; `evaluate(..., everything=True)` does, once it has the usual figures.
+
+    Insertion and deletion are measured on a random sample of the images, always the same of the same labels, so that
+    many images take hardly longer than few.
+
+    Args:
+        model: As `evaluate` takes.
+        batches: As there; they are passed over more than once, so not an iterator.
+        labels: (N, K) of the concepts of all images, in the order of the batches.
+        device: As there.
+        echo: Is given a line with an estimate of the time, and then a line as each measure ends.
+    """
+    wanted = sample_maps(labels, per_concept=MOST_MAPS)
+    with eval_mode(model, device) as where, torch.random.fork_rng(devices=[]):
+        first = as_batch(next(iter(batches))).to(where)
+        observer = SlowMeasures(model, first)
+        echo(_estimate(model, first, wanted, passes=2 if observer.prototypes else 1))
+        told = "boxes, places and prototypes"
+        answers = _timed(echo, told, lambda: collect_answers(model, batches, evidence=True, observers=[observer]))
+        told = f"insertion and deletion of {int(wanted.sum())} maps"
+        areas = _timed(echo, told, lambda: measure_sample(model, batches, wanted, steps=STEPS))
+        shuffled = _timed(echo, "shuffled weights", lambda: randomization_check(model, [first]))
+        found = observer.compute(answers, echo)
+    images = int(wanted.any(dim=1).sum())
+    return found._replace(faithfulness=areas, faithfulness_images=images, randomization=shuffled)
+
+
 class SlowMeasures:
-    """Looks at each batch that passes, and computes `SlowFigures` at the end.
+    """Looks at each batch that passes, and computes most of `SlowFigures` at the end.
 
     Args:
         model: In eval mode while batches pass.
-        images: How many images there will be; None if nobody knows.
-        echo: Is given a line with an estimate of the time, after the first batch.
+        first: The first batch, to see what is labelled.
+
+    Attributes:
+        prototypes: Whether there are prototypes to measure, which takes a second forward pass of each batch.
     """
 
-    def __init__(self, model: ConceptModel, *, images: int | None, echo: Callable[[str], None]) -> None:
-        concepts, each = len(model.config.concepts), model.config.prototypes_per_concept
-        self._model, self._images, self._echo = model, images, echo
-        self._tasks = False
+    def __init__(self, model: ConceptModel, first: ConceptBatch) -> None:
+        config, record = model.config, model.record
+        concepts, each = len(config.concepts), config.prototypes_per_concept
+        self._model = model
+        self._tasks = first.targets.shape[1] == len(config.tasks) > 0 and tasks_taught(config, record)
+        self.prototypes = config.bottleneck == "prototypes" and (self._tasks or "prototypes" in record.stages)
         self._detection = DetectionMetrics(concepts)
         self._parts = PrototypeParts(concepts, each)
         for metric in (self._detection, self._parts):
             metric.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
         self._usage = torch.zeros(concepts, each, dtype=torch.float64)
-        self._faithfulness = {
-            fill: FaithfulnessMeasure(model, fill=fill, per_concept=_PER_CONCEPT) for fill in get_args(Fill)
-        }
-        self._spatial: dict[str, SpatialMeasure] = {}
+        every = get_args(Places) if self._tasks else ()
+        self._spatial = {places: SpatialMeasure(model, places=places) for places in every}
         self._drawn = False  # whether there is a box in any image
-        self._first: ConceptBatch | None = None
-
-    @property
-    def _prototypes(self) -> bool:
-        taught = self._tasks or "prototypes" in self._model.record.stages
-        return taught and self._model.config.bottleneck == "prototypes"
 
     def __call__(self, batch: ConceptBatch, output: ConceptOutput) -> None:
         """Look at a batch; one of the `observers` of `collect_answers`."""
-        first = self._first is None
-        if self._first is None:
-            self._first, config = batch, self._model.config
-            labelled = batch.targets.shape[1] == len(config.tasks) > 0
-            self._tasks = labelled and tasks_taught(config, self._model.record)
-            if self._tasks:
-                self._spatial = {places: SpatialMeasure(self._model, places=places) for places in get_args(Places)}
-        began = time.perf_counter()
-        self._pass(batch, output)
-        passed = time.perf_counter()
-        perturbed = sum(one.add(batch, output.concept_maps) for one in self._faithfulness.values())
-        if first:
-            self._estimate(batch, passed - began, time.perf_counter() - passed, perturbed)
-
-    def _pass(self, batch: ConceptBatch, output: ConceptOutput) -> None:
         maps, boxes = output.concept_maps.cpu(), None if batch.boxes is None else batch.boxes.to("cpu")
         self._detection.update(maps, boxes, self._model.config.image_size)
         self._drawn |= boxes is not None and len(boxes) > 0
         for spatial in self._spatial.values():
             spatial.add(batch, output)
-        if self._prototypes:
+        if self.prototypes:
             noisy = self._model(add_noise(batch.images)).similarity_maps.cpu()
             self._parts.update(output.similarity_maps.cpu(), batch.concepts.cpu(), boxes, noisy)
             self._usage += prototype_usage(output.vector_similarity, batch.concepts).cpu()
 
-    def compute(self, answers: Answers) -> SlowFigures:
-        """The figures, given what the model said of all images, evidence included."""
-        assert self._first is not None
+    def compute(self, answers: Answers, echo: Callable[[str], None]) -> SlowFigures:
+        """The figures, but those of faithfulness and of shuffled weights, given what the model said of all images.
+
+        Args:
+            answers: With evidence.
+            echo: Is given a line as each measure ends.
+        """
         labels, uncorrected = self._correctable(answers.concepts)
         corrected = answers._replace(concepts=labels)
+        model = self._model
+        leakage = _timed(echo, "leakage", lambda: leakage_of_answers(answers)) if self._tasks else None
+        curves = _timed(echo, "corrections", lambda: self._curves(corrected)) if self._tasks else {}
         return SlowFigures(
-            self._detection.compute(),
-            {fill: one.metric.compute() for fill, one in self._faithfulness.items()},
-            randomization_check(self._model, [self._first]),
-            figures_of_answers(self._model, answers) if self._tasks and not uncorrected else None,
-            leakage_of_answers(answers) if self._tasks else None,
-            self._curves(corrected) if self._tasks else {},
-            {places: one.compute() for places, one in self._spatial.items()} if self._drawn else {},
-            self._parts.compute() if self._prototypes else None,
-            self._agreement(answers.evidence) if self._prototypes and self._tasks else float("nan"),
-            uncorrected if self._tasks else (),
+            detection=self._detection.compute(),
+            faithfulness={},
+            faithfulness_images=0,
+            randomization=RandomizationScores((), torch.zeros(0, len(model.config.concepts))),
+            hard_soft=figures_of_answers(model, answers) if self._tasks and not uncorrected else None,
+            leakage=leakage,
+            interventions=curves,
+            spatial={places: one.compute() for places, one in self._spatial.items()} if self._drawn else {},
+            parts=self._parts.compute() if self.prototypes else None,
+            agreement=self._agreement(answers.evidence) if self.prototypes and self._tasks else float("nan"),
+            uncorrected=uncorrected if self._tasks else (),
         )
 
     def _curves(self, answers: Answers) -> dict[str, InterventionCurve]:
@@ -154,15 +188,32 @@ class SlowMeasures:
         names = tuple(name for name, lacking in zip(config.concepts, lacks.tolist(), strict=True) if lacking)
         return labels.masked_fill(lacks, torch.nan), names
 
-    def _estimate(self, batch: ConceptBatch, passing: float, perturbing: float, maps: int) -> None:
-        """Say about how long it takes, by what the first batch took."""
+
+def _estimate(model: ConceptModel, first: ConceptBatch, wanted: Tensor, *, passes: int) -> str:
+    """A sentence of how long it takes, by a timed forward pass and how many there will be.
+
+    Args:
+        model: On its device.
+        first: The first batch, of which a few images are looked at twice, the first time to warm up.
+        wanted: (N, K), which maps are measured.
+        passes: How often each of the N images is looked at.
+    """
+    few = first.images[: chunk_size(first)]
+    for _ in range(2):
         began = time.perf_counter()
-        self._model(batch.images)
-        forward = time.perf_counter() - began
-        images = self._images if self._images is not None else 100
-        present = (batch.concepts > 0.5).double().mean(dim=0) * images
-        expected = float(present.clamp(max=_PER_CONCEPT).sum()) * len(self._faithfulness)
-        seconds = (forward + passing) * images / len(batch.images) + (perturbing / maps * expected if maps else 0.0)
-        seconds += 8 * forward  # of shuffled weights
-        of = f"{images} images" if self._images is not None else "each 100 images"
-        self._echo(f"Measuring everything takes about {duration(seconds)} for {of}.")
+        model.forward_concepts(few).concept_logits.cpu()
+        each = (time.perf_counter() - began) / len(few)
+    shuffled = 6 * len(first.images)  # of the model as it is, its head, and four parts of its backbone
+    count = passes * len(wanted) + count_forward_passes(wanted, steps=STEPS) + shuffled
+    return (
+        f"Measuring the rest takes about {duration(each * count)}: {count:,} forward passes of an image, for "
+        f"insertion and deletion of {int(wanted.sum())} maps of {int(wanted.any(dim=1).sum())} images above all."
+    )
+
+
+def _timed(echo: Callable[[str], None], what: str, measure: Callable[[], _Found]) -> _Found:
+    """What a measure gives, after a line of how long it took."""
+    began = time.perf_counter()
+    found = measure()
+    echo(f"{what}: {duration(time.perf_counter() - began)}")
+    return found

@@ -67,7 +67,15 @@ def slow_dict(figures: SlowFigures) -> dict[str, Any]:
     rows = {row.name: {"value": row.value, "control": row.control} for row in slow_rows(figures)}
     curves = {"interventions": _curves(figures.interventions), "spatial": _curves(figures.spatial)}
     froc = figures.detection.froc.nanmean(dim=0).tolist()
-    return nan_to_null({"figures": rows, **curves, "froc": froc, "uncorrected": list(figures.uncorrected)})
+    return nan_to_null(
+        {
+            "figures": rows,
+            **curves,
+            "froc": froc,
+            "faithfulness_images": figures.faithfulness_images,
+            "uncorrected": list(figures.uncorrected),
+        }
+    )
 
 
 def _detection_rows(figures: SlowFigures) -> list[SlowRow]:
@@ -80,7 +88,7 @@ def _detection_rows(figures: SlowFigures) -> list[SlowRow]:
 
 
 def _faithfulness_rows(figures: SlowFigures) -> list[SlowRow]:
-    rows, lot = [], "random order"
+    rows, lot = [], f"random order; {figures.faithfulness_images} images"
     for fill, one in figures.faithfulness.items():
         rows += [
             SlowRow(f"deletion, {fill} (lower is better)", _mean(one.deletion), _mean(one.random_deletion), lot),

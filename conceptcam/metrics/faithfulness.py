@@ -52,7 +52,7 @@ def perturbation_curves(
     """Delete and insert cells in the order of a map, and in a random order.
 
     Args:
-        score: What is explained; called 4 (S + 1) times with P images.
+        score: What is explained; called 4 S times with P images.
         images: (P, C, H, W) as `score` takes them.
         maps: (P, h, w) of any range; only their order counts.
         fill: (P, C, H, W) or what broadcasts to it, to put in place of what is deleted, such as `blurred(images)`, or
@@ -61,22 +61,59 @@ def perturbation_curves(
         cells: Finer maps are averaged to so many cells along a side.
         seed: Of the random order, the same for every image.
     """
+    order, random = map_order(maps, cells=cells), random_order(maps, cells=cells, seed=seed)
+    fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device).expand_as(images)
+    deletion, insertion = order_curves(score, images, order, fill, steps=steps)
+    random_deletion, random_insertion = order_curves(score, images, random, fill, steps=steps)
+    return PerturbationCurves(deletion, insertion, random_deletion, random_insertion)
+
+
+def map_order(maps: Tensor, *, cells: int = 14) -> Tensor:
+    """The rank of each cell, 0 for the one where its map is highest: (P, 1, rows, columns) of maps (P, h, w).
+
+    Args:
+        maps: As in `perturbation_curves`.
+        cells: As there.
+    """
     rows, columns = (min(side, cells) for side in maps.shape[1:])
     coarse = F.adaptive_avg_pool2d(maps.detach()[:, None].float(), (rows, columns)).flatten(1)
-    order = coarse.argsort(dim=1, descending=True, stable=True)
-    random = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed)).to(order.device)
-    fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device).expand_as(images)
-    curves = []
-    for ranked in (order, random.expand_as(order)):
-        rank = ranked.argsort(dim=1).view(-1, 1, rows, columns)
-        place = F.interpolate(rank.float(), size=images.shape[2:], mode="nearest")  # (P, 1, H, W)
-        scores = []
-        for step in range(steps + 1):
-            first = place < round(step * rows * columns / steps)
-            scores.append((score(torch.where(first, fill, images)), score(torch.where(first, images, fill))))
-        curves.append([torch.stack(one, dim=1) for one in zip(*scores, strict=True)])
-    (deletion, insertion), (random_deletion, random_insertion) = curves
-    return PerturbationCurves(deletion, insertion, random_deletion, random_insertion)
+    return coarse.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(-1, 1, rows, columns)
+
+
+def random_order(maps: Tensor, *, cells: int = 14, seed: int = 0) -> Tensor:
+    """As `map_order`, of an order that has nothing to do with maps and is the same for every image."""
+    rows, columns = (min(side, cells) for side in maps.shape[1:])
+    random = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed)).argsort()
+    return random.to(maps.device).view(1, 1, rows, columns).expand(len(maps), -1, -1, -1)
+
+
+def order_curves(
+    score: Score,
+    images: Tensor,
+    order: Tensor,
+    fill: Tensor,
+    *,
+    steps: int,
+    ends: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores as cells are deleted and as they are inserted in an order, from none to all; two (P, S + 1, ...).
+
+    Args:
+        score: Takes images (P, C, H, W), gives (P, ...); called 2 S times, the last deletion being the first insertion.
+        images: (P, C, H, W).
+        order: (P, 1, rows, columns), as `map_order` gives.
+        fill: (P, C, H, W) to put in place of what is deleted.
+        steps: S.
+        ends: Scores of the whole images and of the filling, if they are known; two calls less.
+    """
+    place = F.interpolate(order.float(), size=images.shape[2:], mode="nearest")  # (P, 1, H, W)
+    whole, nothing = (score(images), score(fill)) if ends is None else ends
+    deletion, insertion = [whole], [nothing]
+    for step in range(1, steps):
+        first = place < round(step * order[0].numel() / steps)
+        deletion.append(score(torch.where(first, fill, images)))
+        insertion.append(score(torch.where(first, images, fill)))
+    return torch.stack([*deletion, nothing], dim=1), torch.stack([*insertion, whole], dim=1)
 
 
 def blurred(images: Tensor) -> Tensor:

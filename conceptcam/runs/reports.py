@@ -1,6 +1,7 @@
 """Figures and tables of a run, written into its folder."""
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.figures import learning_figure, save_png
 from conceptcam.analysis.learning_curves import has_curve, plot_learning_curves
+from conceptcam.analysis.slow_measures import measure_slow
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.images import load_image
@@ -116,8 +118,6 @@ def measure(
     *,
     sided_concepts: Sequence[str] = (),
     baselines: Baselines | None = None,
-    everything: bool = False,
-    echo: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a model, beside baselines if any are given; writes `metrics.json` and `metrics.txt` into a folder."""
     dataset.preprocess = model.preprocess
@@ -128,9 +128,26 @@ def measure(
         baselines=baselines,
         device=options.device,
         patients=dataset.patients,
-        everything=everything,
-        echo=echo,
     )
+    write_json(run.metrics, result.as_dict())
+    write_text(run.metrics_table, result.table())
+    return result
+
+
+def measure_rest(
+    model: ConceptModel,
+    dataset: ConceptDataset,
+    result: Evaluation,
+    run: RunFolder,
+    options: RunOptions,
+    *,
+    echo: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """What `measure` gave, and what takes long besides; writes both files anew. `echo` is as in `measure_slow`."""
+    dataset.preprocess = model.preprocess
+    labels = result.per_image.concepts
+    slow = measure_slow(model, loader(dataset, options), labels, device=options.device, echo=echo)
+    result = dataclasses.replace(result, slow=slow)
     write_json(run.metrics, result.as_dict())
     write_text(run.metrics_table, result.table())
     return result

@@ -7,12 +7,12 @@ import torch
 
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.evaluation_figures import evaluation_figures
-from conceptcam.analysis.faithfulness import measure_faithfulness
+from conceptcam.analysis.faithfulness import count_forward_passes, measure_sample, sample_maps
 from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.analysis.intervention_curves import intervention_curve
 from conceptcam.analysis.leakage import hard_soft_figures, measure_leakage
 from conceptcam.analysis.randomization import randomization_check
-from conceptcam.analysis.slow_measures import WRONG
+from conceptcam.analysis.slow_measures import MOST_MAPS, STEPS, WRONG
 from conceptcam.analysis.spatial_curves import spatial_curve
 from conceptcam.metrics.detection import DetectionMetrics
 from tests.analysis.test_intervention_curves import BOTH, TEST, output_of, taught
@@ -31,7 +31,7 @@ def same(found, expected):
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), equal_nan=True)
 
 
-def test_one_pass_finds_what_each_measure_finds_alone(measured):
+def test_together_they_find_what_each_measure_finds_alone(measured):
     model, result, _ = measured
     slow = result.slow
     same(slow.hard_soft, hard_soft_figures(model, TEST))
@@ -39,7 +39,10 @@ def test_one_pass_finds_what_each_measure_finds_alone(measured):
     same(slow.interventions["ectp"], intervention_curve(model, TEST, policy="ectp"))
     same(slow.interventions[WRONG], intervention_curve(model, TEST, answers="wrong"))
     same(slow.spatial["jittered"], spatial_curve(model, TEST, places="jittered"))
-    same(slow.faithfulness["mean"], measure_faithfulness(model, TEST, fill="mean"))
+    wanted = sample_maps(result.per_image.concepts, per_concept=MOST_MAPS)
+    same(slow.faithfulness["mean"], measure_sample(model, TEST, wanted, steps=STEPS)["mean"])
+    assert slow.faithfulness["blur"].support.tolist() == wanted.sum(dim=0).tolist()
+    assert slow.faithfulness_images == int(wanted.any(dim=1).sum())
     torch.testing.assert_close(slow.randomization.correlation, randomization_check(model, TEST[:1]).correlation)
     metric = DetectionMetrics(3)
     for batch in TEST:
@@ -56,10 +59,40 @@ def test_everything_leaves_the_usual_figures_as_they_are(measured):
     assert {name: value for name, value in result.as_dict().items() if name != "slow"} == usual.as_dict()
 
 
-def test_the_time_is_estimated_once_before_it_passes(measured):
-    _, _, said = measured
-    assert len(said) == 1 and said[0].startswith("Measuring everything takes about ")
-    assert said[0].endswith(" for 40 images.")
+def test_the_time_comes_first_then_a_line_per_measure(measured):
+    _, result, (estimate, *lines) = measured
+    assert estimate.startswith("Measuring the rest takes about ")
+    maps = int(result.slow.faithfulness["mean"].support.sum())
+    assert f"insertion and deletion of {maps} maps of {result.slow.faithfulness_images} images" in estimate
+    assert [line.partition(":")[0] for line in lines] == [
+        "boxes, places and prototypes", f"insertion and deletion of {maps} maps", "shuffled weights", "leakage",
+        "corrections",
+    ]  # fmt: skip
+
+
+def test_forward_passes_of_a_sample_are_as_counted(monkeypatch):
+    model, seen = taught(), []
+    real = type(model).forward_concepts
+    monkeypatch.setattr(
+        type(model), "forward_concepts", lambda self, images: seen.append(len(images)) or real(self, images)
+    )
+    wanted = sample_maps(torch.cat([batch.concepts for batch in TEST]), per_concept=3)
+    measure_sample(model, TEST, wanted, steps=5)
+    assert sum(seen) == count_forward_passes(wanted, steps=5)
+
+
+def test_a_sample_takes_each_present_image_equally_often():
+    labels = torch.tensor([[1.0, 0.0], [1.0, torch.nan], [0.0, 1.0], [1.0, 0.6]]).repeat(5, 1)
+    drawn = torch.stack([sample_maps(labels, per_concept=4, seed=seed) for seed in range(400)])
+    assert not drawn[:, ~(labels > 0.5)].any() and (drawn.sum(dim=1) == 4).all()
+    often = drawn.double().mean(dim=0)[labels > 0.5]
+    expected = (4 / (labels > 0.5).sum(dim=0)).expand(20, 2)[labels > 0.5]
+    torch.testing.assert_close(often, expected.double(), atol=0.1, rtol=0)
+
+
+def test_batches_that_pass_once_do_not_do_for_everything():
+    with pytest.raises(ValueError, match="not an iterator"):
+        evaluate(taught(), iter(TEST), everything=True)
 
 
 def test_the_table_has_a_control_beside_each_leak(measured):

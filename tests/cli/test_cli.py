@@ -393,10 +393,22 @@ def test_evaluate_all_measures_more_and_says_how_long(run, data, tmp_path, capsy
     place = tmp_path / "x"
     assert main(["evaluate", str(run), str(data), "--figures", "0", "--all", "--out", str(place)]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("Measuring everything takes about") < printed.index("leak to tasks (CTL)")
+    assert printed.index("Written to") < printed.index("Measuring the rest") < printed.index("leak to tasks (CTL)")
     assert "slow" in json.loads((place / "metrics.json").read_text())
     if importlib.util.find_spec("matplotlib") is not None:
         assert {"froc.png", "interventions.png"} <= {path.name for path in (place / "figures").glob("*.png")}
+
+
+def test_a_stopped_evaluate_all_leaves_the_usual_results(run, data, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    place = tmp_path / "x"
+    monkeypatch.setattr("conceptcam.analysis.slow_measures.measure_sample", stop)
+    assert main(["evaluate", str(run), str(data), "--figures", "0", "--all", "--out", str(place)]) == 130
+    assert "macro mean" in (place / "metrics.txt").read_text() and (place / "predictions.csv").is_file()
+    assert json.loads((place / "metrics.json").read_text())["images"] == 12
+    assert "macro mean" in capsys.readouterr().out
 
 
 def test_evaluate_writes_predictions_and_figures(run, data, tmp_path):
