@@ -11,7 +11,6 @@ from conceptcam.analysis.answers import Answers, EvaluatedImages, collect_answer
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.slow_measures import measure_slow
-from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, ConceptBatch
 from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import (
@@ -27,7 +26,7 @@ from conceptcam.metrics.localization import LocalizationMetrics, LocalizationSco
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.novelty import can_tell
 from conceptcam.model.outputs import ConceptOutput
-from conceptcam.model.predictions import concept_probabilities, task_probabilities
+from conceptcam.model.predictions import concept_probabilities, ranking_logits, task_probabilities
 from conceptcam.model.taught import check_taught, tasks_taught
 
 
@@ -83,7 +82,7 @@ def evaluate(
     answers = collect_answers(model, batches, device=device, observers=[point])
     found = _score(model, answers, localization.compute(), tuple(sided_concepts))
     if draws:
-        found = dataclasses.replace(found, intervals=_intervals(found, model.config, answers, patients, draws))
+        found = dataclasses.replace(found, intervals=_intervals(found, model, answers, patients, draws))
     if baselines is not None:
         scores = baselines.score(answers.features, answers.concepts, found.per_image.targets)
         found = dataclasses.replace(found, baselines=scores, baseline_images=baselines.images)
@@ -100,7 +99,8 @@ def _score(
     if config.tasks and labelled not in (0, len(config.tasks)):
         raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
     tasks = config.tasks if tasks_taught(config, model.record) and labelled else ()
-    task_logits, targets = answers.task_logits[:, : len(tasks)], answers.targets[:, : len(tasks)]
+    ranking, targets = ranking_logits(answers.task_logits, config, model.record), answers.targets[:, : len(tasks)]
+    task_logits = ranking[:, : len(tasks)]
     exclusive = bool(tasks) and config.task_kind == "multiclass"
     concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
     order = [config.concepts.index(name) for name in concepts]
@@ -133,13 +133,14 @@ def _score(
 
 
 def _intervals(
-    found: Evaluation, config: ConceptConfig, answers: Answers, patients: Sequence[str] | None, draws: int
+    found: Evaluation, model: ConceptModel, answers: Answers, patients: Sequence[str] | None, draws: int
 ) -> dict[str, Interval]:
     """Intervals of the headline figures that can be had of the concepts and, if there are any, the tasks."""
     groups = None if patients is None else [name or number for number, name in enumerate(patients)]
-    order = [config.concepts.index(name) for name in found.concepts]
+    order = [model.config.concepts.index(name) for name in found.concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
-    task_logits, targets = answers.task_logits[:, : len(found.tasks)], answers.targets[:, : len(found.tasks)]
+    task_logits = ranking_logits(answers.task_logits, model.config, model.record)[:, : len(found.tasks)]
+    targets = answers.targets[:, : len(found.tasks)]
     if len(found.confusion):  # as in `task_scores`: classes are ranked against the rest, and a row is known as a whole
         others = torch.eye(task_logits.shape[1], dtype=torch.bool)
         rest = task_logits[:, None, :].double().masked_fill(others, -torch.inf).logsumexp(dim=-1)

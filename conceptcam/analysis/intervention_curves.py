@@ -14,7 +14,7 @@ from conceptcam.data.batch import Batches
 from conceptcam.metrics.classification import macro_average, task_scores, top_accuracy
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.corrections import TypicalEvidence, correct_evidence
-from conceptcam.model.predictions import concept_probabilities
+from conceptcam.model.predictions import concept_probabilities, ranking_logits
 from conceptcam.model.taught import check_taught
 
 Policy = Literal["random", "ucp", "lcp", "cctp", "ectp", "eudtp"]
@@ -114,7 +114,7 @@ def task_figures(model: ConceptModel, evidence: Tensor, targets: Tensor) -> Tens
 
     Accuracy is NaN unless tasks exclude each other.
     """
-    task_logits = model.task_head(evidence.to(model.device)).cpu()
+    task_logits = ranking_logits(model.task_head(evidence.to(model.device)).cpu(), model.config, model.record)
     scores = task_scores(task_logits, targets, model.config.task_kind)
     exclusive = model.config.task_kind == "multiclass"
     accuracy = top_accuracy(task_logits, targets) if exclusive else torch.tensor(torch.nan, dtype=torch.float64)

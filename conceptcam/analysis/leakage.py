@@ -17,6 +17,7 @@ from conceptcam.data.batch import Batches
 from conceptcam.metrics.classification import task_scores
 from conceptcam.metrics.leakage import LeakageMetrics, LeakageScores, completeness
 from conceptcam.model.concept_model import ConceptModel
+from conceptcam.model.predictions import ranking_logits
 from conceptcam.model.taught import check_taught
 
 
@@ -80,7 +81,7 @@ def task_completeness(model: ConceptModel, batches: Batches, baselines: Baseline
     """
     answers = _collect(model, batches)
     kind = model.config.task_kind
-    through = task_scores(answers.task_logits, answers.targets, kind).auroc
+    through = task_scores(ranking_logits(answers.task_logits, model.config, model.record), answers.targets, kind).auroc
     full = task_scores(baselines.black_box(answers.features), answers.targets, kind).auroc
     return dict(zip(model.config.tasks, completeness(through, full).tolist(), strict=True))
 

@@ -133,6 +133,18 @@ def task_probabilities(logits: Tensor, config: ConceptConfig, record: TrainingRe
     return logits.softmax(dim=-1) if config.task_kind == "multiclass" else logits.sigmoid()
 
 
+def ranking_logits(logits: Tensor, config: ConceptConfig, record: TrainingRecord) -> Tensor:
+    """Task logits (..., T) -> float64 logits that rank images as the probabilities which `predict` reports.
+
+    Those of tasks that exclude each other are calibrated if the record says how: a temperature changes the order of
+    images within a class, because the other classes count too. Calibration of other tasks changes no order.
+    """
+    logits = logits.double()
+    if config.task_kind != "multiclass" or not record.task_calibration:
+        return logits
+    return _calibrated(logits, config.tasks, record.task_calibration)
+
+
 def _calibrated(logits: Tensor, names: Sequence[str], pairs: Mapping[str, tuple[float, ...]]) -> Tensor:
     """Logits scaled by slope and intercept of their names; those without a pair stay."""
     from conceptcam.metrics.calibration import Scaling, scale_logits  # torchmetrics is slow to import

@@ -25,7 +25,7 @@ from conceptcam.losses.classification import class_balanced_loss
 from conceptcam.metrics.classification import LabelScores, per_label_metrics, task_scores
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.linear_solver import LinearSolver
-from conceptcam.model.predictions import task_probabilities
+from conceptcam.model.predictions import ranking_logits, task_probabilities
 from conceptcam.runs.folder import RunFolder
 from conceptcam.runs.options import RunOptions, loader, loss_strategies
 from conceptcam.runs.reports import measure
@@ -113,7 +113,7 @@ def _doubts_of_learning(
     if "task" not in stalled:
         pair = _losses(training.task_logits, training.targets, kind, strategies["tasks"])
         found += doubts.constant_answer_doubts("tasks", *pair)
-    scores = task_scores(training.task_logits, training.targets, kind)
+    scores = task_scores(ranking_logits(training.task_logits, model.config, model.record), training.targets, kind)
     found += doubts.overfitting_doubts("tasks", scores, evaluation.task_scores)
     return found + _one_answer(model, training, evaluation)
 

@@ -1,3 +1,5 @@
+import csv
+import dataclasses
 import html
 import json
 import math
@@ -10,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.data.boxes import ConceptBoxes
+from conceptcam.metrics.classification import task_scores
 from conceptcam.training.presets import get_preset
 from conceptcam.training.trainer import Trainer
 from tests.worlds import Squares, batches, tiny_model
@@ -195,6 +198,34 @@ def test_headline_figures_have_intervals_by_image_or_patient(model):
     by_patient = evaluate(model, TEST, patients=[str(index // 10) for index in range(40)])
     assert by_patient.intervals["task_ap"] != result.intervals["task_ap"]
     assert evaluate(model, TEST, draws=0).intervals == {}
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_auroc_of_tasks_is_that_of_the_predictions_file(kind, tmp_path):
+    tasks = ("a", "b", "c")
+    model = tiny_model(task_kind=kind, bottleneck="concepts", tasks=tasks).eval()
+    record = model.record.after("concepts", ["backbone"]).after("task", ["task_head"])
+    pair = (0.3, 0.0) if kind == "multiclass" else (0.3, 1.0)
+    model.record = dataclasses.replace(
+        record, task_calibration=dict.fromkeys(tasks, pair), calibration_source="squares"
+    )
+    with torch.no_grad():
+        model.task_head.weight.normal_(0, 5, generator=torch.Generator().manual_seed(0))
+        model.concept_head.score.weight.normal_(0, 5, generator=torch.Generator().manual_seed(0))
+    classes = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(1))
+    data = [batch._replace(targets=torch.eye(3)[rows]) for batch, rows in zip(TEST, classes.split(8), strict=True)]
+    result = evaluate(model, data)
+    result.per_image.to_csv(tmp_path / "predictions.csv")
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    logits = torch.cat([output.task_logits for output in outputs(model)])
+    own = task_scores(logits, torch.eye(3)[classes], kind)
+    for t, name in enumerate(tasks):
+        true, said = ([float(row[column]) for row in rows] for column in (f"true {name} (task)", name))
+        assert float(result.task_scores.auroc[t]) == pytest.approx(roc_auc_score(true, said), abs=1e-6)
+        expected = average_precision_score(true, said)
+        assert float(result.task_scores.average_precision[t]) == pytest.approx(expected, abs=1e-6)
+    assert torch.allclose(own.auroc, result.task_scores.auroc) == (kind == "multilabel")  # a temperature reorders
 
 
 def test_intervals_of_exclusive_tasks_hold_their_figures():
