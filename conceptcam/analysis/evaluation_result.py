@@ -151,6 +151,8 @@ class Evaluation:
     def table(self) -> str:
         """The figures as text; `-` stands for an undefined one, `*` for a sided concept.
 
+        Columns in which nothing is defined, such as those of boxes where there are none, are left out.
+
         `area` is the part of the image that is in boxes: what energy, rank and IoU are for a map that is the same
         everywhere.
         """
@@ -165,9 +167,9 @@ class Evaluation:
         lines += [
             *table_lines("concept", names, self._concept_columns(), self.concept_scores),
             *left_out_lines(left_out["concepts"]),
-            "",
-            *table_lines("box size", SIZES, self._by_size()),
         ]
+        if bool((self.localization.support > 0).any()):
+            lines += ["", *table_lines("box size", SIZES, self._by_size())]
         if self.tasks:
             columns = self._task_columns()
             lines += [

@@ -65,7 +65,12 @@ def column_means(columns: Mapping[str, Tensor], scores: LabelScores) -> dict[str
 def table_lines(
     title: str, names: Sequence[str], columns: Mapping[str, Tensor], averaged: LabelScores | None = None
 ) -> list[str]:
-    """The lines of a table, with a row of macro means if the scores of its labels are given."""
+    """The lines of a table, with a row of macro means if the scores of its labels are given.
+
+    A column in which nothing is defined, or no box is counted, is left out, but for AUROC, AP and F1 at .5, of which a
+    reader wants to know that they are undefined.
+    """
+    columns = {name: values for name, values in columns.items() if _says_something(name, values)}
     rows = [[title, *columns]]
     for name, figures in by_name(names, columns).items():
         rows.append([name, *(cell(value, count=column in _COUNTS) for column, value in figures.items())])
@@ -73,6 +78,12 @@ def table_lines(
         means = column_means(columns, averaged).items()
         rows.append(["macro mean", *(cell(math.nan if column in _COUNTS else float(mean)) for column, mean in means)])
     return text_table(rows, numbers=True)
+
+
+def _says_something(title: str, values: Tensor) -> bool:
+    if title == "boxes":
+        return bool((values > 0).any())
+    return title in SCORES or not bool(values.isnan().all())
 
 
 def left_out_lines(left_out: Sequence[str]) -> list[str]:

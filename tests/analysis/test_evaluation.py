@@ -96,6 +96,14 @@ def test_undefined_is_null_in_json_and_a_dash_in_the_table(model):
     assert "-" in row.split()
 
 
+def test_the_table_without_boxes_has_no_columns_of_boxes(model):
+    whole, bare = (evaluate(model, data) for data in (TEST, [batch._replace(boxes=None) for batch in TEST]))
+    header, other = (one.table().splitlines()[0].split() for one in (whole, bare))
+    assert {"boxes", "point", "energy", "area"} <= set(header) and header[: len(other)] == other
+    assert other[-2:] == ["ECE", "Brier"] and "box size" in whole.table() and "box size" not in bare.table()
+    assert whole.as_dict()["concepts"]["dark"].keys() == bare.as_dict()["concepts"]["dark"].keys()
+
+
 def test_tasks_are_not_reported_if_they_were_never_taught():
     model = tiny_model()
     model.record = model.record.after("concepts", ["backbone"])
