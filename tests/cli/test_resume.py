@@ -157,8 +157,9 @@ def said_by_two(folder, breaks, command, driver=ONE_BREAKS):
 def test_an_error_of_several_processes_is_told_once(breaks, wrong, sentence, data, tmp_path):
     said = said_by_two(tmp_path, breaks, ["train", str(data), *VIT, *wrong, "--out", str(tmp_path / "out")])
     assert len(said) == 2
-    assert sentence in said[0]
-    assert said[1] == "" and "Traceback" not in said[0]
+    # The first process says it, or the one that knows, where torch lets the first one wait until that has gone.
+    (told,) = filter(None, said)
+    assert sentence in told and "Traceback" not in told
     assert not (tmp_path / "out").exists()
 
 
