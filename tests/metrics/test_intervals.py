@@ -45,7 +45,7 @@ def test_intervals_of_labels_equal_those_of_figures_drawn_one_by_one(groups):
     assert fast.auroc.low[2].isnan() and fast.auroc.value[2].isnan()  # a label that is always present
 
 
-def test_a_label_that_nobody_knows_has_no_interval_and_changes_no_other():
+def test_a_label_that_nobody_knows_has_no_interval():
     logits, labels = examples()
     without = label_intervals(logits, labels, draws=40)
     unknown = torch.full_like(labels[:, :1], nan)
