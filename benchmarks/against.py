@@ -1,8 +1,8 @@
 """Is this version as fast as another one? Importing it and its box loss, by processor time, in turns.
 
-The other version is a folder with its `conceptcam`, such as `git worktree add /tmp/before v0.1` makes:
+The other version is a folder with its `conceptcam`, such as `git worktree add ../before v0.1` makes:
 
-    python benchmarks/against.py /tmp/before
+    python benchmarks/against.py ../before
 """
 
 import argparse

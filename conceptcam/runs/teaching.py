@@ -117,7 +117,7 @@ class Teaching:
         return trainer.fit(self.model, stages, batches, val_batches, resume=options.resume)
 
     def _take_stock(self, *, backbone_is_done: bool) -> None:
-        """Put into the model's record what its images say of it now: thresholds, calibration and class weights.
+        """Fit thresholds, calibration and novelty statistics, and keep them and class weights in the record.
 
         After the last phase again, when there are prototypes whose typical evidence can be recorded.
         """
