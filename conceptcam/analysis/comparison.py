@@ -8,6 +8,7 @@ from torch import Tensor
 
 from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null
+from conceptcam.analysis.doubts import difference_doubts
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.evaluation_table import cell
 from conceptcam.metrics.classification import per_label_metrics, well_supported
@@ -28,6 +29,8 @@ class ComparedLabels(NamedTuple):
     macro_auroc: Interval
     """The difference of the macro means, a scalar, over labels with five positives and negatives, or all."""
     macro_average_precision: Interval
+    doubts: tuple[str, ...] = ()
+    """A sentence about labels with fewer than five positives or negatives, if there are any."""
 
 
 class Comparison(NamedTuple):
@@ -41,14 +44,16 @@ class Comparison(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
         parts = {"concepts": self.concepts} | ({"tasks": self.tasks} if self.tasks else {})
-        return nan_to_null({"images": self.images} | {what: _rows(one) for what, one in parts.items()})
+        figures = {what: _rows(one) for what, one in parts.items()}
+        doubts = [sentence for one in parts.values() for sentence in one.doubts]
+        return nan_to_null({"images": self.images, **figures, "doubts": doubts})
 
     def table(self) -> str:
-        """The figures as text; a difference whose interval holds 0 could be luck."""
+        """The figures as text, with what is to be doubted; a difference whose interval holds 0 could be luck."""
         lines = [f"{self.images} images; A - B with its 95 % interval, paired, of images or patients drawn anew", ""]
         for title, one in (("concept", self.concepts), ("task", self.tasks)):
             if one is not None:
-                lines += [*_table(title, one), ""]
+                lines += [*_table(title, one), *one.doubts, ""]
         return "\n".join(lines)
 
 
@@ -94,18 +99,17 @@ def _compared(
     )
     if not torch.equal(labels.nan_to_num(-1), other_labels.nan_to_num(-1)):
         raise ValueError(f"the labels of the {kind}s differ, so the models were evaluated on other images")
-    counted = well_supported(per_label_metrics(scores, labels))
+    found = per_label_metrics(scores, labels)
+    counted = well_supported(found)
     each = label_intervals(scores, labels, minus=others, groups=groups, draws=draws)
     macro = label_intervals(
         scores[:, counted], labels[:, counted], minus=others[:, counted], groups=groups, draws=draws
     )
     own, other = (
-        torch.stack([found.auroc, found.average_precision], dim=1)
-        for found in (per_label_metrics(one, labels) for one in (scores, others))
+        torch.stack([one.auroc, one.average_precision], dim=1) for one in (found, per_label_metrics(others, labels))
     )
-    return ComparedLabels(
-        names, own, other, each.auroc, each.average_precision, macro.macro_auroc, macro.macro_average_precision
-    )
+    intervals = each.auroc, each.average_precision, macro.macro_auroc, macro.macro_average_precision
+    return ComparedLabels(names, own, other, *intervals, tuple(difference_doubts(kind, names, found)))
 
 
 def _side(one: Evaluation, kind: str) -> tuple[tuple[str, ...], Tensor, Tensor]:

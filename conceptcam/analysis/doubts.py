@@ -189,11 +189,10 @@ def average_doubts(kind: str, names: Sequence[str], scores: LabelScores) -> list
         names: L names.
         scores: Of the measured images.
     """
-    fewest = dict(zip(names, _fewest(scores).tolist(), strict=True))
-    few = {name: count for name, count in fewest.items() if 0 < count < _FEW_TO_AVERAGE}
+    few, alone = _too_few_to_average(names, scores)
     if not few:
         return []
-    if max(fewest.values()) < _FEW_TO_AVERAGE:
+    if alone:
         return [
             f"No {kind} has {_FEW_TO_AVERAGE} measured images on each side, so the averages of the {kind}s are carried "
             f"by single images: {_listed(few)}."
@@ -201,6 +200,30 @@ def average_doubts(kind: str, names: Sequence[str], scores: LabelScores) -> list
     return [
         f"The averages of AUROC, AP and F1 leave out the {kind}s with fewer than {_FEW_TO_AVERAGE} measured images on "
         f"a side: {_listed(few)}."
+    ]
+
+
+def difference_doubts(kind: str, names: Sequence[str], scores: LabelScores) -> list[str]:
+    """Differences of two models, and their intervals, of labels with fewer than five positives or negatives.
+
+    Labels without an AUROC have no difference, and are not named here.
+
+    Args:
+        kind: What the labels are, such as `"concept"`.
+        names: L names.
+        scores: Of the measured images, by either model: only their positives and negatives are read.
+    """
+    few, alone = _too_few_to_average(names, scores)
+    if not few:
+        return []
+    if alone:
+        return [
+            f"No {kind} has {_FEW_TO_AVERAGE} measured images on each side, so all differences of the {kind}s, the "
+            f"macro means included, and their intervals are carried by single images: {_listed(few)}."
+        ]
+    return [
+        f"The macro means leave out the {kind}s with fewer than {_FEW_TO_AVERAGE} measured images on a side, whose own "
+        f"differences and intervals are carried by single images: {_listed(few)}."
     ]
 
 
@@ -264,6 +287,13 @@ def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fewest(scores: LabelScores) -> Tensor:
     return torch.minimum(scores.positives, scores.negatives)
+
+
+def _too_few_to_average(names: Sequence[str], scores: LabelScores) -> tuple[dict[str, float], bool]:
+    """Labels with fewer than five images on a side, but some on both, with how many; and whether no label has more."""
+    fewest = dict(zip(names, _fewest(scores).tolist(), strict=True))
+    few = {name: count for name, count in fewest.items() if 0 < count < _FEW_TO_AVERAGE}
+    return few, max(fewest.values(), default=0) < _FEW_TO_AVERAGE
 
 
 def _listed(counts: Mapping[str, float]) -> str:

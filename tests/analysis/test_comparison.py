@@ -75,6 +75,27 @@ def test_a_comparison_as_text_and_as_json_names_every_label(pair):
     assert all(name in result.table() for name in (*CONCEPTS, *TASKS))
 
 
+def rare(model, positives):
+    """An evaluation in which the first concept has so many positives, and the first task so many negatives."""
+    data = Squares(40, 2)
+    data.concept_labels[:, 0] = (torch.arange(40) < positives).float()
+    data.task_labels[:, 0] = (torch.arange(40) >= positives).float()
+    return evaluate(model, batches(data), draws=0)
+
+
+def test_a_comparison_doubts_labels_with_few_on_a_side(pair):
+    result = compare(rare(taught(1), 1), rare(taught(2), 1), draws=5)
+    concepts, tasks = (
+        f"The macro means leave out the {kind}s with fewer than 5 measured images on a side, whose own differences and "
+        f"intervals are carried by single images: {name!r} (1)."
+        for kind, name in (("concept", CONCEPTS[0]), ("task", TASKS[0]))
+    )
+    assert [line for line in result.table().splitlines() if "fewer than" in line] == [concepts, tasks]
+    assert result.as_dict()["doubts"] == [concepts, tasks]
+    assert compare(rare(taught(1), 5), rare(taught(2), 5), draws=5).as_dict()["doubts"] == []
+    assert "carried by" not in compare(*pair, draws=5).table()
+
+
 def test_predictions_have_a_row_per_image_with_truth(pair, tmp_path):
     rows = pair[0].per_image
     rows.to_csv(tmp_path / "predictions.csv", patients=["p"] * 40)

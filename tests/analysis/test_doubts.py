@@ -117,6 +117,14 @@ def test_averages_that_leave_labels_out_say_so():
     assert doubts.average_doubts("concept", ("a",), scores([0.7], [9], [21])) == []
 
 
+def test_differences_are_doubted_by_the_rule_of_averages():
+    for positives in ([9, 2, 0], [3, 2, 0], [9, 5, 0], [0, 0, 0]):
+        given = scores([0.7, 0.2, math.nan], positives, [21, 28, 30])
+        averages = doubts.average_doubts("concept", ("a", "b", "c"), given)
+        differences = doubts.difference_doubts("concept", ("a", "b", "c"), given)
+        assert [one.rpartition(":")[2] for one in differences] == [one.rpartition(":")[2] for one in averages]
+
+
 @pytest.mark.parametrize(
     ("images", "trained", "doubted"), [(112, False, True), (999, True, False), (1000, False, False)]
 )
