@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Verdict = Literal["present", "absent", "no threshold", "undefined"]
 
+_SHOWN_TASKS = 3
+"""Tasks that the heading of a picture names."""
+
 
 class ConceptPrediction(NamedTuple):
     """What the model predicts about one concept."""
@@ -47,6 +50,11 @@ class ConceptPrediction(NamedTuple):
         if math.isnan(self.threshold):
             return "no threshold"
         return "present" if self.probability > self.threshold else "absent"
+
+    def caption(self) -> str:
+        """Probability, verdict and threshold, as they stand below the concept's name in a picture."""
+        threshold = "" if math.isnan(self.threshold) else f" (threshold {self.threshold:.2f})"
+        return f"p = {self.probability:.2f}, {self.verdict}{threshold}"
 
     def __repr__(self) -> str:
         return f"ConceptPrediction({self.concept!r}, probability {self.probability:.3f}, {self.verdict})"
@@ -87,7 +95,7 @@ class Explanation(NamedTuple):
     concepts: tuple[ConceptPrediction, ...]
     """One per concept, the most probable first."""
     tasks: tuple[TaskExplanation, ...]
-    """One per task, in the model's order; empty if the model was taught no task."""
+    """One per task, in the model's order, or the one that was asked for; empty if the model was taught no task."""
     unlikeness: float = math.nan
     """How far the image is from the training images: above 1 it is unlike them. NaN if the model cannot tell."""
     unlike: str = ""
@@ -153,13 +161,27 @@ class Explanation(NamedTuple):
             lines.append(f"  {task.task}: {figures}, {parts}{more}")
         return lines if chosen else [*lines, "  (this model was taught no task)"]
 
-    def figure(self, *, boxes: ConceptBoxes | None = None, concepts: Sequence[str] = (), top: int = 5) -> "Image":
-        """The image beside the maps of its concepts.
+    def heading(self) -> str:
+        """The most probable tasks with their probabilities, as they stand above a picture; empty without tasks."""
+        shown = sorted(self.tasks, key=lambda task: -task.probability)[:_SHOWN_TASKS]
+        more = f" (the most probable of {len(self.tasks)} tasks)" if len(self.tasks) > len(shown) else ""
+        return ", ".join(f"{task.task}: p = {task.probability:.2f}" for task in shown) + more
+
+    def figure(
+        self,
+        *,
+        boxes: ConceptBoxes | None = None,
+        concepts: Sequence[str] = (),
+        top: int = 5,
+        heading: str | None = None,
+    ) -> "Image":
+        """The image beside the maps of its concepts, each below its probability and verdict.
 
         Args:
             boxes: Boxes of this image, each drawn on the map of its concept; concepts are numbered as in the model.
             concepts: Which concepts to show; if empty, the `top` most probable.
             top: How many to show if `concepts` is empty.
+            heading: Line above all; None names the most probable tasks.
 
         Raises:
             ValueError: If the model has no such concept.
@@ -174,8 +196,9 @@ class Explanation(NamedTuple):
             self.image,
             names,
             [prediction.heatmap for prediction in shown],
-            captions=[f"p = {prediction.probability:.2f}" for prediction in shown],
+            captions=[prediction.caption() for prediction in shown],
             boxes=[drawn.xyxy[drawn.concept == self.concept_names.index(name)] for name in names],
+            heading=self.heading() if heading is None else heading,
         )
 
     def __repr__(self) -> str:
@@ -203,7 +226,7 @@ def explain(model: ConceptModel, image: Any, *, task: str | None = None) -> Expl
         model: A model that was taught concepts.
         image: A path, a PIL image, or an array or tensor as `conceptcam.data.images.load_image` takes; not yet
             normalized, of any size.
-        task: A task that must be explained; None explains all tasks that the model was taught.
+        task: The task to explain alone; None explains all tasks that the model was taught.
 
     Raises:
         ValueError: If the image has an impossible range or shape, the model was never taught concepts, or
@@ -229,7 +252,7 @@ def explain_images(
     """
     check_taught(model.config, model.record, task=task)
     for pixels, output in image_outputs(model, images, batch_size=batch_size):
-        yield explain_output(model, pixels, output)
+        yield explain_output(model, pixels, output, task=task)
 
 
 def image_outputs(
@@ -257,13 +280,16 @@ def image_outputs(
 
 
 @torch.inference_mode()
-def explain_output(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -> Explanation:
+def explain_output(
+    model: ConceptModel, pixels: Tensor, output: ConceptOutput, *, task: str | None = None
+) -> Explanation:
     """The explanation of one image, from what the model says about it.
 
     Args:
         model: As in `explain`.
         pixels: (3, H, W), normalized, as `model.preprocess` gives it.
         output: A batch of one, on the CPU.
+        task: As in `explain`.
     """
     heatmaps = upsample(output.concept_maps[0], model.config.image_size).sigmoid()
     record = model.record
@@ -274,6 +300,7 @@ def explain_output(model: ConceptModel, pixels: Tensor, output: ConceptOutput) -
     ]
     predictions.sort(key=lambda prediction: -prediction.probability)
     tasks = _explain_tasks(model, output, heatmaps) if tasks_taught(model.config, model.record) else ()
+    tasks = tuple(one for one in tasks if task in (None, one.task))
     distance = float(unlikeness(record, output.features)[0])
     return Explanation(
         model.preprocess.denormalize(pixels),

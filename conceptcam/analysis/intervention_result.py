@@ -90,7 +90,7 @@ class InterventionResult(NamedTuple):
         answered = [one.concept for one in self.concepts]
         names = concepts or answered or [one.concept for one in self.before.concepts[:top]]
         rows = [
-            Tile(word, said.figure(concepts=names), self._conclusion(said))
+            Tile(word, said.figure(concepts=names, heading=""), self._conclusion(said))
             for word, said in zip(("Before", "After"), self[:2], strict=True)
         ]
         return contact_sheet(rows, columns=1)
@@ -147,14 +147,19 @@ def intervene_images(
         raise ValueError(f"need one intervention for all images or one each, got {len(each)} for {len(images)} images")
     said = image_outputs(model, images, batch_size=batch_size)
     for (pixels, output), intervention in zip(said, each, strict=True):
-        yield _result(model, pixels, output, apply_interventions(model, output, [intervention]), intervention)
+        changed = apply_interventions(model, output, [intervention])
+        before = explain_output(model, pixels, output, task=task)
+        after = explain_output(model, pixels, changed, task=task) if _says_something(intervention) else before
+        yield _result(model, before, after, (output, changed), intervention)
 
 
 def _result(
-    model: ConceptModel, pixels: Tensor, output: ConceptOutput, changed: ConceptOutput, intervention: Intervention
+    model: ConceptModel,
+    before: Explanation,
+    after: Explanation,
+    outputs: tuple[ConceptOutput, ConceptOutput],
+    intervention: Intervention,
 ) -> InterventionResult:
-    before = explain_output(model, pixels, output)
-    after = explain_output(model, pixels, changed) if _says_something(intervention) else before
     rejected = [one if isinstance(one, str) else one[0] for one in intervention.rejected]
     named = {*intervention.answers, *intervention.here, *intervention.not_here, *intervention.weights, *rejected}
     concepts = tuple(
@@ -170,7 +175,7 @@ def _result(
     )
     answered = tuple(intervention.answers)
     doubts = correction_doubts_of(model.config, model.record, answered) if answered else []
-    doubts += _doubts_of_direction(model, output.evidence[0], changed.evidence[0], intervention)
+    doubts += _doubts_of_direction(model, *(one.evidence[0] for one in outputs), intervention)
     return InterventionResult(before, after, concepts, tuple(intervention.rejected), tuple(doubts))
 
 

@@ -152,6 +152,31 @@ def test_explanation_is_ready_for_json_and_draws_a_figure():
     assert plain.tobytes() != marked.tobytes()
 
 
+def test_a_picture_names_verdicts_and_the_most_probable_tasks(monkeypatch):
+    tasks = ("a", "b", "c", "d")
+    model = taught("concepts", "prototypes", "task", tasks=tasks)
+    model.record = dataclasses.replace(model.record, thresholds={"bright": 0.01, "dark": 0.99})
+    drawn = []
+    monkeypatch.setattr("conceptcam.analysis.figures.concept_panel", lambda *_, **given: drawn.append(given))
+    explanation = explain(model, ITEM.image)
+    explanation.figure(concepts=["bright", "dark", "striped"])
+    explanation.figure(heading="mine")
+    said = [f"p = {explanation.concept(name).probability:.2f}, " for name in ("bright", "dark", "striped")]
+    verdicts = ["present (threshold 0.01)", "absent (threshold 0.99)", "no threshold"]
+    assert drawn[0]["captions"] == [p + verdict for p, verdict in zip(said, verdicts, strict=True)]
+    first = sorted(explanation.tasks, key=lambda task: -task.probability)[:3]
+    named = ", ".join(f"{task.task}: p = {task.probability:.2f}" for task in first)
+    assert drawn[0]["heading"] == f"{named} (the most probable of 4 tasks)" and drawn[1]["heading"] == "mine"
+    assert explain(taught("concepts"), ITEM.image).heading() == ""
+
+
+def test_a_task_that_is_asked_for_is_explained_alone():
+    model = taught("concepts", "prototypes", "task")
+    alone, all_tasks = explain(model, ITEM.image, task="any"), explain(model, ITEM.image)
+    assert [task.task for task in alone.tasks] == ["any"]
+    assert alone.task("any").logit == all_tasks.task("any").logit
+
+
 def test_a_text_in_place_of_names_is_not_taken_for_its_letters():
     explanation = explain(taught("concepts"), ITEM.image)
     for ask in (lambda: explanation.figure(concepts="dark"), lambda: MapHistory(ITEM.image, "dark")):

@@ -282,6 +282,8 @@ def test_what_is_answered_is_recorded_beside_what_was():
     content = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert content["before"] == before.as_dict()
     assert content["intervention"]["concepts"]["dark"]["answer"] == 0.25
+    alone = intervene(model, IMAGES[0], Intervention(answers={"dark": 0.25}), task="any")
+    assert [task.task for task in (*alone.before.tasks, *alone.after.tasks)] == ["any"] * 2
     assert "answered 0.25" in "\n".join(result.lines()) and "any: p = " in result.lines()[2]
     assert result.figure().size[1] > before.figure(concepts=["dark", "bright"]).size[1]
 
