@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptcam._checks import shorten
 from conceptcam.config import TaskKind
+from conceptcam.data.label_counts import FEW_IMAGES
 from conceptcam.metrics.classification import LabelScores, macro_average
 
 _NEARLY_ALL = 0.95  # of the images get one answer
@@ -23,7 +24,7 @@ _HARDLY_DIFFERS = 0.01  # probability, over all images
 _BELOW = 0.03  # AUROC, under that of a plain model on the same features
 _FEW_TO_CHOOSE_BY = 10  # images on a side of a label
 _FEW_PER_PROTOTYPE = 5  # positives
-_FEW_TO_AVERAGE = 5  # images on a side of a label
+_FEW_TO_AVERAGE = FEW_IMAGES  # on a side of a label
 
 
 def one_answer_doubts(

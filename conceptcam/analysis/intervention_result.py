@@ -175,7 +175,7 @@ def _result(
     )
     answered = tuple(intervention.answers)
     doubts = correction_doubts_of(model.config, model.record, answered) if answered else []
-    doubts += _doubts_of_direction(model, *(one.evidence[0] for one in outputs), intervention)
+    doubts += _doubts_of_direction(model, outputs[0].evidence[0], outputs[1].evidence[0], intervention)
     return InterventionResult(before, after, concepts, tuple(intervention.rejected), tuple(doubts))
 
 

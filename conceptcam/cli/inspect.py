@@ -5,8 +5,8 @@ and test.json, as far as they are there, or the files that flags name, and compa
 would refuse, such as boxes that cannot be, missing images and labels out of range; labels that are never present or
 never absent; patients and images in more than one part; files that cannot be read, constant, dark, too small,
 negatives or of another bit depth than the others; images that are there twice or nearly so; boxes too small to see. It
-also counts which labels come together, and how large boxes are on the model's grid. The exit code is 1 if there are
-faults, and 2 if nothing could be inspected.
+also counts which labels come together, and how large boxes are on the model's grid, and remarks which labels fewer
+than five images have, or lack. The exit code is 1 if there are faults, and 2 if nothing could be inspected.
 
 Examples:
     conceptcam inspect labels.csv --images films --concepts nodule edema --task diagnosis

@@ -22,6 +22,7 @@ from conceptcam.data.label_counts import (
     count_labels,
     count_pairs,
     measure_boxes,
+    rare_label_remarks,
 )
 from conceptcam.data.splits import shared_patients
 
@@ -51,6 +52,7 @@ class Inspection:
         box_sizes: How large the boxes of each concept are.
         image_size: (H, W) in pixels that boxes are measured at.
         grid: (h, w) cells that boxes are measured in.
+        remarks: Sentences about labels that few images have, or lack; no faults.
     """
 
     images: int
@@ -62,6 +64,7 @@ class Inspection:
     box_sizes: tuple[BoxSizes, ...] = ()
     image_size: tuple[int, int] = (224, 224)
     grid: tuple[int, int] = (14, 14)
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """A report for a terminal."""
@@ -70,7 +73,8 @@ class Inspection:
         count = f"{self.images} images" + (f" of {self.patients} patients" if self.patients else "")
         faults = [f"{fault.kind}: {fault.text}" for fault in self.faults] or ["No faults were found."]
         labels = text_table([titles, *rows], numbers=True)
-        return [count, *self.notes, "", *labels, *self._pair_lines(), *self._box_lines(), "", *faults]
+        remarks = ["", *(f"Remark: {remark}." for remark in self.remarks)] if self.remarks else []
+        return [count, *self.notes, "", *labels, *remarks, *self._pair_lines(), *self._box_lines(), "", *faults]
 
     def _pair_lines(self) -> list[str]:
         if not self.pairs:
@@ -111,6 +115,7 @@ class Inspection:
             "box_sizes": [one._asdict() for one in self.box_sizes],
             "image_size": list(self.image_size),
             "grid": list(self.grid),
+            "remarks": list(self.remarks),
         }
 
 
@@ -129,7 +134,8 @@ def inspect_dataset(
     that cannot be read, are constant, smaller than the model's input, black because they use a sliver of their range,
     of another bit depth than nearly all others, or negatives of what the others show. Images that are there twice,
     exactly or nearly, and whether their labels differ or they are on both sides of a split. Boxes that are too small to
-    see. Besides, it counts which labels come together and how large boxes are at the size and on the grid of a model.
+    see. Besides, it counts which labels come together and how large boxes are at the size and on the grid of a model,
+    and remarks which labels few images have, or lack.
 
     Args:
         dataset: What to look at; images are read as they are stored.
@@ -159,6 +165,7 @@ def inspect_dataset(
         measure_boxes(dataset.concepts, boxes.xyxy, boxes.concept, image_size, grid),
         image_size,
         grid,
+        rare_label_remarks([name for name, _ in names], labels, parts),
     )
 
 

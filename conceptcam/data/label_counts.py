@@ -1,6 +1,6 @@
 """What labels and boxes amount to: how often each label is there, which come together, and how large boxes are."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,11 @@ from torch import Tensor
 
 FEW_PIXELS = 3.0
 """Side in pixels at the model's size under which nothing of a finding is left to be seen."""
+
+FEW_IMAGES = 5
+"""Images with a label, or without it, of which fewer carry no figure: each one alone decides much of it."""
+
+_PURPOSE = "learn from, and to measure by"
 
 
 class LabelCount(NamedTuple):
@@ -74,6 +79,43 @@ def count_labels(names: Sequence[tuple[str, str]], labels: Tensor, boxes: Sequen
         LabelCount(name, kind, int((one >= 0.5).sum()), int((one < 0.5).sum()), int(one.isnan().sum()), drawn)
         for (name, kind), one, drawn in zip(names, labels.T, boxes, strict=True)
     )
+
+
+def rare_label_remarks(
+    names: Sequence[str], labels: Tensor, parts: Sequence[Hashable] | None = None
+) -> tuple[str, ...]:
+    """A sentence for each label, and side of it, that fewer than five images have, of all or of a part of them.
+
+    A label that all images lack, or have, is a fault and not named here. A part in which it is unknown is left out.
+
+    Args:
+        names: (L,) names.
+        labels: (N, L) in [0, 1], NaN where unknown.
+        parts: (N,) part of each image; None if nothing divides them.
+    """
+    found = []
+    for name, one in zip(names, labels.T, strict=True):
+        for word, has in (("present", one >= 0.5), ("absent", one < 0.5)):
+            if where := _rare_places(has, ~one.isnan(), parts):
+                found.append(f"{name!r} is {word} in {where}; fewer than {FEW_IMAGES} are too few to {_PURPOSE}")
+    return tuple(found)
+
+
+def _rare_places(has: Tensor, known: Tensor, parts: Sequence[Hashable] | None) -> str:
+    """Where fewer than five images are of a kind (N,): in all of them, or in which parts; empty if nowhere."""
+    total = int(has.sum())
+    if total < FEW_IMAGES or parts is None:
+        return _images(total) if 0 < total < FEW_IMAGES else ""
+    rare = []
+    for part in dict.fromkeys(parts):
+        own = torch.tensor([one == part for one in parts])
+        if (count := int((has & own).sum())) < FEW_IMAGES and (known & own).any():
+            rare.append(f"{_images(count)} of {part!r}")
+    return " and ".join(rare)
+
+
+def _images(count: int) -> str:
+    return f"{count or 'no'} image{'s' * (count > 1)}"
 
 
 def count_pairs(names: Sequence[str], labels: Tensor) -> tuple[LabelPair, ...]:

@@ -15,6 +15,7 @@ def test_the_page_holds_counts_faults_and_pictures_with_boxes():
     data = Squares(10, preprocess=False)
     found = inspect_dataset(data, image_size=(48, 64))
     page = inspection_page(found, data, samples=4)
+    assert found.remarks and all(f"<li>{remark.replace(chr(39), '&#39;')}.</li>" in page for remark in found.remarks)
     for name in CONCEPTS:
         assert f"<td>{name}</td><td>concept</td>" in page
     pictures = re.findall(r"base64,([\w+/=]+)", page)

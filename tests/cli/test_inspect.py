@@ -47,6 +47,11 @@ def test_all_parts_of_a_folder_are_read(folder: Path):
     assert inspect(folder / "train.json", "--train", "val.json") == (2, {})
 
 
+def test_a_remark_leaves_the_exit_code_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]):
+    code, report = inspect(folder)
+    assert code == 0 and report["remarks"] and "Remark: " + report["remarks"][0] in capsys.readouterr().out
+
+
 def test_images_that_no_file_lists_are_said(folder: Path):
     (folder / "images" / "more.png").write_bytes((folder / "images" / "val-0.png").read_bytes())
     (folder / "images" / "notes.txt").write_text("no image")

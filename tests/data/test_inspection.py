@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from conceptcam.data.inspection import Inspection, inspect_dataset
-from conceptcam.data.label_counts import count_pairs
+from conceptcam.data.label_counts import count_pairs, rare_label_remarks
 from conceptcam.data.table import TableDataset
 
 SIDE = 64
@@ -32,7 +32,7 @@ def sound(folder: Path, count: int = 40) -> tuple[list[dict[str, Any]], list[str
     rows: list[dict[str, Any]] = []
     for number in range(count):
         Image.fromarray(film(number)).save(folder / "images" / f"{number:02d}.png")
-        part = "val" if number >= 30 else "train"
+        part = "val" if number >= 28 else "train"
         rows.append({"image": f"{number:02d}.png", "patient": f"p{number}", "veil": number % 2, "dots": number // 2 % 2,
                      "split": part})  # fmt: skip
     return rows, ["image,concept,x,y,w,h", "01.png,veil,8,8,20,20"]
@@ -50,6 +50,7 @@ def inspected(folder: Path, rows: list[dict[str, Any]], boxes: list[str]) -> Ins
 def test_nothing_is_said_of_a_sound_data_set(tmp_path: Path):
     found = inspected(tmp_path, *sound(tmp_path))
     assert found.faults == () and found.lines()[-1] == "No faults were found."
+    assert found.remarks == () and not any(line.startswith("Remark") for line in found.lines())
     assert [(one.name, one.present, one.absent, one.unknown, one.boxes) for one in found.labels] == [
         ("veil", 20, 20, 0, 1), ("dots", 20, 20, 0, 0),
     ]  # fmt: skip
@@ -74,7 +75,9 @@ def test_twelve_planted_faults_are_found_and_nothing_else(tmp_path: Path):
     boxes.append("11.png,veil,5,5,1,9")  # 10 too small to see
     for row in rows:
         row |= {"never": 0, "copy": row["veil"]}  # 11 one-sided, 12 the same labels
-    found = {fault.kind: fault.text for fault in inspected(tmp_path, rows, boxes).faults}
+    inspection = inspected(tmp_path, rows, boxes)
+    assert inspection.remarks == ()
+    found = {fault.kind: fault.text for fault in inspection.faults}
     expected = {
         "unreadable image": "1 images cannot be read: '00.png' (cannot read the image",
         "constant image": "1 images have one value everywhere: '02.png'",
@@ -103,6 +106,45 @@ def test_labels_alone_are_inspected_without_reading_images(tmp_path: Path):
         path.write_bytes(b"")
     found = inspect_dataset(data, parts=data.parts, read_images=False)
     assert [fault.kind for fault in found.faults] == ["patient on both sides"]
+
+
+def test_labels_that_few_have_or_lack_are_remarked_and_no_faults(tmp_path: Path):
+    rows, boxes = sound(tmp_path)
+    train, val = (["train"] * 28, ["val"] * 12)
+    for number, row in enumerate(rows):
+        held_out = number - len(train)
+        row |= {"rare": int(number < 4), "common": int(number != 30), "enough": int(0 <= held_out < 5 or number < 5)}
+        row |= {"uneven": int(number < 6 or number == 30)}
+    found = inspected(tmp_path, rows, boxes)
+    few = "fewer than 5 are too few to learn from, and to measure by"
+    assert found.remarks == (
+        f"'rare' is present in 4 images; {few}",
+        f"'common' is absent in 1 image; {few}",
+        f"'uneven' is present in 1 image of 'val'; {few}",
+    )
+    assert found.faults == () and found.lines()[-1] == "No faults were found."
+    assert [line for line in found.lines() if few in line] == [f"Remark: {one}." for one in found.remarks]
+    assert json.loads(json.dumps(found.as_dict()))["remarks"] == list(found.remarks)
+    assert found.remarks == rare_label_remarks(["rare", "common", "enough", "uneven"], _columns(rows), train + val)
+
+
+def _columns(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([[row[name] for name in ("rare", "common", "enough", "uneven")] for row in rows]).float()
+
+
+def test_remarks_count_known_labels_of_each_part_alone():
+    labels = torch.zeros(30, 2)
+    labels[:6] = 1  # all of them in the first part
+    labels[20:, 1] = torch.nan  # known nowhere in the third
+    parts = [part for part in ("a", "b", "c") for _ in range(10)]
+    few = "fewer than 5 are too few to learn from, and to measure by"
+    assert rare_label_remarks(["x", "y"], labels, parts) == (
+        f"'x' is present in no image of 'b' and no image of 'c'; {few}",
+        f"'x' is absent in 4 images of 'a'; {few}",
+        f"'y' is present in no image of 'b'; {few}",
+        f"'y' is absent in 4 images of 'a'; {few}",
+    )
+    assert rare_label_remarks(["x"], torch.zeros(30, 1), parts) == rare_label_remarks(["x"], labels[:, :1]) == ()
 
 
 def test_pairs_of_labels_are_counted_as_a_loop_counts_them():
