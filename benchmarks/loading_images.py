@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def draw(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def read(reader: Callable[[Path], object], files: list[Path]) -> None:
+    """Read images and drop them, as what becomes of them in a batch does; keeping them all would time the allocator."""
+    for path in files:
+        reader(path)
+
+
 def measure(name: str, files: list[Path], size: tuple[int, int], folder: Path, *, repeats: int) -> dict[str, Any]:
     """One row: milliseconds per image of decoding, of decoding and resizing, and of reading what is kept."""
     with ImageCache(folder, size) as cache:
@@ -40,14 +47,14 @@ def measure(name: str, files: list[Path], size: tuple[int, int], folder: Path, *
             assert torch.equal(cache.load(path).image, resize_image(load_image(path), size)), path
         times = interleave(
             {
-                "decode": lambda: [load_image(path) for path in files],
-                "resize": lambda: [resize_image(load_image(path), size) for path in files],
-                "cache": lambda: [cache.load(path).image for _ in range(AGAIN) for path in files],
+                "decode": lambda: read(load_image, files),
+                "resize": lambda: read(lambda path: resize_image(load_image(path), size), files),
+                "cache": lambda: read(cache.load, files * AGAIN),
             },
             repeats=repeats,
             clock=time.process_time,
         )
-        kept = cache.file.stat().st_size / len(files)
+        kept = sum(file.stat().st_size for file in folder.iterdir()) / len(files)
     milliseconds = {what: 1000 * times.median(what) / len(files) for what in times.seconds}
     milliseconds["cache"] /= AGAIN
     ratio = milliseconds["decode"] / milliseconds["cache"]

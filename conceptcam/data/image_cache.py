@@ -4,9 +4,9 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import threading
 import zlib
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,19 +24,19 @@ LIMIT = 32_000_000_000
 """Bytes that a cache may take by default."""
 
 # Part of what identifies an image in a cache: to be raised when images are decoded or resized in another way.
-_VERSION = 2
-_MOST_ROWS = 10**7  # whose checksums a process remembers
-_PAGE = 16384  # bytes; a file of SQLite is made of pages
-_MOST = 64e12  # bytes; SQLite counts at most 2**32 - 2 pages
+_VERSION = 3
+_MOST_KNOWN = 200_000  # images whose places a process remembers, in 80 MB
+_PAGE = 4096  # bytes; a file of SQLite is made of pages
+_LEAST, _MOST = 16384, 17e12  # bytes of a limit; SQLite counts at most 2**32 - 2 pages
 _PATIENCE = 10.0  # seconds to wait for another process that writes
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS images (path BLOB, how TEXT, bytes INTEGER, mtime INTEGER, height INTEGER, "
-    "width INTEGER, checksum INTEGER, pixels BLOB, PRIMARY KEY (path, how))"
+    "CREATE TABLE images (path BLOB, how TEXT, bytes INTEGER, mtime INTEGER, height INTEGER, width INTEGER, "
+    "channels INTEGER, start INTEGER, checksum INTEGER, PRIMARY KEY (path, how))"
 )
 _FIND = (
-    "SELECT rowid, height, width, checksum, pixels FROM images WHERE path = ? AND how = ? AND bytes = ? AND mtime = ?"
+    "SELECT height, width, channels, start, checksum FROM images WHERE path = ? AND how = ? AND bytes = ? AND mtime = ?"
 )
-_KEEP = "REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_KEEP = "REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Codes of SQLite's errors: busy and locked; another table, corrupt, and not its file at all.
 _BUSY = (5, 6)
 _DAMAGED = (1, 11, 26)
@@ -52,12 +52,51 @@ class ReadImage(NamedTuple):
     """(H, W) in pixels that it has in its file, upright."""
 
 
+class _Damaged(OSError):
+    """The table does not go with its file of pixels."""
+
+
+class _Key(NamedTuple):
+    """What an image is known by."""
+
+    path: bytes
+    how: str
+    bytes: int
+    mtime: int
+
+
+class _Place(NamedTuple):
+    """Size in the file, channels kept and where they begin in the file of pixels."""
+
+    height: int
+    width: int
+    channels: int
+    start: int
+
+
+class _OpenCache(NamedTuple):
+    """The two files of a cache, as one thread of one process has opened them."""
+
+    table: "sqlite3.Connection"
+    inode: int
+    """Of the table's file: another one means that the cache was made anew."""
+    pixels: int
+    """Descriptor of the file of pixels."""
+    known: dict[_Key, _Place]
+    """Images whose checksum was compared here; what is written in the file of pixels stays as it is."""
+
+
 class ImageCache:
     """Images that were decoded once, kept as bytes at the size that a model takes.
 
-    They are in one file, `images.sqlite` of the folder, which SQLite maps into memory. All processes on a machine read
-    and fill it together, and later runs and other data sets find what is in it. An image is known by the path, size and
-    time of its file, by how it was decoded and to which size: a file that changes is decoded anew.
+    Their pixels are in one file of the folder, `images-*.pixels`, and where each lies in it is in another,
+    `images.sqlite`. All processes on a machine read and fill them together, and later runs and other data sets find
+    what is in them. An image is known by the path, size and time of its file, by how it was decoded and to which size.
+    The file's size and time are looked at each time it is read, so a file that changes is decoded anew at once.
+
+    Pixels are copied once, from the file into a tensor of its own. A process compares their checksum when it first
+    reads them, and later reads them without asking the table: nothing writes over them, and an image that changes takes
+    new room. Of more than 200,000 images, the checksum of the others is compared each time.
 
     What is kept of a file of 8 bits is what `Preprocess` makes of it before it normalizes, to the last bit. Values of
     more than 8 bits are resized, then rounded to 1/255. Boxes are fractions and stay as they are. An augmentation gets
@@ -68,26 +107,23 @@ class ImageCache:
     cannot be written is left as it is, with a sentence in the log.
 
     Args:
-        folder: Where the file is, or will be; on a disk of this machine, because SQLite locks files.
+        folder: Where the files are, or will be; on a disk of this machine, because SQLite locks files.
         image_size: (H, W) in pixels that images are kept at: the model's.
-        limit: Bytes that the file may take, whichever process fills it.
+        limit: Bytes that the two files may take, whichever process fills them.
 
     Raises:
-        ValueError: If the size is not above 0, or the limit is not from 16,384 bytes to 64 TB.
+        ValueError: If the size is not above 0, or the limit is not from 16,384 bytes to 17 TB.
     """
 
     def __init__(self, folder: str | os.PathLike[str], image_size: tuple[int, int], *, limit: float = LIMIT) -> None:
         height, width = image_size
         if not min(height, width) > 0:
             raise ValueError(f"`image_size` must be above 0, got {image_size}")
-        check_number("`limit`", limit, _PAGE, _MOST)
+        check_number("`limit`", limit, _LEAST, _MOST)
         self.file, self.image_size, self.limit = Path(folder) / "images.sqlite", (height, width), limit
-        self._open: dict[tuple[int, int], tuple[sqlite3.Connection, int]] = {}
+        self._open: dict[tuple[int, int], _OpenCache] = {}
         self._reason = ""  # why nothing more is kept
         self._form = f", {self.image_size}, {_VERSION}"
-        # By number of a row, 1 more than the checksum that this process has compared with its bytes. SQLite may give
-        # the number of a row that is gone to another one, which has another checksum.
-        self._checked = array("Q")
 
     def load(self, path: str | os.PathLike[str], *, bit_depth: int | None = None) -> ReadImage:
         """An image in place of `load_image`: as it is kept, or decoded, resized and kept.
@@ -112,7 +148,7 @@ class ImageCache:
         name = os.fspath(path)
         status = os.stat(name)
         place = name if name.startswith("/") else os.path.abspath(name)  # which takes a microsecond
-        key = os.fsencode(place), how + self._form, status.st_size, status.st_mtime_ns
+        key = _Key(os.fsencode(place), sys.intern(how + self._form), status.st_size, status.st_mtime_ns)
         found = self._find(key)
         if found is not None:
             return found
@@ -124,10 +160,9 @@ class ImageCache:
         return ReadImage(small, (image.shape[1], image.shape[2]))
 
     def close(self) -> None:
-        """Close the file in all threads of this process; reading opens it again. No thread may be reading meanwhile."""
-        own = [key for key in self._open if key[0] == os.getpid()]
-        for key in own:
-            self._open.pop(key)[0].close()
+        """Close the files in all threads of this process; reading opens them again. No thread may be reading then."""
+        for key in [key for key in self._open if key[0] == os.getpid()]:
+            self._close(key)
 
     def __enter__(self) -> "ImageCache":
         return self
@@ -141,58 +176,92 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: where the file is."""
-        return {**self.__dict__, "_open": {}, "_checked": array("Q")}
+        return {**self.__dict__, "_open": {}}
 
-    def _find(self, key: tuple[bytes, str, int, int]) -> ReadImage | None:
+    def _find(self, key: _Key) -> ReadImage | None:
         import sqlite3
 
         if self._reason and not self._open:  # it cannot be opened
             return None
         try:
-            row = self._connection().execute(_FIND, key).fetchone()
-        except sqlite3.Error as error:
+            opened = self._files()
+            place = opened.known.get(key)
+            if place is None:
+                return self._first_read(opened, key)
+            image = self._read(opened, place)
+            if image is None:
+                raise _Damaged("its file of pixels was cut short")
+        except (sqlite3.Error, OSError) as error:
             self._handle(error)
             return None
+        return ReadImage(image, place[:2])
+
+    def _first_read(self, opened: _OpenCache, key: _Key) -> ReadImage | None:
+        """An image of which this process knows no place yet: looked up, and its pixels compared with their checksum."""
+        row = _run(opened.table, _FIND, key)
         if row is None:
             return None
-        number, height, width, checksum, pixels = row
-        if not self._is_right(number, checksum, pixels, (height, width)):
-            _log.warning("what the cache %s holds of %s is damaged; it is decoded anew", self.file, os.fsdecode(key[0]))
+        *fields, checksum = row
+        place = _Place(*fields)
+        image = self._read(opened, place)
+        if image is None or _checksum(image[: place.channels].numpy().data, place[:2]) != checksum:
+            _log.warning(
+                "what the cache %s holds of %s is damaged; it is decoded anew", self.file, os.fsdecode(key.path)
+            )
             return None
-        channels = len(pixels) // (self.image_size[0] * self.image_size[1])
-        image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(channels, *self.image_size)
-        return ReadImage(image if channels == 3 else image.repeat(3, 1, 1), (height, width))
+        if len(opened.known) < _MOST_KNOWN:
+            opened.known[key] = place
+        return ReadImage(image, place[:2])
 
-    def _is_right(self, number: int, checksum: int, pixels: bytes, size: tuple[int, int]) -> bool:
-        """Whether a row is as it was kept, compared when it is first read here; a damaged one may hold anything."""
-        area = self.image_size[0] * self.image_size[1]
-        if not isinstance(pixels, bytes) or len(pixels) not in (area, 3 * area):
-            return False
-        if not 0 <= number < _MOST_ROWS:
-            return _checksum(pixels, size) == checksum
-        if number >= len(self._checked):
-            self._checked.extend([0] * (number + 1000 - len(self._checked)))
-        if self._checked[number] - 1 == checksum:
-            return True
-        right = _checksum(pixels, size) == checksum
-        self._checked[number] = checksum + 1 if right else 0
-        return right
+    def _read(self, opened: _OpenCache, place: _Place) -> Tensor | None:
+        """(3, h, w) uint8 that are kept in a place; None if no image can be there. A damaged row may say anything."""
+        if place.channels not in (1, 3) or not isinstance(place.start, int) or not 0 <= place.start < _MOST:
+            return None
+        # `empty` and `preadv`, because each further copy of 150 kB takes as long as all of the rest.
+        image = torch.empty(3, *self.image_size, dtype=torch.uint8)
+        pixels = image.numpy()[: place.channels].data
+        if os.preadv(opened.pixels, [pixels], place.start) != pixels.nbytes:
+            return None
+        if place.channels == 1:
+            image[1:] = image[0]
+        return image
 
-    def _add(self, key: tuple[bytes, str, int, int], image: Tensor, size: tuple[int, ...]) -> None:
+    def _add(self, key: _Key, image: Tensor, size: tuple[int, ...]) -> None:
         """Keep an image, if there is room; one channel of a grey one is enough."""
         import sqlite3
 
         if self._reason:
             return
         grey = torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
-        pixels = (image[:1] if grey else image).contiguous().numpy().tobytes()
+        pixels = (image[:1] if grey else image).contiguous().numpy().data
         try:
-            self._connection().execute(_KEEP, (*key, *size, _checksum(pixels, size), pixels))
-        except sqlite3.Error as error:
+            opened = self._files()
+            table, file = opened.table, opened.pixels
+            _run(table, "BEGIN IMMEDIATE")  # until COMMIT no other process adds an image
+            try:
+                taken = _number(table, "SELECT taken FROM room")
+                start = os.fstat(file).st_size
+                if start < taken:  # what is added now would lie where a process knows another image to be
+                    raise _Damaged("its file of pixels was cut short")
+                row = (*key, *size, len(pixels), start, _checksum(pixels, size))
+                _run(table, _KEEP, row)
+                _run(table, "UPDATE room SET taken = ?", (start + pixels.nbytes,))
+                pages = _number(table, "PRAGMA page_count")
+                if pages * _PAGE + start + pixels.nbytes > self.limit:
+                    raise OSError("it is full")
+                # If this process is killed here, the bytes belong to no row.
+                if os.pwrite(file, pixels, start) != pixels.nbytes:
+                    raise OSError("its disk is full")
+            except BaseException:
+                if table.in_transaction:  # SQLite may have ended it
+                    _run(table, "ROLLBACK")
+                raise
+            _run(table, "COMMIT")
+        except (sqlite3.Error, OSError) as error:
             self._handle(error)
 
-    def _connection(self) -> "sqlite3.Connection":
-        """The file, opened by this process and thread: neither may use what another has opened."""
+    def _files(self) -> _OpenCache:
+        """The files, opened by this process and thread: neither may use what another has opened."""
         import sqlite3
 
         key = (os.getpid(), threading.get_ident())
@@ -200,26 +269,55 @@ class ImageCache:
             with contextlib.suppress(OSError):  # SQLite says that it cannot open a file there
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             # Each thread uses its own alone, but `close` closes those of all threads.
-            connection = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+            table = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 for setting in (
                     f"page_size = {_PAGE}", f"max_page_count = {int(self.limit // _PAGE)}",
-                    f"mmap_size = {int(self.limit)}", "journal_mode = TRUNCATE", "synchronous = OFF",
+                    "journal_mode = TRUNCATE", "synchronous = OFF",
                 ):  # fmt: skip
-                    connection.execute(f"PRAGMA {setting}")
-                connection.execute(_TABLE)
-            except sqlite3.Error:
-                connection.close()
+                    _run(table, f"PRAGMA {setting}")
+                pixels = self._open_pixels(table)
+            except BaseException:
+                table.close()
                 raise
-            self._open[key] = connection, self.file.stat().st_ino
-        return self._open[key][0]
+            self._open[key] = _OpenCache(table, self.file.stat().st_ino, pixels, {})
+        return self._open[key]
 
-    def _handle(self, error: "sqlite3.Error") -> None:
+    def _open_pixels(self, table: "sqlite3.Connection") -> int:
+        """Open the file of pixels of a table, whose name has a number that the table holds; a new table gets both."""
+        number = _number(table, "PRAGMA user_version")
+        if number == 0:
+            _run(table, "BEGIN IMMEDIATE")
+            number = _number(table, "PRAGMA user_version")
+            if number == 0:  # else another process was faster
+                _run(table, _TABLE)
+                _run(table, "CREATE TABLE room AS SELECT 0 AS taken")
+                for other in self.file.parent.glob("images-*.pixels"):  # of a table that is gone
+                    other.unlink(missing_ok=True)
+                number = 1 + int.from_bytes(os.urandom(3))
+                os.close(os.open(self._pixel_file(number), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
+                _run(table, f"PRAGMA user_version = {number}")
+            _run(table, "COMMIT")
+        try:
+            return os.open(self._pixel_file(number), os.O_RDWR)
+        except OSError:  # what may not be written can still be read
+            return os.open(self._pixel_file(number), os.O_RDONLY)
+
+    def _pixel_file(self, number: int) -> Path:
+        return self.file.with_name(f"images-{number}.pixels")
+
+    def _close(self, key: tuple[int, int]) -> None:
+        opened = self._open.pop(key, None)
+        if opened is not None:
+            opened.table.close()
+            os.close(opened.pixels)
+
+    def _handle(self, error: "sqlite3.Error | OSError") -> None:
         """Say what an error means: the image is decoded, and kept the next time, or nothing is kept any more."""
-        code = error.sqlite_errorcode & 0xFF
+        code = None if isinstance(error, OSError) else error.sqlite_errorcode & 0xFF
         if code in _BUSY:
             _log.info("another process holds the image cache %s; an image is decoded without it", self.file)
-        elif code in _DAMAGED:
+        elif code in _DAMAGED or isinstance(error, _Damaged | FileNotFoundError):  # or pixels are gone
             self._rebuild(error)
         elif not self._reason:
             self._reason = str(error)
@@ -230,20 +328,34 @@ class ImageCache:
                 "the image cache %s keeps no more images, which are decoded each time: %s", self.file, self._reason
             )
 
-    def _rebuild(self, error: "sqlite3.Error") -> None:
-        """Begin anew in place of a damaged file, unless another process has."""
-        _log.warning("the image cache %s is damaged and made anew: %s", self.file, error)
-        self._checked = array("Q")
-        opened = self._open.pop((os.getpid(), threading.get_ident()), None)
-        if opened is not None:
-            opened[0].close()
+    def _rebuild(self, error: "sqlite3.Error | OSError") -> None:
+        """Begin anew in place of a damaged table, unless another process has; a new table removes the old pixels."""
+        _log.warning("the image cache %s cannot be used and is made anew: %s", self.file, error)
+        key = (os.getpid(), threading.get_ident())
+        opened = self._open.get(key)
+        self._close(key)
         with contextlib.suppress(OSError):
-            if opened is None or self.file.stat().st_ino == opened[1]:
+            if opened is None or self.file.stat().st_ino == opened.inode:
                 self.file.unlink()
                 self.file.with_name(f"{self.file.name}-journal").unlink(missing_ok=True)
 
 
-def _checksum(pixels: bytes, size: tuple[int, ...]) -> int:
+def _run(table: "sqlite3.Connection", statement: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
+    """The first row that a statement gives."""
+    try:
+        return table.execute(statement, values).fetchone()
+    except UnicodeDecodeError as error:  # SQLite quotes what it found in place of a name
+        raise _Damaged("there is no text where text should be") from error
+
+
+def _number(table: "sqlite3.Connection", statement: str) -> int:
+    row = _run(table, statement)
+    if row is None or not isinstance(row[0], int):
+        raise _Damaged("there is no number where one should be")
+    return row[0]
+
+
+def _checksum(pixels: memoryview, size: tuple[int, ...]) -> int:
     """Of an image's bytes and its size in the file."""
     return zlib.crc32(repr(tuple(size)).encode(), zlib.crc32(pixels))
 

@@ -160,8 +160,8 @@ def test_the_limit_holds_and_is_said_once(files: list[Path], tmp_path: Path, cap
         for _ in range(2):
             for path in files:
                 assert torch.equal(cache.load(path).image, ImageCache.load(cache, path).image)
-        assert caplog.text.count("keeps no more images, which are decoded each time: database or disk is full") == 1
-    assert 0 < cache.file.stat().st_size <= 80_000
+        assert caplog.text.count("keeps no more images, which are decoded each time: it is full") == 1
+    assert 0 < sum(file.stat().st_size for file in cache.file.parent.iterdir()) <= 80_000
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "zeros"])
@@ -179,42 +179,127 @@ def test_a_damaged_file_is_made_anew_with_a_sentence(
         for _ in range(2):
             for path in files:
                 assert torch.equal(PREPROCESS(cache.load(path).image), PREPROCESS(path))
-        assert "is damaged and made anew" in caplog.text
-        assert cache._connection().execute("SELECT count(*) FROM images").fetchone() == (len(files),)
+        assert "cannot be used and is made anew" in caplog.text
+        assert cache._files().table.execute("SELECT count(*) FROM images").fetchone() == (len(files),)
 
 
-def test_altered_pixels_are_noticed_and_mended(files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.fixture
+def pixels(files: list[Path], tmp_path: Path) -> Path:
+    """The file of pixels of a cache that holds all images."""
     with ImageCache(tmp_path / "cache", SIZE) as cache:
-        right = cache.load(files[0]).image
-        area = right.numel()
-        cache._connection().execute("UPDATE images SET pixels = zeroblob(?)", (area,))
+        for path in files:
+            cache.load(path)
+    (found,) = (tmp_path / "cache").glob("images-*.pixels")
+    return found
+
+
+def test_altered_pixels_are_noticed_and_mended(
+    files: list[Path], pixels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    pixels.write_bytes(bytes(pixels.stat().st_size))
     with ImageCache(tmp_path / "cache", SIZE) as cache:  # as a later process has it
-        assert torch.equal(cache.load(files[0]).image, right)
-        assert torch.equal(cache.load(files[0]).image, right)
-    assert caplog.text.count("is damaged; it is decoded anew") == 1
+        for _ in range(2):
+            for path in files:
+                assert torch.equal(PREPROCESS(cache.load(path).image), PREPROCESS(path))
+    assert caplog.text.count("is damaged; it is decoded anew") == len(files)
 
 
-def test_a_row_under_the_number_of_a_lost_one_is_compared_anew(files: list[Path], tmp_path: Path):
-    """SQLite may number a new row as one that is gone, here while another process has remembered the old one."""
+def test_pixels_cut_while_they_are_read_are_mended(
+    files: list[Path], pixels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        right = [cache.load(path).image for path in files]
+        os.truncate(pixels, 1000)  # a mapping of it would kill the process
+        for _ in range(2):
+            assert all(torch.equal(cache.load(path).image, image) for path, image in zip(files, right, strict=True))
+    assert caplog.text.count("its file of pixels was cut short") == 1
+
+
+def test_nothing_is_added_where_pixels_were_cut_off(files: list[Path], pixels: Path, tmp_path: Path):
+    """A process that has compared its images must not find others in their place."""
     cache, other = (ImageCache(tmp_path / "cache", SIZE) for _ in range(2))
     with cache, other:
+        right = [cache.load(path).image for path in files]
+        os.truncate(pixels, 0)
+        for number, path in enumerate(files):
+            picture(90 + number).save(path.with_stem(f"new {number}"))
+            other.load(path.with_stem(f"new {number}"))
+        assert all(torch.equal(cache.load(path).image, image) for path, image in zip(files, right, strict=True))
+
+
+def test_lost_pixels_make_the_cache_anew(
+    files: list[Path], pixels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    pixels.unlink()
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        for _ in range(2):
+            for path in files:
+                assert torch.equal(PREPROCESS(cache.load(path).image), PREPROCESS(path))
+        assert cache._files().table.execute("SELECT count(*) FROM images").fetchone() == (len(files),)
+    assert caplog.text.count("cannot be used and is made anew") == 1
+    assert len(list(pixels.parent.glob("*.pixels"))) == 1
+
+
+@pytest.mark.parametrize("column", ["start", "channels", "height", "checksum"])
+@pytest.mark.parametrize("value", ["start + 1", "-1", "'text'", "NULL", "1e300", "3"])
+def test_altered_rows_are_noticed_and_mended(files: list[Path], pixels: Path, tmp_path: Path, column: str, value: str):
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
         right = cache.load(files[0])
-        number = "SELECT rowid FROM images"
-        before = cache._connection().execute(number).fetchall()
-        cache.load(files[0])  # its bytes were compared
-        other._connection().execute("DELETE FROM images")
-        other.load(files[0])
-        assert other._connection().execute(number).fetchall() == before
-        damage = "UPDATE images SET checksum = checksum + 1, pixels = zeroblob(length(pixels))"
-        other._connection().execute(damage)
-        found = cache.load(files[0])
-        assert torch.equal(found.image, right.image) and found.size == right.size
+        cache._files().table.execute(f"UPDATE images SET {column} = {value}")
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        for _ in range(2):
+            found = cache.load(files[0])
+            assert torch.equal(found.image, right.image) and found.size == right.size == (60, 90)
+
+
+def test_what_a_process_knows_stays_right_whatever_others_do(files: list[Path], tmp_path: Path):
+    cache, other = (ImageCache(tmp_path / "cache", SIZE) for _ in range(2))
+    with cache, other:
+        right = [cache.load(path) for path in files for _ in range(2)][::2]  # their checksums were compared
+        before = files[0].stat()
+        picture(99).save(files[0])
+        other.load(files[0])  # which takes the row of what was there
+        other._files().table.execute("UPDATE images SET checksum = checksum + 1, start = start + 1")
+        picture(0).save(files[0])
+        os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+        for path, expected in zip(files, right, strict=True):
+            found = cache.load(path)
+            assert torch.equal(found.image, expected.image) and found.size == expected.size
+
+
+def test_closing_forgets_what_was_known(files: list[Path], tmp_path: Path):
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        right = [cache.load(path).image for path in files for _ in range(2)][::2]
+        cache.close()
+        for file in (tmp_path / "cache").iterdir():
+            file.unlink()
+        with ImageCache(tmp_path / "cache", SIZE) as other:
+            for path in reversed(files):  # in another order, so that each lies elsewhere
+                other.load(path)
+        assert all(torch.equal(cache.load(path).image, image) for path, image in zip(files, right, strict=True))
+
+
+def test_only_so_many_places_are_remembered(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(image_cache, "_MOST_KNOWN", 2)
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        for _ in range(3):
+            for path in files:
+                assert torch.equal(PREPROCESS(cache.load(path).image), PREPROCESS(path))
+        assert len(cache._files().known) == 2
+
+
+def test_a_cache_that_may_not_be_written_is_read(files: list[Path], pixels: Path, tmp_path: Path):
+    for file in pixels.parent.iterdir():
+        file.chmod(0o444)
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        for path in files:
+            assert torch.equal(PREPROCESS(cache.load(path).image), PREPROCESS(path))
 
 
 def test_a_size_in_the_file_that_was_altered_is_noticed(files: list[Path], tmp_path: Path):
     with ImageCache(tmp_path / "cache", SIZE) as cache:
         right = cache.load(files[0]).size
-        cache._connection().execute("UPDATE images SET height = height + 1")
+        cache._files().table.execute("UPDATE images SET height = height + 1")
     with ImageCache(tmp_path / "cache", SIZE) as cache:
         assert cache.load(files[0]).size == right
 

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import math
 import posixpath
+import shutil
 import warnings
 from pathlib import Path
 
@@ -162,11 +163,13 @@ def test_a_cache_of_images_is_right_whatever_is_in_its_file(attempts, tmp_path: 
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(paths[-1])
     with ImageCache(tmp_path / "cache", (16, 24)) as cache:
         right = [cache.load(path) for path in paths]
-        file = cache.file
-    good = file.read_bytes()
+    good = {file.name: file.read_bytes() for file in (tmp_path / "cache").iterdir()}
     for chance in attempts(100):
-        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
-        file.write_bytes(damaged(chance, good))
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "cache").mkdir()
+        hit = chance.choice(list(good))
+        for name, content in good.items():
+            (tmp_path / "cache" / name).write_bytes(damaged(chance, content) if name == hit else content)
         with ImageCache(tmp_path / "cache", (16, 24)) as cache:
             for path, expected in zip([*paths, *paths], [*right, *right], strict=True):
                 found = cache.load(path)
