@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, ConceptBatch, as_batch
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.model.device import eval_mode
@@ -77,6 +78,23 @@ class EvaluatedImages(NamedTuple):
             self.names, self.concept_names, self.task_names, self.concept_probabilities, self.task_probabilities, told
         )
         table.to_csv(path, more=({"patient": patients} if patients is not None else {}) | labels)
+
+
+def label_check(config: ConceptConfig) -> Observer:
+    """An observer that refuses the first batch whose labels are not those of a model.
+
+    It raises a ValueError if a batch has labels of another number than the model has concepts, or tasks; batches
+    without task labels are taken.
+    """
+
+    def check(batch: ConceptBatch, output: ConceptOutput) -> None:
+        concepts, tasks = batch.concepts.shape[1], batch.targets.shape[1]
+        if concepts != len(config.concepts):
+            raise ValueError(f"the data has {concepts} concept labels, the model {len(config.concepts)} concepts")
+        if config.tasks and tasks not in (0, len(config.tasks)):
+            raise ValueError(f"the data has {tasks} task labels, the model {len(config.tasks)} tasks")
+
+    return check
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from conceptcam._checks import check_known
 from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null
-from conceptcam.analysis.answers import collect_answers
+from conceptcam.analysis.answers import collect_answers, label_check
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import Batches, as_batch
 from conceptcam.losses.classification import multiclass_loss, multilabel_loss
@@ -250,8 +250,9 @@ def merge_prototypes(model: ConceptModel, concept: str, numbers: Sequence[int]) 
 def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool = True) -> None:
     """Solve for the task head anew, and for nothing else, after prototypes were dropped or merged.
 
-    Class weights are those that the record keeps of training. What is typical of a concept's evidence is taken from the
-    same images; `fit_thresholds` and `fit_calibration` take it, and the calibration of tasks, from validation data.
+    Class weights are those that the record keeps of training. With corrections, what is typical of a concept's evidence
+    is taken from the same images; without, `fit_thresholds` takes it from validation data. `fit_calibration` brings
+    back the calibration of tasks.
 
     Args:
         model: With tasks.
@@ -265,7 +266,7 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
     if not isinstance(head, TaskHead) or not config.tasks:
         raise ValueError("there is no linear task head to solve for in this model")
     weights = model.record.task_weights
-    answers = collect_answers(model, batches, evidence=True)
+    answers = collect_answers(model, batches, evidence=True, observers=[label_check(config)])
     if answers.targets.shape[1] != len(config.tasks):
         raise ValueError(
             f"the data have {answers.targets.shape[1]} task labels, and the model {len(config.tasks)} tasks to solve "
@@ -283,11 +284,10 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
     with torch.no_grad():
         head.weight.copy_(solved[0])
         head.bias.copy_(solved[1])
-    typical = typical_evidence_of(evidence, answers.concepts)
-    record = dataclasses.replace(
-        model.record.after("task", ["task_head"]), **typical.as_fields(config.concepts), task_weights=dict(weights)
-    )
-    model.record = record_corrections(record, config.concepts, typical) if corrections else record
+    model.record = dataclasses.replace(model.record.after("task", ["task_head"]), task_weights=dict(weights))
+    if corrections:
+        typical = typical_evidence_of(evidence, answers.concepts)
+        model.record = record_corrections(model.record, config.concepts, typical)
 
 
 def _vectors(model: ConceptModel) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from conceptcam._checks import shorten
 from conceptcam.config import TaskKind
 from conceptcam.data.label_counts import FEW_IMAGES
+from conceptcam.metrics.border import BorderScores
 from conceptcam.metrics.classification import LabelScores, macro_average
 
 _NEARLY_ALL = 0.95  # of the images get one answer
@@ -25,6 +26,9 @@ _BELOW = 0.03  # AUROC, under that of a plain model on the same features
 _FEW_TO_CHOOSE_BY = 10  # images on a side of a label
 _FEW_PER_PROTOTYPE = 5  # positives
 _FEW_TO_AVERAGE = FEW_IMAGES  # on a side of a label
+_FEW_PEAKS = 10  # images that have a concept
+_MANY_PEAKS = 0.5  # of these images
+_BY_CHANCE = 0.001  # probability
 
 
 def one_answer_doubts(
@@ -265,6 +269,32 @@ def flat_concept_doubts(concepts: Sequence[str], probabilities: Tensor) -> list[
     ]
 
 
+def border_doubts(concepts: Sequence[str], border: BorderScores) -> list[str]:
+    """Concepts whose map peaks at the border of the image, in the outermost ring of cells, where findings seldom are.
+
+    Doubted are concepts with 10 images or more, if in half of them the peak is there, and if that has a probability
+    below .001 where all cells peak equally often, by the bound of Chernoff, which also holds where the border differs
+    from image to image (Hoeffding, 1963, theorem 1).
+
+    Args:
+        concepts: K names.
+        border: Of the measured images. Cells in boxes are no border, and small grids count no image.
+    """
+    rows = zip(concepts, *(part.tolist() for part in border), strict=True)
+    found = [
+        f"{name!r} (in {peaks:.0f} of {images:.0f} images that have it; by chance in {images * chance:.0f})"
+        for name, images, peaks, chance in rows
+        if images >= _FEW_PEAKS and peaks >= _MANY_PEAKS * images and _tail(peaks, images, chance) < _BY_CHANCE
+    ]
+    if not found:
+        return []
+    return [
+        f"The maps of {_these('concept', len(found))} peak in the outermost cells of the image: {', '.join(found)}. "
+        "Unless findings are there, the model looks at dark corners, a frame or letters; look at maps with `explain`, "
+        "crop or blacken what is no finding, or draw boxes."
+    ]
+
+
 def below_baseline_doubts(what: str, auroc: float, pooled: float) -> list[str]:
     """A model whose AUROC is lower by .03 or more than that of logistic regression on the features of its backbone.
 
@@ -279,6 +309,15 @@ def below_baseline_doubts(what: str, auroc: float, pooled: float) -> list[str]:
         f"The AUROC of the {what} is {auroc:.3f}, and logistic regression on the pooled features of the same backbone "
         f"reaches {pooled:.3f}: the features hold more than this model learned of them."
     ]
+
+
+def _tail(successes: float, trials: float, chance: float) -> float:
+    """A bound of the probability of so many successes or more, each with this chance, for more than are expected."""
+    rate = successes / trials
+    if rate <= chance:
+        return 1.0
+    failures = 0.0 if rate == 1 else (1 - rate) * math.log((1 - rate) / (1 - chance))
+    return math.exp(-trials * (rate * math.log(rate / chance) + failures))
 
 
 def _sides(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from conceptcam._checks import check_known, check_names, check_not_str
-from conceptcam.analysis.answers import Answers, EvaluatedImages, collect_answers
+from conceptcam.analysis.answers import Answers, EvaluatedImages, collect_answers, label_check
 from conceptcam.analysis.baselines import Baselines
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.slow_measures import measure_slow
 from conceptcam.data.batch import Batches, ConceptBatch
+from conceptcam.metrics.border import BorderMetrics, BorderScores
 from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import (
     balanced_accuracy,
@@ -62,25 +63,28 @@ def evaluate(
         echo: As in `measure_slow`, if everything is measured.
 
     Raises:
-        ValueError: If the model was never taught concepts, has no concept of a name given, there are no batches, or
-            everything is to be measured on an iterator, which gives its batches once.
+        ValueError: If the model was never taught concepts, has no concept of a name given, there are no batches, a
+            batch has labels of another number than the model has concepts or tasks, or everything is to be measured on
+            an iterator, which gives its batches once.
     """
     check_taught(model.config, model.record)
     check_not_str("sided_concepts", sided_concepts)
     for name in sided_concepts:
         check_known("concept", name, model.config.concepts)
     check_names("sided_concepts", tuple(sided_concepts), at_least=0)
-    localization = LocalizationMetrics(len(model.config.concepts))
-    localization.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
+    localization, border = LocalizationMetrics(len(model.config.concepts)), BorderMetrics(len(model.config.concepts))
+    for metric in (localization, border):
+        metric.distributed_available_fn = lambda: False  # of several processes, each that asks has all images
     if everything and isinstance(batches, Iterator):
         raise ValueError("to measure everything takes several passes; give a list or a `DataLoader`, not an iterator")
 
     def point(batch: ConceptBatch, output: ConceptOutput) -> None:
         drawn = None if batch.boxes is None else batch.boxes.to("cpu")
         localization.update(output.concept_maps.cpu(), drawn, model.config.image_size)
+        border.update(output.concept_maps.cpu(), batch.concepts.cpu(), drawn)
 
-    answers = collect_answers(model, batches, device=device, observers=[point])
-    found = _score(model, answers, localization.compute(), tuple(sided_concepts))
+    answers = collect_answers(model, batches, device=device, observers=[label_check(model.config), point])
+    found = _score(model, answers, localization.compute(), border.compute(), tuple(sided_concepts))
     if draws:
         found = dataclasses.replace(found, intervals=_intervals(found, model, answers, patients, draws))
     if baselines is not None:
@@ -92,16 +96,17 @@ def evaluate(
 
 
 def _score(
-    model: ConceptModel, answers: Answers, place: LocalizationScores, sided_concepts: tuple[str, ...]
+    model: ConceptModel,
+    answers: Answers,
+    place: LocalizationScores,
+    border: BorderScores,
+    sided_concepts: tuple[str, ...],
 ) -> Evaluation:
     """The figures of what a model said, without intervals and baselines."""
-    config, labelled = model.config, answers.targets.shape[1]
-    if config.tasks and labelled not in (0, len(config.tasks)):
-        raise ValueError(f"the data has {labelled} task labels, the model {len(config.tasks)} tasks")
-    tasks = config.tasks if tasks_taught(config, model.record) and labelled else ()
-    ranking, targets = ranking_logits(answers.task_logits, config, model.record), answers.targets[:, : len(tasks)]
-    task_logits = ranking[:, : len(tasks)]
-    exclusive = bool(tasks) and config.task_kind == "multiclass"
+    config = model.config
+    tasks = config.tasks if tasks_taught(config, model.record) and answers.targets.shape[1] else ()
+    task_logits = ranking_logits(answers.task_logits, config, model.record)[:, : len(tasks)]
+    targets, exclusive = answers.targets[:, : len(tasks)], bool(tasks) and config.task_kind == "multiclass"
     concepts = (*sided_concepts, *(name for name in config.concepts if name not in sided_concepts))
     order = [config.concepts.index(name) for name in concepts]
     logits, labels = answers.concept_logits[:, order], answers.concepts[:, order]
@@ -118,6 +123,7 @@ def _score(
         mean_probability=logits.double().sigmoid().masked_fill(labels.isnan(), torch.nan).nanmean(dim=0),
         calibration=calibration_scores(said[:, order], labels),
         localization=LocalizationScores(*(part[order] for part in place)),
+        border=BorderScores(*(part[order] for part in border)),
         tasks=tasks,
         task_scores=task_scores(task_logits, targets, config.task_kind),
         task_calibration=calibration_scores(said_of_tasks, targets),

@@ -32,6 +32,7 @@ from conceptcam.analysis.evaluation_table import (
 )
 from conceptcam.analysis.slow_measures import SlowFigures
 from conceptcam.analysis.slow_table import slow_dict, slow_lines
+from conceptcam.metrics.border import BorderScores
 from conceptcam.metrics.calibration import CalibrationScores
 from conceptcam.metrics.classification import LabelScores, macro_average, well_supported
 from conceptcam.metrics.intervals import Interval
@@ -62,6 +63,7 @@ class Evaluation:
             fraction of positives, it shows that positives were weighted; far below, that weights are wrong.
         calibration: Of each concept how far its probability, as `predict` reports it, is from what is true; each (K,).
         localization: Scores of each concept's map against its boxes; NaN for concepts without boxes.
+        border: In how many of the images that have a concept its map peaks at the border; each (K,).
         tasks: Task names; empty if no task was taught or labelled.
         task_scores: Scores of each task; each (T,).
         task_calibration: As `calibration`, of each task; each (T,).
@@ -86,6 +88,7 @@ class Evaluation:
     mean_probability: Tensor
     calibration: CalibrationScores
     localization: LocalizationScores
+    border: BorderScores
     tasks: tuple[str, ...]
     task_scores: LabelScores
     task_calibration: CalibrationScores
@@ -135,6 +138,7 @@ class Evaluation:
             "summary": self.summary(),
             "concepts": by_name(self.concepts, self._concept_columns()),
             "tasks": by_name(self.tasks, self._task_columns()),
+            "border_peaks": by_name(self.concepts, self.border._asdict()),
             "intervals": {name: [float(one.low), float(one.high)] for name, one in self.intervals.items()},
             "without_auroc": list(itertools.compress(self.concepts, undefined)),
             "left_out": self.left_out(),

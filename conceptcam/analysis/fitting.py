@@ -47,7 +47,7 @@ def fit_thresholds(
 
     Returns:
         A sentence about the concepts of which corrections may change nothing or go the wrong way; see
-        `conceptcam.analysis.doubts.correction_doubts`. Empty if there is none.
+        `conceptcam.analysis.doubts.correction_doubts`. Empty if there is none, or no task to correct.
     """
     check_taught(model.config, model.record)
     answers = collect_answers(model, batches, evidence=True)
@@ -75,7 +75,7 @@ def fit_thresholds(
         **evidence,
         thresholds_source=thresholds_source,
     )
-    return tuple(correction_doubts_of(model.config, model.record))
+    return tuple(correction_doubts_of(model.config, model.record)) if model.config.tasks else ()
 
 
 @torch.inference_mode()

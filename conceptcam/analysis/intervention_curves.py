@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conceptcam._checks import check_choice
-from conceptcam.analysis.answers import Answers, collect_answers
+from conceptcam.analysis.answers import Answers, collect_answers, label_check
 from conceptcam.analysis.intervention import Word, typical_evidence
 from conceptcam.data.batch import Batches
 from conceptcam.metrics.classification import macro_average, task_scores, top_accuracy
@@ -73,7 +73,7 @@ def intervention_curve(
     check_choice("policy", policy, Policy)
     check_choice("answers", answers, AnswerKind)
     check_taught(model.config, model.record, task=next(iter(model.config.tasks), "any"))
-    found = collect_answers(model, batches, evidence=True)
+    found = collect_answers(model, batches, evidence=True, observers=[label_check(model.config)])
     return curve_of_answers(model, found, policy=policy, answers=answers, counts=counts, seed=seed)
 
 

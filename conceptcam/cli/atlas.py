@@ -14,6 +14,7 @@ Examples:
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ def _merged(text: str) -> tuple[str, list[int]]:
 
 def _named(text: str) -> "tuple[Prototype, str]":
     """A prototype and its name, of a text such as "Edema=0=bat wing"."""
-    prototype, _, name = text.rpartition("=")
-    if not name.strip():
+    found = re.fullmatch("(.+?)=([0-9]+)=(.*)", text, re.DOTALL)  # the first number: the name itself may have a "="
+    if found is None or not found[3].strip():
         raise ValueError(f"--rename expects NAME=N=TEXT, such as 'Edema=0=bat wing'; got {text!r}")
-    return _prototype(prototype, "--rename"), name.strip()
+    return (found[1], int(found[2])), found[3].strip()

@@ -141,7 +141,7 @@ class TrainingRecord:
         stale |= {"concepts"} if sees else set()
         stages = tuple(name for name in self.stages if name not in stale)
         record = dataclasses.replace(self, stages=stages, metrics={}, measured_on="", license="", weights_sha256="")
-        if compares:
+        if compares or (parts and self.evidence_source):  # what one head was taught says nothing of another
             record = dataclasses.replace(record, evidence_present={}, evidence_absent={})
         if parts:
             record = dataclasses.replace(record, task_calibration={}, task_weights={}, evidence_source="")

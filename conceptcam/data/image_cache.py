@@ -384,6 +384,6 @@ class ImageReader:
 
     def _decode(self, path: str | os.PathLike[str]) -> Tensor:
         image = decode_file(path, bit_depth=self.bit_depth)
-        if bits := notice_sliver(image, os.fspath(path), self._said):
+        if bits := notice_sliver(image, os.fspath(path), self._said, bit_depth=self.bit_depth):
             self._said.add(bits)
         return image

@@ -50,8 +50,9 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
         image: The path of a PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, PNM or, with the extra `dicom`, DICOM file; a
             Pillow image; or a numpy array or tensor of shape (H, W), (3, H, W), (H, W, 3), (1, H, W) or (H, W, 1), of
             type uint8, uint16, or float in [0, 1].
-        bit_depth: Bits that the values of a 16-bit image really use, such as 12; None takes all of them. If those of a
-            file use a sliver of their range, and so come out black, that is logged.
+        bit_depth: Bits that the values of an image of more than 8 bits really use, such as 12; None takes all that the
+            file has. What is stated counts, also where a file says less, as a TIFF of 12 bits does. If the values of a
+            file use less than an eighth of their range, and so come out black, that is logged.
 
     Returns:
         (3, H, W) uint8, or, for more than 8 bits, float32 in [0, 1], where 1 is the highest value that the bit depth
@@ -67,7 +68,7 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
     """
     if isinstance(image, str | PathLike):
         tensor = decode_file(image, bit_depth=bit_depth)
-        notice_sliver(tensor, fspath(image))
+        notice_sliver(tensor, fspath(image), bit_depth=bit_depth)
         return tensor
     _check_bit_depth(bit_depth)
     if isinstance(image, Tensor):
@@ -173,13 +174,14 @@ def _open(path: str | PathLike[str]) -> "Image.Image":
     return image
 
 
-def notice_sliver(image: Tensor, name: str, said: Container[int] = ()) -> int | None:
+def notice_sliver(image: Tensor, name: str, said: Container[int] = (), *, bit_depth: int | None = None) -> int | None:
     """Log that an image of more than 8 bits uses a sliver of its range.
 
     Args:
         image: As `decode_file` gives it.
         name: What to call it.
         said: Numbers of bits of which nothing is logged, because that was said.
+        bit_depth: With which it was decoded.
 
     Returns:
         Of how many bits its numbers may be; None of an image that uses more of its range.
@@ -189,8 +191,8 @@ def notice_sliver(image: Tensor, name: str, said: Container[int] = ()) -> int | 
     low, high = (float(value) for value in image.aminmax())
     if high >= _SLIVER or high == low:
         return None
-    needed = round(high * 65535).bit_length()
-    bits = next(known for known in (10, 12, 14) if known >= needed)
+    needed = round(high * (2 ** (bit_depth or 16) - 1)).bit_length()
+    bits = next(known for known in (9, 10, 12, 14) if known >= needed)
     if bits not in said:
         _log.warning(
             "image %r uses %.2g of its range of values at most, so it comes out black; if it holds numbers of %d bits, "

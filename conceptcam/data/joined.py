@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conceptcam._checks import shorten
+from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.boxes import ConceptBoxes
 from conceptcam.data.faults import Fault
@@ -21,10 +22,10 @@ class JoinedDataset(ConceptDataset):
 
     Args:
         datasets: At least one; concepts and tasks come in the order in which they are met. Augmentations and
-            preprocessing are left out, and tasks are of the kind of the first data set.
+            preprocessing are left out. Those with tasks have tasks of one kind.
 
     Raises:
-        ValueError: If there is no data set.
+        ValueError: If there is no data set, or tasks of one exclude each other and those of another do not.
     """
 
     def __init__(self, datasets: Sequence[ConceptDataset]) -> None:
@@ -33,7 +34,7 @@ class JoinedDataset(ConceptDataset):
         self.datasets = tuple(datasets)
         self.concepts = tuple(dict.fromkeys(chain.from_iterable(one.concepts for one in datasets)))
         self.tasks = tuple(dict.fromkeys(chain.from_iterable(one.tasks for one in datasets)))
-        self.task_kind = datasets[0].task_kind
+        self.task_kind = _one_kind(datasets)
         folders = {one.folder for one in datasets}
         self.folder = folders.pop() if len(folders) == 1 else None
         self.concept_labels = torch.cat([_spread(one.concept_labels, one.concepts, self.concepts) for one in datasets])
@@ -88,6 +89,18 @@ class JoinedDataset(ConceptDataset):
     def _places(self, one: ConceptDataset) -> Tensor:
         """Where the concepts of a data set are among those of all."""
         return torch.tensor([self.concepts.index(name) for name in one.concepts], dtype=torch.long)
+
+
+def _one_kind(datasets: Sequence[ConceptDataset]) -> TaskKind:
+    """The kind of the tasks of all data sets that have any."""
+    kinds: dict[TaskKind, Sequence[str]] = {one.task_kind: one.tasks for one in reversed(datasets) if one.tasks}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"tasks that exclude each other ('multiclass': {shorten(kinds['multiclass'])}) and tasks that do not "
+            f"('multilabel': {shorten(kinds['multilabel'])}) cannot be joined; give all data sets one `task_kind`, or "
+            "leave the tasks of one out"
+        )
+    return next(iter(kinds), datasets[0].task_kind)
 
 
 def _spread(labels: Tensor, names: Sequence[str], wanted: Sequence[str]) -> Tensor:

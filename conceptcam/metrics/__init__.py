@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING
 from conceptcam._lazy import hand_on
 
 if TYPE_CHECKING:
+    from conceptcam.metrics.border import (
+        BorderMetrics as BorderMetrics,
+        BorderScores as BorderScores,
+        peaks_at_border as peaks_at_border,
+    )
     from conceptcam.metrics.calibration import (
         CalibrationMetrics as CalibrationMetrics,
         CalibrationScores as CalibrationScores,

@@ -75,6 +75,7 @@ def review(
         *_doubts_of_labels(model.config, train, val),
         *_doubts_beside_pooled_features(evaluation),
         *doubts.flat_concept_doubts(evaluation.per_image.concept_names, evaluation.per_image.concept_probabilities),
+        *doubts.border_doubts(evaluation.concepts, evaluation.border),
         *(correction_doubts_of(model.config, model.record) if model.config.tasks else ()),
         *doubts.average_doubts("concept", evaluation.concepts, evaluation.concept_scores),
         *doubts.average_doubts("task", evaluation.tasks, evaluation.task_scores),

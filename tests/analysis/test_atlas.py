@@ -6,6 +6,7 @@ import torch
 
 from conceptcam.analysis.atlas import build_atlas, drop_prototypes, merge_prototypes, refit_task_head
 from conceptcam.analysis.explanation import explain
+from conceptcam.analysis.fitting import fit_thresholds
 from tests.worlds import CONCEPTS, Squares, batches, tiny_model
 
 DATA = Squares(24, 2)
@@ -79,6 +80,22 @@ def test_refitting_changes_the_task_head_alone(model):
     assert model.task_head.weight[:, 1, 0].abs().max() < 1e-6 * model.task_head.weight.abs().max() + 1e-12
     assert model.record.stages == ("concepts", "prototypes", "task")
     assert explain(model, DATA.load_item(0).image).tasks
+
+
+def test_a_head_refitted_without_corrections_knows_nothing_typical(model):
+    drop_prototypes(model, [("dark", 0)])
+    refit_task_head(model, BATCHES, corrections=False)
+    assert not model.record.evidence_present and not model.record.evidence_source
+    fit_thresholds(model, BATCHES, thresholds_source="24 squares")
+    seen = evidence_of(model)[DATA.concept_labels[:, 0] == 1, 0].median(dim=0).values
+    torch.testing.assert_close(torch.tensor(model.record.evidence_present["bright"]), seen, atol=0.05, rtol=0.05)
+
+
+def test_a_new_head_forgets_the_evidence_that_taught_the_old(model):
+    refit_task_head(model, BATCHES)
+    assert model.record.evidence_source and model.record.evidence_present
+    refit_task_head(model, BATCHES, corrections=False)
+    assert not model.record.evidence_source and not model.record.evidence_present
 
 
 def test_an_atlas_is_listed_renamed_drawn_and_written(model):

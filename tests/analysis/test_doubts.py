@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conceptcam.analysis import doubts
+from conceptcam.metrics.border import BorderScores
 from conceptcam.metrics.classification import LabelScores
 from conceptcam.model.corrections import TypicalEvidence
 
@@ -146,3 +147,33 @@ def test_less_than_plain_features_give_is_doubted():
     assert "0.637" in found and "reaches 0.712" in found
     assert doubts.below_baseline_doubts("concepts", 0.71, 0.712) == []
     assert doubts.below_baseline_doubts("concepts", 0.71, math.nan) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "peaks", "chance", "doubted"),
+    [
+        (40, 30, 52 / 196, True),
+        (40, 19, 52 / 196, False),  # in fewer than half
+        (10, 9, 52 / 196, True),
+        (9, 9, 52 / 196, False),  # too few to tell
+        (12, 8, 24 / 49, False),  # as chance may have it
+        (40, 30, 0.7, False),  # as chance has it
+        (40, 40, 24 / 49, True),
+        (0, 0, math.nan, False),
+    ],
+)
+def test_maps_that_peak_at_the_border_are_doubted(images, peaks, chance, doubted):
+    given = torch.tensor([[images, 0], [peaks, 0], [chance, math.nan]], dtype=torch.float64)
+    found = doubts.border_doubts(NAMES, BorderScores(*given))
+    assert bool(found) == doubted
+    assert all(f"'nevus' (in {peaks} of {images} images that have it; by chance in" in one for one in found)
+    assert all("this concept peak in the outermost cells" in one and "melanoma" not in one for one in found)
+
+
+def test_random_maps_are_hardly_ever_doubted():
+    chance, dice = 24 / 49, torch.Generator().manual_seed(0)
+    for images in (10, 15, 40, 200):
+        peaks = torch.binomial(torch.full((20_000,), float(images)), torch.tensor(chance), generator=dice).double()
+        given = BorderScores(torch.full_like(peaks, images), peaks, torch.full_like(peaks, chance))
+        (found,) = doubts.border_doubts(list(map(str, range(20_000))), given) or [""]
+        assert found.count("images that have it") <= 0.001 * 20_000

@@ -174,8 +174,21 @@ def test_evaluating_leaves_the_model_and_random_state_alone(model):
 
 
 def test_data_with_other_tasks_than_the_model_is_refused(model):
+    asked = []
+
+    def wrong():
+        for batch in TEST:
+            asked.append(len(batch.images))
+            yield batch._replace(targets=batch.targets[:, :1])
+
     with pytest.raises(ValueError, match="the data has 1 task labels, the model 2 tasks"):
-        evaluate(model, [batch._replace(targets=batch.targets[:, :1]) for batch in TEST])
+        evaluate(model, wrong())
+    assert len(asked) == 1 < len(TEST)  # at the first batch, not after all
+
+
+def test_data_with_other_concepts_than_the_model_is_refused(model):
+    with pytest.raises(ValueError, match="the data has 2 concept labels, the model 3 concepts"):
+        evaluate(model, [batch._replace(concepts=batch.concepts[:, :2]) for batch in TEST])
 
 
 def test_area_is_the_energy_and_iou_of_a_constant_map(model):

@@ -136,3 +136,11 @@ def test_fitting_thresholds_says_which_corrections_go_wrong():
         model.concept_head.score.weight.zero_()  # one score for all images
     (found,) = fit_thresholds(model, VALIDATION, thresholds_source="40 squares")
     assert all(f"'{name}' (+0.000)" in found for name in CONCEPTS)
+
+
+def test_a_model_without_tasks_is_not_warned_of_corrections():
+    model = tiny_model(tasks=())
+    model.record = TrainingRecord(stages=("concepts", "prototypes"))
+    with torch.no_grad():
+        model.concept_head.score.weight.zero_()
+    assert fit_thresholds(model, VALIDATION, thresholds_source="40 squares") == ()

@@ -348,11 +348,11 @@ def test_atlas_drops_merges_and_names_into_a_new_model(run, data, tmp_path):
     changed = {name for name, value in new.state_dict().items() if not torch.equal(value, old.state_dict()[name])}
     assert {name.split(".")[0] for name in changed} == {"prototypes", "task_head"}
     assert "task" in new.record.stages and new.record.evidence_source
-    again = ["atlas", str(tmp_path / "x"), str(data), "--rename", "dark=0=hole", "--out", str(tmp_path / "y")]
+    again = ["atlas", str(tmp_path / "x"), str(data), "--rename", "dark=0=hole=dark=0=1", "--out", str(tmp_path / "y")]
     assert main(again) == 0
     entries = json.loads((tmp_path / "y" / "atlas.json").read_text())["prototypes"]
     named = {(one["concept"], one["number"]): one["name"] for one in entries if one["name"]}
-    assert named == {("striped", 0): "zebra", ("dark", 0): "hole"}
+    assert named == {("striped", 0): "zebra", ("dark", 0): "hole=dark=0=1"}
     assert main(["evaluate", str(tmp_path / "y"), str(data), "--figures", "0", "--out", str(tmp_path / "z")]) == 0
 
 
@@ -370,6 +370,7 @@ def test_atlas_refuses_names_that_it_cannot_read(run, data, tmp_path, capsys):
         (["--drop", "bright=9"], "'bright' has 5 prototypes, counted from 0; there is no 9"),
         (["--merge", "dark=1"], "--merge expects NAME=N,N"),
         (["--rename", "dark=1"], "--rename expects NAME=N"),
+        (["--rename", "dark=hole=1"], "--rename expects NAME=N"),
         (["--drop", "brihgt=0"], "did you mean"),
     ],
 )

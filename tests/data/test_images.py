@@ -49,6 +49,23 @@ def test_twelve_bits_packed_in_a_tiff_are_scaled_by_twelve_bits(tmp_path: Path):
     assert first(load_image(tmp_path / "a.tif")) == pytest.approx(np.array([[0, 4095], [2048, 1024]]) / 4095, abs=1e-6)
 
 
+@pytest.mark.parametrize(("stated", "high"), [(None, 1), (12, 1), (16, 4095 / 65535)])
+def test_a_stated_bit_depth_counts_in_a_tiff_of_twelve_bits(tmp_path, caplog, stated, high):
+    (tmp_path / "a.tif").write_bytes(twelve_bit_tiff([0, 4095, 2048, 1024]))
+    with caplog.at_level(logging.WARNING):
+        image = load_image(tmp_path / "a.tif", bit_depth=stated)
+    assert float(image.max()) == pytest.approx(high, abs=1e-6)
+    said = "comes out black; if it holds numbers of 12 bits, say so with `bit_depth`"
+    assert (said in caplog.text) == (high < 1) == bool(caplog.text)
+
+
+def test_bits_are_told_of_the_range_that_was_stated(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "a.tif"
+    path.write_bytes(packed_tiff([[1, 2, 3, 4], [5, 6, 7, 1023]], 10, photometric=1))
+    load_image(path, bit_depth=14)
+    assert "if it holds numbers of 10 bits" in caplog.text
+
+
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
 def test_white_is_zero_in_a_tiff_of_sixteen_bits(tmp_path: Path, compression: str | None):
     """Pillow turns such images up to 8 bits over, and leaves 16 as they are."""

@@ -119,3 +119,24 @@ def test_joined_data_share_a_cache(tmp_path: Path):
         assert joined.image_cache is None
         joined.cache_images(cache)
         assert joined.image_cache is second.cache is cache
+
+
+def with_tasks(part: Few, kind: str, tasks: tuple[str, ...]) -> Few:
+    part.tasks, part.task_kind = tasks, kind
+    part.task_labels = torch.eye(len(tasks)).repeat(len(part), 1)[: len(part)]
+    return part
+
+
+def test_tasks_of_two_kinds_are_not_joined(parts: dict[str, Few]):
+    first, second = parts.values()
+    with_tasks(first, "multilabel", ("pneumonia",)), with_tasks(second, "multiclass", ("nevus", "melanoma"))
+    with pytest.raises(ValueError, match=r"'multiclass': nevus, melanoma\) and .* \('multilabel': pneumonia\)"):
+        JoinedDataset([first, second])
+
+
+def test_joined_tasks_are_of_the_kind_of_data_that_have_tasks(parts: dict[str, Few]):
+    first, second = parts.values()
+    with_tasks(second, "multiclass", ("nevus", "melanoma"))
+    assert JoinedDataset([first, second]).task_kind == "multiclass"  # the first has none, and so no kind
+    joined = JoinedDataset([second, with_tasks(first, "multiclass", ("nevus", "melanoma"))])
+    assert joined.task_kind == "multiclass" and joined.task_labels.sum(dim=1).tolist() == [1] * 5

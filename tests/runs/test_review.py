@@ -8,14 +8,26 @@ from conceptcam.runs.folder import BASELINES_FILE, RunFolder
 from conceptcam.runs.options import RunOptions
 from conceptcam.runs.reports import measure
 from conceptcam.runs.run import train_run
-from tests.worlds import Squares, tiny_config
+from tests.worlds import SIZE, Squares, tiny_config
 
 EPOCHS = {"concepts": 5, "prototypes": 2, "task": 8}
 
 
-def train(folder, train, val, **options):
+class Framed(Squares):
+    """Images without squares or boxes; those that are said to have a bright one have a dark frame, as of a scanner."""
+
+    def load_item(self, index):
+        item = super().load_item(index)
+        image = torch.full_like(item.image, 120)
+        if item.concepts[0]:
+            image[:] = 5
+            image[:, 4:-4, 4:-4] = 120
+        return item._replace(image=image, boxes=None)
+
+
+def train(folder, train, val, config=None, **options):
     options = RunOptions(**{"epochs": EPOCHS, "batch_size": 16, "precision": "fp32", **options})
-    return train_run(tiny_config(), train, val, folder, options, training_data="squares", drawn=())
+    return train_run(config or tiny_config(), train, val, folder, options, training_data="squares", drawn=())
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +79,16 @@ def test_a_run_that_learned_nothing_is_doubted(tmp_path):
     assert "may change nothing or go the wrong way" in found
     assert json.loads((tmp_path / "run.json").read_text())["warnings"] == list(result.warnings)
     assert result.evaluation.baselines == {}  # of 12 images
+
+
+def test_a_run_that_looks_at_a_dark_frame_is_doubted(tmp_path):
+    fine = tiny_config(image_size=(2 * SIZE[0], 2 * SIZE[1]))
+    framed, val = Framed(28, 0, preprocess=False), Framed(40, 1, preprocess=False)
+    result = train(tmp_path, framed, val, fine, epochs={"concepts": 4, "prototypes": 1, "task": 1})
+    (found,) = (one for one in result.warnings if "outermost cells" in one)
+    assert "'bright' (in" in found
+    peaks = json.loads((tmp_path / "metrics.json").read_text())["border_peaks"]["bright"]
+    assert peaks["at_border"] >= 0.5 * peaks["images"] and peaks["images"] == val.concept_labels[:, 0].sum()
 
 
 def test_warnings_come_back_with_a_finished_run(tmp_path):
