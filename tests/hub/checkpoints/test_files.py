@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import struct
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -297,13 +296,11 @@ def laughs(levels: int, keys: int, bottom: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("bottom", [{"a": torch.zeros(1)}, {"a": 1}])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_shared_dictionaries_is_refused_in_seconds(tmp_path, bottom, zipped):
+def test_a_file_of_shared_dictionaries_is_refused_unopened(tmp_path, bottom, zipped):
     torch.save(laughs(7, 40, bottom), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     assert (tmp_path / "w.pth").stat().st_size < 20_000
-    started = time.perf_counter()
     with pytest.raises(ValueError, match="w.pth holds more than 200,000 entries, which no set of weights has"):
-        tensors_within(read_checkpoint(tmp_path / "w.pth"), "w.pth")
-    assert time.perf_counter() - started < 10
+        tensors_within(read_checkpoint(tmp_path / "w.pth"), "w.pth")  # to visit all 40 ** 7 entries takes a day
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
