@@ -269,7 +269,7 @@ def image_outputs(
         ValueError: If an image cannot be used.
     """
     if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        raise ValueError(f"`batch_size` (--batch-size) must be at least 1, got {batch_size}")
     for start in range(0, len(images), batch_size):
         pixels = torch.stack([model.preprocess(image).cpu() for image in images[start : start + batch_size]])
         with torch.inference_mode(), eval_mode(model) as device:

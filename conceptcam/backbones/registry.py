@@ -85,7 +85,7 @@ def create_backbone(
         ConnectionError: If the Hub cannot be reached, or breaks off.
     """
     if pretrained and weights is not None:
-        raise ValueError("give either `pretrained=True` or `weights`, not both")
+        raise ValueError("give either `pretrained=True` (--pretrained) or `weights` (--weights), not both")
     image_size = _checked_size(image_size)
     if in_chans not in (1, 3):
         raise ValueError(f"`in_chans` must be 1, for grey images, or 3, got {in_chans!r}")
@@ -108,7 +108,7 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     """(H, W), as a tuple."""
     whole = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if not whole:
-        raise ValueError(f"`image_size` must be (H, W), two ints above 0, got {size!r}")
+        raise ValueError(f"`image_size` (--image-size) must be (H, W), two ints above 0, got {size!r}")
     return (size[0], size[1])
 
 

@@ -82,7 +82,8 @@ def run(options: argparse.Namespace) -> None:
         drop_prototypes(model, dropped)
     if (dropped or merged) and model.config.tasks:
         refit_task_head(model, loader(dataset, how))
-        show("Solved for the task head anew; calibration of its tasks is gone, `fit_calibration` brings it back.")
+        back = "in Python, `fit_calibration` brings it back"
+        show(f"Solved for the task head anew; calibration of its tasks is gone, {back}.")
     known = _names_of(Path(options.model) / FILE)
     atlas = build_atlas(model, loader(dataset, how)).renamed(known | names)
     if dropped or merged or names:

@@ -223,7 +223,7 @@ def worker_deaths_told() -> Iterator[None]:
             raise
         raise RuntimeError(
             "a worker of the data loader died, most often because memory ran out; use fewer workers or smaller "
-            f"batches, or find the sample it dies of with `num_workers=0`. The loader says: {error}"
+            f"batches, or find the sample it dies of with `num_workers=0` (--num-workers 0). The loader says: {error}"
         ) from error
 
 

@@ -212,7 +212,7 @@ class CocoDataset(ConceptDataset):
         if found := [repr(self._names[i]) for i in rows]:
             raise ValueError(
                 f"'tasks' says -1 (uncertain) in {shorten(found)}; in a multi-class task that can only be ignored: "
-                "write null there, or set `uncertain` to 'ignore'"
+                "write null there, or set `uncertain` to 'ignore' (--uncertain ignore)"
             )
 
 

@@ -118,7 +118,7 @@ class ImageCache:
     def __init__(self, folder: str | os.PathLike[str], image_size: tuple[int, int], *, limit: float = LIMIT) -> None:
         height, width = image_size
         if not min(height, width) > 0:
-            raise ValueError(f"`image_size` must be above 0, got {image_size}")
+            raise ValueError(f"`image_size` (--image-size) must be above 0, got {image_size}")
         check_number("`limit`", limit, _LEAST, _MOST)
         self.file, self.image_size, self.limit = Path(folder) / "images.sqlite", (height, width), limit
         self._open: dict[tuple[int, int], _OpenCache] = {}

@@ -143,7 +143,7 @@ def decode_file(path: str | PathLike[str], *, bit_depth: int | None = None) -> T
 
 def _check_bit_depth(bit_depth: int | None) -> None:
     if bit_depth is not None and not 8 < bit_depth <= 16:
-        raise ValueError(f"`bit_depth` must be 9 to 16, got {bit_depth}")
+        raise ValueError(f"`bit_depth` (--bit-depth) must be 9 to 16, got {bit_depth}")
 
 
 class _UnknownTiff(ValueError):

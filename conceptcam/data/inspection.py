@@ -237,7 +237,7 @@ _KINDS = {
     "unreadable image": "images cannot be read",
     "constant image": "images have one value everywhere",
     "small image": "images are smaller than the model's input, to which they are enlarged",
-    "dark image": "images use less than an eighth of their range and come out black; see `bit_depth`",
+    "dark image": "images use less than an eighth of their range and come out black; see `bit_depth` (--bit-depth)",
     "small box": f"boxes are under {FEW_PIXELS:g} pixels at the model's size",
     "odd bit depth": "images have another bit depth than the others",
     "negative image": "images look like negatives of the others",

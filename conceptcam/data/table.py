@@ -287,7 +287,7 @@ def _image_column(table: Table, name: str | None) -> str:
     if len(found) != 1:
         raise ValueError(
             f"cannot tell which column of {table.name} names the images; its columns are {quoted(table.columns)}: say "
-            "which with `image_column`"
+            "which with `image_column` (--image-column)"
         )
     return found[0]
 

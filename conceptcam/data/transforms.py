@@ -50,7 +50,9 @@ class Preprocess:
             if len(getattr(self, name)) != length:
                 raise ValueError(f"`{name}` needs {length} numbers, got {getattr(self, name)}")
         if not all(value > 0 for value in (*self.image_size, *self.std)):
-            raise ValueError(f"`image_size` {self.image_size} and `std` {self.std} must be above 0")
+            raise ValueError(
+                f"`image_size` {self.image_size} and `std` {self.std} (--image-size, --std) must be above 0"
+            )
         std = torch.tensor(self.std, device="cpu").view(-1, 1, 1)
         object.__setattr__(self, "_scale", 1 / std)
         object.__setattr__(self, "_reader", ImageReader(self.bit_depth))

@@ -58,16 +58,21 @@ def _plain(source: str, error: Exception) -> OSError:
     status = _status(error)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return PermissionError(
-            f"access to {source} is refused: accept its terms on its page, then pass `token=` of an account that may"
+            f"access to {source} is refused: accept its terms on its page, then pass `token=` of an account that may, "
+            "or log in with it (`hf auth login`)"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(f"the Hub has no such revision: {source}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return FileNotFoundError(
-            f"nothing called {source} is here, and the Hub has no such repository; a private one needs `token=`"
+            f"nothing called {source} is here, and the Hub has no such repository; a private one needs `token=`, "
+            "or a login (`hf auth login`)"
         )
     if status == 401:
-        return PermissionError(f"the Hub wants a valid `token=` for {source}; make one in your account's settings")
+        return PermissionError(
+            f"the Hub wants a valid `token=`, or a login (`hf auth login`), for {source}; make one in your account's "
+            "settings"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError) and not _tried(error):
         return FileNotFoundError(f"{source} is not wholly in the cache, and the Hub may not be asked")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):

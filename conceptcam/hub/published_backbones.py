@@ -100,8 +100,8 @@ _RECORDS = (
         commercial_use=False,
         citation="Gupta et al., MedMAE: A Self-Supervised Backbone for Medical Imaging Tasks, arXiv:2407.14784",
         note="its authors hand MedMAE out through a shared drive, linked from github.com/islamosmanubc/MedMAE; get "
-        "`pre_trained_medmae.pth` there and pass `weights=` with its path. Models called `medmae` on the Hub are "
-        "another work, `medical_mae_vit_b16` here.",
+        "`pre_trained_medmae.pth` there and pass `weights=` (--weights) with its path. Models called `medmae` on the "
+        "Hub are another work, `medical_mae_vit_b16` here.",
     ),
     _medical_mae("base", "CheXpert and MIMIC-CXR"),
     _medical_mae("small", "CheXpert"),

@@ -304,7 +304,7 @@ class ConceptModel(nn.Module):
         """
         check_taught(self.config, self.record)
         if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+            raise ValueError(f"`batch_size` (--batch-size) must be at least 1, got {batch_size}")
         with_tasks = tasks_taught(self.config, self.record)
         images = list_images(images)
         concepts = torch.empty(len(images), len(self.config.concepts))

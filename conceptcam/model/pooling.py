@@ -32,7 +32,7 @@ class LsePool(nn.Module):
     def __init__(self, r: float = 5.0) -> None:
         super().__init__()
         if not r > 0:
-            raise ValueError(f"`r` of lse pooling must be above 0, got {r}")
+            raise ValueError(f"`r` of lse pooling (`pooling_param`, --pooling-param) must be above 0, got {r}")
         self.r = r
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -52,7 +52,10 @@ class TopkPool(nn.Module):
     def __init__(self, k: float = 4) -> None:
         super().__init__()
         if not (0 < k < 1 or (k >= 1 and k == int(k))):
-            raise ValueError(f"`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got {k}")
+            raise ValueError(
+                "`k` of topk pooling (`pooling_param`, --pooling-param) must be a fraction below 1 or a whole number "
+                f"of at least 1, got {k}"
+            )
         self.k = k if k < 1 else int(k)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -190,7 +190,8 @@ def _folds(dataset: ConceptDataset, path: Path, count: int, options: RunOptions)
     if path.exists():
         if not options.resume:
             raise FileExistsError(
-                f"{path.parent} holds a cross-validation; resume it (the option `resume`) or choose another folder"
+                f"{path.parent} holds a cross-validation; resume it with `resume=True` (--resume), or choose another "
+                "folder"
             )
         fold = torch.tensor([int(part) - 1 for part in load_split(path, names)])
         if int(fold.max()) + 1 != count:

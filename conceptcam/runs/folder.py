@@ -20,7 +20,7 @@ BASELINES_FILE = "baselines.safetensors"
 
 State = Literal["new", "unfinished", "finished"]
 
-_HELD = {"finished": "a finished run;", "unfinished": "an unfinished run; resume it (the option `resume`), or"}
+_HELD = {"finished": "a finished run;", "unfinished": "an unfinished run; resume it with `resume=True` (--resume), or"}
 
 # Sections of `run.json` whose entries are compared, and named, one by one.
 _SECTIONS = ("data", "model")

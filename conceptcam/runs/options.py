@@ -127,13 +127,19 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
             "do nothing; leave it out or choose another preset"
         )
     if options.solve_task and not train.tasks:
-        raise ValueError("the data have no task labels, so there is no task head to solve for: leave out `solve_task`")
+        raise ValueError(
+            "the data have no task labels, so there is no task head to solve for: leave out `solve_task` (--solve-task)"
+        )
     if options.solve_task and "task" in options.epochs:
-        raise ValueError("`solve_task` solves for the task head at once: leave the epochs of 'task' out of `epochs`")
+        raise ValueError(
+            "`solve_task` (--solve-task) solves for the task head at once: leave the epochs of 'task' out of `epochs` "
+            "(--epochs)"
+        )
     convex = options.imbalance not in ("focal", "asymmetric")
     if options.solve_task and not convex:
         raise ValueError(
-            f"`solve_task` needs a convex loss, and imbalance {options.imbalance!r} is none: choose another, or descend"
+            f"`solve_task` (--solve-task) needs a convex loss, and imbalance {options.imbalance!r} is none: choose "
+            "another, or descend"
         )
     names = ("pooling", "pooling_param", "projector")
     decisions = decide(

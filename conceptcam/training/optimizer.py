@@ -70,7 +70,7 @@ def _layer_rates(model: ConceptModel, stage: Stage) -> Mapping[str, float]:
         raise ValueError(
             f"stage {stage.name!r} has layer_decay={stage.layer_decay}, but its backbone, a "
             f"{type(model.backbone).__name__}, does not say which layer {unknown[0]!r} is in; "
-            "leave `layer_decay` at 1"
+            "leave `layer_decay` (--layer-decay) at 1"
         )
     depth = max(numbers.values()) + 1  # the heads are the layer behind the backbone's last
     return {
@@ -240,8 +240,8 @@ def checkpointing(backbone: nn.Module, stage: Stage, *, wanted: bool) -> Iterato
     switches = [module for module in modules if callable(getattr(module, "set_grad_checkpointing", None))]
     if not switches:
         raise ValueError(
-            f"`gradient_checkpointing` is on, but a {type(backbone).__name__} cannot do it: no module in it has "
-            "timm's `set_grad_checkpointing`"
+            f"`gradient_checkpointing` (--gradient-checkpointing) is on, but a {type(backbone).__name__} cannot do it: "
+            "no module in it has timm's `set_grad_checkpointing`"
         )
     flags = [(module, getattr(module, "grad_checkpointing", None)) for module in modules]
     switches[0].set_grad_checkpointing(True)

@@ -119,7 +119,9 @@ class Preset:
         """
         counts = _epochs_of(epochs or {}, task_is_solved=task_solver is not None)
         if concept_solver is not None and not freeze_backbone:
-            raise ValueError("a `concept_solver` needs features that stay the same: set `freeze_backbone`")
+            raise ValueError(
+                "a `concept_solver` needs features that stay the same: set `freeze_backbone` (--freeze-backbone)"
+            )
         if not self.uses_losses:
             concept_loss = task_loss = None
         heads = {"concept_head": self.rates.head, "pool": self.rates.head}

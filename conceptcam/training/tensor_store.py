@@ -98,7 +98,10 @@ class TensorStore:
             self._file.write(_raw(narrow))
             self._file.flush()
         except MemoryError as error:
-            raise CacheFull("there is no memory left for them; keep them on the disk (`disk`), or nowhere") from error
+            raise CacheFull(
+                "there is no memory left for them; keep them on the disk, `feature_cache='disk'` "
+                "(--feature-cache disk), or nowhere"
+            ) from error
         except OSError as error:
             raise CacheFull(
                 f"writing them to {self._folder} failed: {error}; free room there, or let TMPDIR name another folder"

@@ -67,7 +67,9 @@ def test_an_unknown_name_lists_the_known_ones_and_timms_prefix(name):
 
 
 def test_two_sources_of_weights_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="give either `pretrained=True` or `weights`, not both"):
+    with pytest.raises(
+        ValueError, match=r"give either `pretrained=True` \(--pretrained\) or `weights` \(--weights\), not both"
+    ):
         create_backbone("small_cnn_s8", pretrained=True, weights=tmp_path / "w.safetensors")
 
 
@@ -84,7 +86,8 @@ WRONG_SIZES = [224, (224,), (224, 224, 3), (0, 224), (224, -8), (224.0, 224), ("
 def test_a_size_must_be_two_whole_numbers(names, name, size):
     register_backbone("blank")(_Blank)
     with pytest.raises(
-        ValueError, match=rf"`image_size` must be \(H, W\), two ints above 0, got {re.escape(repr(size))}"
+        ValueError,
+        match=rf"`image_size` \(--image-size\) must be \(H, W\), two ints above 0, got {re.escape(repr(size))}",
     ):
         create_backbone(name, image_size=size)
 

@@ -140,7 +140,8 @@ def test_a_folder_with_an_unfinished_run_needs_resume(run, data, tmp_path, capsy
     (tmp_path / "run.json").write_text(json.dumps({**told, "finished": False}))
     assert main(["train", str(data), *TINY, "--out", str(tmp_path)]) == 2
     assert (
-        "holds an unfinished run; resume it (the option `resume`), or choose another folder" in capsys.readouterr().err
+        "holds an unfinished run; resume it with `resume=True` (--resume), or choose another folder"
+        in capsys.readouterr().err
     )
 
 
@@ -159,9 +160,12 @@ def test_resume_in_a_folder_of_something_else_is_refused(content, sentence, data
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (["--layer-decay", "0.75"], "does not say which layer 'position' is in; leave `layer_decay` at 1"),
+        (
+            ["--layer-decay", "0.75"],
+            "does not say which layer 'position' is in; leave `layer_decay` (--layer-decay) at 1",
+        ),
         (["--gradient-checkpointing"], "a SmallCnn cannot do it"),
-        (["--solve-task"], "`solve_task` solves for the task head at once: leave the epochs of 'task' out of `epochs`"),
+        (["--solve-task"], "head at once: leave the epochs of 'task' out of `epochs` (--epochs)"),
         (["--image-size", "50", "50"], "multiples of 8"),
         (["--feature-level", "-2"], "has one feature level"),
     ],
@@ -177,7 +181,7 @@ def test_a_first_demo_that_fails_leaves_no_folder_in_the_way(tmp_path, monkeypat
     monkeypatch.setenv("CONCEPTCAM_CACHE", str(tmp_path / "feature_cache"))
     small = ["--images", "16", "--size", "64", "--layer-decay", "0.75", "--precision", "fp32"]
     assert main(["demo", *small, "--out", str(tmp_path / "out")]) == 2
-    assert "leave `layer_decay` at 1" in capsys.readouterr().err
+    assert "leave `layer_decay` (--layer-decay) at 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

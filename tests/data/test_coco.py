@@ -144,7 +144,7 @@ def test_uncertain_labels_of_a_multiclass_task_can_only_be_ignored(
     message = refused(tmp_path, content, uncertain=policy, task_kind="multiclass")
     assert message == (
         "'tasks' says -1 (uncertain) in 'b.png'; in a multi-class task that can only be ignored: write null there, "
-        "or set `uncertain` to 'ignore'"
+        "or set `uncertain` to 'ignore' (--uncertain ignore)"
     )
     ignored = CocoDataset(*write(tmp_path, content), task_kind="multiclass")
     assert same(ignored.task_labels, [[1, 0], [torch.nan] * 2, [torch.nan] * 2])

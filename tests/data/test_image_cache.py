@@ -391,7 +391,7 @@ def test_a_broken_image_is_refused_and_not_kept(tmp_path: Path):
 
 
 def test_a_size_of_nothing_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="`image_size` must be above 0"):
+    with pytest.raises(ValueError, match=r"`image_size` \(--image-size\) must be above 0"):
         ImageCache(tmp_path, (0, 5))
 
 

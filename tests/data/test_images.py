@@ -331,7 +331,7 @@ def test_twelve_bits_in_sixteen_are_noticed_and_scaled(tmp_path: Path, caplog: p
     with pytest.raises(ValueError, match="its values span 0 to 64491, expected 0 to 4095"):
         Image.fromarray(RAMP).save(tmp_path / "c.png")
         load_image(tmp_path / "c.png", bit_depth=12)
-    with pytest.raises(ValueError, match="`bit_depth` must be 9 to 16, got 8"):
+    with pytest.raises(ValueError, match=r"`bit_depth` \(--bit-depth\) must be 9 to 16, got 8"):
         load_image(tmp_path / "a.png", bit_depth=8)
 
 

@@ -81,7 +81,7 @@ def test_twelve_planted_faults_are_found_and_nothing_else(tmp_path: Path):
     expected = {
         "unreadable image": "1 images cannot be read: '00.png' (cannot read the image",
         "constant image": "1 images have one value everywhere: '02.png'",
-        "dark image": "come out black; see `bit_depth`: '03.png'",
+        "dark image": "come out black; see `bit_depth` (--bit-depth): '03.png'",
         "odd bit depth": "1 images have another bit depth than the others: '03.png'",
         "negative image": "1 images look like negatives of the others: '04.png'",
         "small image": "enlarged: '05.png' (32 x 32)",

@@ -142,10 +142,10 @@ def test_a_value_reaches_the_pooling_that_takes_one():
     [
         ("avg", None, r"unknown pooling 'avg'; known: \['attention', 'lse', 'max', 'mean', 'noisy_or', 'topk'\]"),
         ("max", 3.0, r"pooling 'max' takes no value, got 3.0; only \['lse', 'topk'\] do"),
-        ("topk", 0.0, "`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got 0"),
-        ("topk", 2.5, "`k` of topk pooling must be a fraction below 1 or a whole number of at least 1, got 2.5"),
-        ("lse", 0.0, "`r` of lse pooling must be above 0, got 0"),
-        ("lse", torch.nan, "`r` of lse pooling must be above 0, got nan"),
+        ("topk", 0.0, "a fraction below 1 or a whole number of at least 1, got 0"),
+        ("topk", 2.5, "a fraction below 1 or a whole number of at least 1, got 2.5"),
+        ("lse", 0.0, r"`r` of lse pooling \(`pooling_param`, --pooling-param\) must be above 0, got 0"),
+        ("lse", torch.nan, "must be above 0, got nan"),
     ],
 )
 def test_unknown_poolings_and_values_out_of_range_are_refused(name, value, message):

@@ -81,7 +81,7 @@ def test_untaught_model_does_not_predict():
 
 
 def test_impossible_requests_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`batch_size` \(--batch-size\) must be at least 1, got 0"):
         model.predict(IMAGES, batch_size=0)
     with pytest.raises(ValueError, match="cannot use the device 'nowhere'"):
         model.predict(IMAGES, device="nowhere")

@@ -67,7 +67,7 @@ def test_a_cross_validation_is_resumed_to_the_same_figures(whole):
     folder, result = whole
     again = validated(folder, resume=True)
     torch.testing.assert_close(again.answers.concept_logits, result.answers.concept_logits, atol=1e-5, rtol=1e-5)
-    with pytest.raises(FileExistsError, match="holds a cross-validation; resume it"):
+    with pytest.raises(FileExistsError, match=r"holds a cross-validation; resume it with `resume=True` \(--resume\)"):
         validated(folder)
     with pytest.raises(ValueError, match="divides the images into 3 folds, not 2"):
         how = RunOptions(**FROZEN, resume=True)

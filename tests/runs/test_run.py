@@ -243,7 +243,9 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
         run(tmp_path)
     content = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**content, "finished": False}))
-    with pytest.raises(FileExistsError, match=r"holds an unfinished run; resume it \(the option `resume`\), or choose"):
+    with pytest.raises(
+        FileExistsError, match=r"holds an unfinished run; resume it with `resume=True` \(--resume\), or choose"
+    ):
         run(tmp_path)
 
 
@@ -332,7 +334,7 @@ def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"imbalance": "focal"}, "`solve_task` needs a convex loss, and imbalance 'focal' is none"),
+        ({"imbalance": "focal"}, r"`solve_task` \(--solve-task\) needs a convex loss, and imbalance 'focal' is none"),
         ({"epochs": {"task": 3}}, "leave the epochs of 'task' out of `epochs`"),
         ({"train": "no tasks"}, "the data have no task labels, so there is no task head to solve for"),
     ],

@@ -107,7 +107,9 @@ def test_layer_decay_leaves_the_later_stages_rates_alone():
 
 
 def test_layer_decay_of_a_backbone_without_known_layers_is_refused():
-    with pytest.raises(ValueError, match=r"layer_decay=0\.5.*SmallCnn.*does not say.*leave `layer_decay` at 1"):
+    with pytest.raises(
+        ValueError, match=r"layer_decay=0\.5.*SmallCnn.*does not say.*leave `layer_decay` \(--layer-decay\) at 1"
+    ):
         parameter_groups(tiny_model(), stage(layer_decay=0.5))
 
 

@@ -426,7 +426,8 @@ class Sudden(Squares):
 def test_a_worker_that_dies_is_told_in_a_sentence():
     model = tiny_model()
     with pytest.raises(
-        RuntimeError, match="a worker of the data loader died, .* with `num_workers=0`. The loader says: Dat"
+        RuntimeError,
+        match=r"a worker of the data loader died, .* with `num_workers=0` \(--num-workers 0\). The loader says: Dat",
     ):
         Trainer(seed=0).fit(model, stages_of(model)[:1], Sudden(8).dataloader(4, num_workers=1), VAL)
 
@@ -530,7 +531,9 @@ def test_gradient_checkpointing_leaves_what_the_user_switched_on():
 
 def test_gradient_checkpointing_of_a_backbone_that_cannot_is_refused():
     model = tiny_model()
-    with pytest.raises(ValueError, match="`gradient_checkpointing` is on, but a SmallCnn cannot do it"):
+    with pytest.raises(
+        ValueError, match=r"`gradient_checkpointing` \(--gradient-checkpointing\) is on, but a SmallCnn cannot"
+    ):
         Trainer(seed=0, gradient_checkpointing=True).fit(model, stages_of(model), TRAIN, VAL)
 
 
