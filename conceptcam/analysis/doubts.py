@@ -152,9 +152,11 @@ def prototype_doubts(concepts: Sequence[str], labels: Tensor, prototypes: int) -
     few = {name: count for name, count in counts.items() if 0 < count < _FEW_PER_PROTOTYPE * prototypes}
     if not few:
         return []
+    fewer = "learn fewer prototypes, by `prototypes_per_concept` (--prototypes-per-concept), or "
     return [
         f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for each of the {prototypes} "
-        f"prototypes: {_listed(few)}; a prototype then shows an image rather than a concept."
+        f"prototypes: {_listed(few)}; a prototype then shows an image rather than a concept: "
+        f"{fewer if prototypes > 1 else ''}take more images."
     ]
 
 

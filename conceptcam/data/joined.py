@@ -97,8 +97,8 @@ def _one_kind(datasets: Sequence[ConceptDataset]) -> TaskKind:
     if len(kinds) > 1:
         raise ValueError(
             f"tasks that exclude each other ('multiclass': {shorten(kinds['multiclass'])}) and tasks that do not "
-            f"('multilabel': {shorten(kinds['multilabel'])}) cannot be joined; give all data sets one `task_kind`, or "
-            "leave the tasks of one out"
+            f"('multilabel': {shorten(kinds['multilabel'])}) cannot be joined; give all data sets one `task_kind` "
+            "(--task-kind), or leave the tasks of one out"
         )
     return next(iter(kinds), datasets[0].task_kind)
 

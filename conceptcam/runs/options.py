@@ -70,6 +70,9 @@ class RunOptions(TrainerOptions):
     projector: ProjectorKind | None = option(
         None, "into the prototypes' space; without it, the preset decides", choices=get_args(ProjectorKind)
     )
+    prototypes_per_concept: int | None = option(
+        None, "prototypes of each concept; without it, the preset decides", at_least=1, metavar="N"
+    )
     layer_decay: float = option(
         1.0, "each layer of the backbone learns at this times the rate of the layer behind it", metavar="F"
     )
@@ -135,13 +138,18 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
             "`solve_task` (--solve-task) solves for the task head at once: leave the epochs of 'task' out of `epochs` "
             "(--epochs)"
         )
+    if options.prototypes_per_concept is not None and config.bottleneck != "prototypes":
+        raise ValueError(
+            f"a {config.bottleneck!r} bottleneck has no prototypes, so `prototypes_per_concept` "
+            "(--prototypes-per-concept) would do nothing: leave it out"
+        )
     convex = options.imbalance not in ("focal", "asymmetric")
     if options.solve_task and not convex:
         raise ValueError(
             f"`solve_task` (--solve-task) needs a convex loss, and imbalance {options.imbalance!r} is none: choose "
             "another, or descend"
         )
-    names = ("pooling", "pooling_param", "projector")
+    names = ("pooling", "pooling_param", "projector", "prototypes_per_concept")
     decisions = decide(
         preset,
         config,

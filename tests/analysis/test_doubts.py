@@ -82,6 +82,9 @@ def test_few_positives_for_each_prototype_are_doubted():
     given = labels(100, 0, 9, 10)
     (found,) = doubts.prototype_doubts(("a", "b", "c"), given, 2)
     assert "1 concept has fewer than 5 training images for each of the 2 prototypes: 'b' (9)" in found
+    assert "fewer prototypes, by `prototypes_per_concept` (--prototypes-per-concept), or take more images" in found
+    (single,) = doubts.prototype_doubts(("a",), labels(100, 4), 1)  # there are no fewer than one
+    assert "learn fewer" not in single and single.endswith("an image rather than a concept: take more images.")
     assert doubts.prototype_doubts(("c",), given[:, 2:], 2) == []
 
 

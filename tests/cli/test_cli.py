@@ -121,6 +121,7 @@ def test_a_finished_run_is_left_alone_wherever_its_data_are(run, capsys):
         (["--no-augment"], "`no_augment` was False and is True"),
         (["--uncertain", "ones"], "`uncertain` was 'ignore' and is 'ones'"),
         (["--imbalance", "focal"], "`imbalance` was {'concepts': 'ratio', 'tasks': 'ratio'} and is"),
+        (["--prototypes-per-concept", "2"], "`prototypes_per_concept` was None and is 2"),
         (["--val", "other.json"], "`val` was 'val.json' and is 'other.json'"),
     ],
 )
@@ -167,6 +168,7 @@ def test_resume_in_a_folder_of_something_else_is_refused(content, sentence, data
         (["--gradient-checkpointing"], "a SmallCnn cannot do it"),
         (["--solve-task"], "head at once: leave the epochs of 'task' out of `epochs` (--epochs)"),
         (["--image-size", "50", "50"], "multiples of 8"),
+        (["--prototypes-per-concept", "2", "--bottleneck", "concepts"], "--prototypes-per-concept) would do nothing"),
         (["--feature-level", "-2"], "has one feature level"),
     ],
 )

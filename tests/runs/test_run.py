@@ -331,6 +331,30 @@ def test_a_run_solves_for_its_task_head_if_told_to(tmp_path):
     assert stages[-1] == ("task", 0.0)
 
 
+def test_a_run_learns_as_many_prototypes_as_asked_and_says_so(tmp_path, unfinished):
+    assert run(tmp_path / "usual").config.prototypes_per_concept == 5
+    model = run(tmp_path / "fewer", prototypes_per_concept=2)
+    assert model.config.prototypes_per_concept == 2 and model.prototypes.vectors.shape[:2] == (3, 2)
+    assert json.loads((tmp_path / "fewer" / "run.json").read_text())["prototypes_per_concept"] == 2
+    with pytest.raises(ValueError, match="`prototypes_per_concept` was 2 and is 3"):
+        run(tmp_path / "fewer", prototypes_per_concept=3, resume=True)
+    with pytest.raises(ValueError, match="`prototypes_per_concept` was 2 and is None"):
+        run(tmp_path / "fewer", resume=True)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_prototypes_below_one_is_refused(number):
+    with pytest.raises(ValueError, match=f"`prototypes_per_concept` must be at least 1, got {number}"):
+        RunOptions(prototypes_per_concept=number)
+
+
+def test_prototypes_are_refused_where_there_are_none(tmp_path):
+    sentence = r"a 'concepts' bottleneck has no prototypes, so `prototypes_per_concept` .* would do nothing: leave it"
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "a", config=tiny_config(bottleneck="concepts"), prototypes_per_concept=2)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
