@@ -14,10 +14,12 @@ from conceptcam._version import __version__
 from conceptcam.hub.address import Address, parse_source
 from conceptcam.hub.errors import MISSHAPEN, _status, plain_errors, within
 from conceptcam.hub.model_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_hand_written, known_sha256
+from conceptcam.hub.pace import least_pace
 from conceptcam.hub.weights import sha256
 from conceptcam.hub.zoo import bundled_models
 
 _CLIENT: dict[str, Any] = {"library_name": "conceptcam", "library_version": __version__}
+_USER = f"conceptcam/{__version__}"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SURELY_HUB = ("hf-hub:", "http://", "https://")
 _FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".ckpt")
@@ -93,7 +95,7 @@ def download(
     Raises:
         FileNotFoundError: If the repository, the revision or a file does not exist, or is not in the cache.
         PermissionError: If access is refused.
-        ConnectionError: If the Hub cannot be reached, or breaks off.
+        ConnectionError: If the Hub cannot be reached, breaks off, or sends a file too slowly; see `least_pace`.
         OSError: If the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
@@ -104,15 +106,16 @@ def download(
         unreachable = _unreachable(address, token) if asks else None
         try:
             # One snapshot: files fetched one by one could be of two commits, if a push lands in between.
-            folder = snapshot_download(
-                address.repository,
-                revision=address.revision,
-                allow_patterns=list(files),
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=not asks or unreachable is not None,
-                **_CLIENT,
-            )
+            with least_pace(_USER):
+                folder = snapshot_download(
+                    address.repository,
+                    revision=address.revision,
+                    allow_patterns=list(files),
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=not asks or unreachable is not None,
+                    **_CLIENT,
+                )
         except LocalEntryNotFoundError:
             if unreachable is None:
                 raise
@@ -213,9 +216,10 @@ def _has_own_card(address: Address, token: str | None) -> bool:
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            card = hf_hub_download(
-                address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token
-            )
+            with least_pace(_USER):
+                card = hf_hub_download(
+                    address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token, **_CLIENT
+                )
         except LocalEntryNotFoundError:
             raise  # the Hub did not say that there is none
         except EntryNotFoundError:
