@@ -38,11 +38,12 @@ class AtlasEntry(NamedTuple):
     concept: str
     number: int
     image: str
-    """Name of the image with the concept that is most similar to it; its number if images have no names."""
+    """Name of the image with the concept that is most similar to it; its number if images have no names. Empty if it is
+    dropped, or no image has the concept."""
     place: tuple[float, float, float, float]
-    """The most similar cell there: left, top, right and bottom as fractions of the image."""
+    """The most similar cell there: left, top, right and bottom as fractions of the image; zeros without an image."""
     similarity: float
-    """Cosine there, in [0, 1]; NaN if no image has the concept."""
+    """Cosine there, in [0, 1]; NaN without an image."""
     usage: float
     """Fraction of the images with the concept in which it is the most similar of the concept's prototypes."""
     used: int
@@ -57,6 +58,20 @@ class AtlasEntry(NamedTuple):
     dropped: bool
     name: str = ""
     """What a person calls it."""
+
+    @property
+    def title(self) -> str:
+        """Concept, number and name, as they stand above its picture."""
+        return f"{self.concept} {self.number}{f': {self.name}' if self.name else ''}"
+
+    @property
+    def health(self) -> str:
+        """Whether it lives, and how much it is used, as it stands below its title in a picture."""
+        if self.dropped:
+            return "dropped"
+        return (
+            f"similarity {self.similarity:.2f}, {f'usage {self.usage:.0%}' if self.used else 'dead: used by no image'}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +101,7 @@ class Atlas:
     @property
     def drawable(self) -> list[AtlasEntry]:
         """Entries that have an image."""
-        return [one for one in self.entries if not one.dropped and not math.isnan(one.similarity)]
+        return [one for one in self.entries if one.image]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; an undefined figure is None."""
@@ -107,6 +122,8 @@ class Atlas:
     def figure(self, load: Callable[[str], Any], *, concepts: Sequence[str] = ()) -> Any:
         """The images that show the prototypes best, with a box around the place, as a Pillow image.
 
+        A dropped prototype is like no image: its tile is empty, and says so.
+
         Args:
             load: Gives the picture of an image's name, as `explain` takes: a path, an array, a tensor.
             concepts: Whose prototypes to draw; empty draws all. Those of concepts that no image has cannot be drawn.
@@ -114,21 +131,25 @@ class Atlas:
         Raises:
             ValueError: If there is nothing to draw.
         """
-        from conceptcam.analysis.figures import Tile, blend, contact_sheet  # needs Pillow
+        from conceptcam.analysis.figures import Tile, blank, blend, contact_sheet  # needs Pillow
         from conceptcam.data.images import load_image
 
-        shown = [one for one in self.drawable if not concepts or one.concept in concepts]
-        if not shown:
+        asked = [one for one in self.entries if not concepts or one.concept in concepts]
+        pictures = {
+            (one.concept, one.number): blend(load_image(load(one.image)), boxes=[one.place])
+            for one in asked
+            if one.image
+        }
+        if not pictures:
             raise ValueError("no prototype can be drawn: all are dropped, or no image has their concepts")
-        tiles = [
-            Tile(
-                f"{one.concept} {one.number}{f': {one.name}' if one.name else ''}",
-                blend(load_image(load(one.image)), boxes=[one.place]),
-                f"similarity {one.similarity:.2f}, usage {one.usage:.0%}",
-            )
-            for one in shown
-        ]
-        return contact_sheet(tiles)
+        empty = blank(next(iter(pictures.values())).size)
+        return contact_sheet(
+            [
+                Tile(one.title, pictures.get((one.concept, one.number), empty), one.health)
+                for one in asked
+                if one.image or one.dropped
+            ]
+        )
 
 
 @torch.inference_mode()
@@ -192,11 +213,11 @@ def _atlas(
     for k, concept in enumerate(model.config.concepts):
         for m in range(vectors.shape[1]):
             y, x = divmod(int(where[k, m]), width)
-            known = float(best[k, m]) >= 0
+            known = float(best[k, m]) >= 0 and not dropped[k, m]  # a dropped one is like all images, by 0
+            place = (x / width, y / height, (x + 1) / width, (y + 1) / height)
             entries.append(
                 AtlasEntry(
-                    concept, m, names[int(row[k, m])] if known else "",
-                    (x / width, y / height, (x + 1) / width, (y + 1) / height),
+                    concept, m, names[int(row[k, m])] if known else "", place if known else (0.0,) * 4,
                     float(best[k, m]) if known else math.nan, float(usage[k, m]), int(used[k, m]),
                     float(purity[k, m]), float(twin[k, m]), float(weight[k, m]), bool(dropped[k, m]),
                 )
@@ -224,10 +245,10 @@ def drop_prototypes(model: ConceptModel, prototypes: Iterable[Prototype]) -> Non
     Raises:
         ValueError: If the model has no such prototype.
     """
-    vectors = _vectors(model)
-    for concept, number in [*prototypes]:
+    vectors, dropped = _vectors(model), [*prototypes]
+    for concept, number in dropped:
         vectors[_index(model.config, concept, number)] = 0
-    model.record = model.record.after("prototypes", ["prototypes"])
+    _record_change(model, f"dropped {', '.join(f'{concept} {number}' for concept, number in dropped)}")
 
 
 @torch.no_grad()
@@ -244,7 +265,9 @@ def merge_prototypes(model: ConceptModel, concept: str, numbers: Sequence[int]) 
     vectors = _vectors(model)
     rows = [_index(model.config, concept, number) for number in dict.fromkeys(numbers)]
     vectors[rows[0]] = torch.stack([F.normalize(vectors[one], dim=-1) for one in rows]).mean(dim=0)
-    drop_prototypes(model, [(concept, number) for _, number in rows[1:]])
+    for row in rows[1:]:
+        vectors[row] = 0
+    _record_change(model, f"merged {concept} {', '.join(str(number) for _, number in rows)}")
 
 
 def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool = True) -> None:
@@ -288,6 +311,14 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
     if corrections:
         typical = typical_evidence_of(evidence, answers.concepts)
         model.record = record_corrections(model.record, config.concepts, typical)
+
+
+def _record_change(model: ConceptModel, change: str) -> None:
+    """Take back what was taught over the prototypes, and keep from which saved model, and how, this one was made."""
+    parent = model.record.weights_sha256  # gone once the model differs from its file
+    start = f"the model whose weights have the SHA-256 {parent}" if parent else model.record.derived_from
+    record = model.record.after("prototypes", ["prototypes"])
+    model.record = dataclasses.replace(record, derived_from="; ".join(filter(None, [start, change])))
 
 
 def _vectors(model: ConceptModel) -> Tensor:

@@ -23,7 +23,7 @@ from conceptcam.data.boxes import ConceptBoxes
 # colour blindness.
 _STOPS = ((30, 30, 140), (120, 30, 160), (205, 50, 110), (250, 130, 50), (255, 240, 100))
 _BOX, _HALO = (0, 235, 235), (0, 0, 0)
-_PAPER, _INK, _FAINT, _MID_GREY = (255, 255, 255), (25, 25, 30), (105, 105, 115), 110
+_PAPER, _EMPTY, _INK, _FAINT, _MID_GREY = (255,) * 3, (235, 235, 238), (25, 25, 30), (105, 105, 115), 110
 _TITLE_SIZE, _NOTE_SIZE = 15, 13
 _MARGIN, _GAP = 14, 12
 _BAR_WIDTH, _BAR_HEIGHT = 14, 110
@@ -87,6 +87,15 @@ def blend(
         grey = np.asarray(picture.convert("L"), np.float32)[..., None]
         picture = Image.fromarray(_mix(grey, heat, alpha))
     _draw_boxes(picture, np.asarray(boxes, np.float64).reshape(-1, 4))
+    return picture
+
+
+def blank(size: tuple[int, int]) -> Image.Image:
+    """An empty picture of (width, height) `size`, crossed out, in place of one that there is not."""
+    picture = Image.new("RGB", size, _EMPTY)
+    pen = ImageDraw.Draw(picture)
+    pen.line((0, 0, *size), fill=_FAINT)
+    pen.line((0, size[1], size[0], 0), fill=_FAINT)
     return picture
 
 

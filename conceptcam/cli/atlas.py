@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ def run(options: argparse.Namespace) -> None:
         show(f"Solved for the task head anew; calibration of its tasks is gone, {back}.")
     known = _names_of(Path(options.model) / FILE)
     atlas = build_atlas(model, loader(dataset, how)).renamed(known | names)
+    if dropped or merged:  # of a folder the last name: where it lies is nobody else's business
+        parent = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
+        model.record = replace(model.record, derived_from=f"{parent}, {model.record.derived_from}")
     if dropped or merged or names:
         model.save_pretrained(place)
     _write(atlas, place, dataset, options.concept)

@@ -17,7 +17,7 @@ EVIDENCE = ("evidence_present", "evidence_absent")
 _CALIBRATION = ("calibration", "task_calibration")
 _TEXTS = (
     *("thresholds_source", "evidence_source", "calibration_source", "feature_statistics", "unlike_source"),
-    *("training_data", "measured_on", "license", "weights_sha256"),
+    *("training_data", "derived_from", "measured_on", "license", "weights_sha256"),
 )
 
 
@@ -49,6 +49,8 @@ class TrainingRecord:
         unlike_source: What that distance is, in words.
         thresholds_source: On which data thresholds and typical scores were chosen.
         training_data: The training data, as the user names it.
+        derived_from: Which model this one was made from by changing it, such as dropping prototypes, and how; by the
+            SHA-256 of its weights, and a name if one is known. Empty if it was not.
         concept_weights: Concept name -> weight of its positives against its negatives in training, 1 if both counted
             alike. They make uncalibrated probabilities of rare concepts too high. Empty if nobody stated them.
         task_weights: Task name -> the same, or the weight of the class for a multi-class task.
@@ -73,6 +75,7 @@ class TrainingRecord:
     unlike_source: str = ""
     thresholds_source: str = ""
     training_data: str = ""
+    derived_from: str = ""
     concept_weights: Mapping[str, float] = field(default_factory=dict)
     task_weights: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -7,6 +8,7 @@ import torch
 from conceptcam.analysis.atlas import build_atlas, drop_prototypes, merge_prototypes, refit_task_head
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.fitting import fit_thresholds
+from conceptcam.model.concept_model import ConceptModel
 from tests.worlds import CONCEPTS, Squares, batches, tiny_model
 
 DATA = Squares(24, 2)
@@ -59,6 +61,50 @@ def test_a_dropped_prototype_has_no_evidence_and_others_keep_theirs(model):
     assert "task" not in model.record.stages
     assert build_atlas(model, BATCHES)["dark", 1].dropped
     assert math.isnan(build_atlas(model, BATCHES)["dark", 1].twin)
+
+
+def test_a_dropped_prototype_is_drawn_as_dropped_without_an_image(model, monkeypatch):
+    drop_prototypes(model, [("dark", 1)])
+    sheets = []
+    monkeypatch.setattr("conceptcam.analysis.figures.contact_sheet", lambda tiles, **_: sheets.append(tiles))
+    atlas = build_atlas(model, BATCHES)
+    atlas.figure(lambda name: DATA.load_item(0).image, concepts=["dark"])
+    entry, ((living, dropped),) = atlas["dark", 1], sheets
+    assert entry.image == "" and math.isnan(entry.similarity) and entry.used == 0
+    assert (living.title, dropped.title, dropped.note) == ("dark 0", "dark 1", "dropped")
+    assert living.note.startswith("similarity 0.") and living.image.size == dropped.image.size
+    assert len(dropped.image.getcolors()) == 2  # paper and a cross
+    (line,) = [line for line in atlas.table().splitlines() if line.startswith("dark 1")]
+    assert line.split() == ["dark", "1", "dropped"]
+
+
+def test_a_prototype_that_no_image_uses_is_drawn_as_dead(model):
+    with torch.no_grad():
+        model.prototypes.vectors[0, 1] = -model.prototypes.vectors[0, 0]
+    for entry in build_atlas(model, BATCHES).entries:
+        assert entry.health.endswith("dead: used by no image" if not entry.used else f"usage {entry.usage:.0%}")
+
+
+def test_a_changed_model_says_from_which_saved_one_it_was_made(model, tmp_path):
+    model.save_pretrained(tmp_path / "first")
+    first = ConceptModel.from_pretrained(tmp_path / "first")
+    assert first.record.derived_from == ""
+    drop_prototypes(first, [("dark", 1)])
+    merge_prototypes(first, "bright", [0, 1])
+    parent = f"the model whose weights have the SHA-256 {model_sha256(tmp_path / 'first')}"
+    assert first.record.derived_from == f"{parent}; dropped dark 1; merged bright 0, 1"
+    refit_task_head(first, BATCHES)
+    first.save_pretrained(tmp_path / "second")
+    second = ConceptModel.from_pretrained(tmp_path / "second")
+    assert second.record.derived_from == first.record.derived_from
+    assert f"by changing it: {parent}; dropped dark 1; merged" in (tmp_path / "second" / "README.md").read_text()
+    drop_prototypes(second, [("dark", 0)])
+    assert second.record.derived_from.startswith("the model whose")
+    assert model_sha256(tmp_path / "second") in second.record.derived_from
+
+
+def model_sha256(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_merging_duplicates_keeps_what_they_show(model):

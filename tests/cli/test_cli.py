@@ -354,6 +354,9 @@ def test_atlas_drops_merges_and_names_into_a_new_model(run, data, tmp_path):
     changed = {name for name, value in new.state_dict().items() if not torch.equal(value, old.state_dict()[name])}
     assert {name.split(".")[0] for name in changed} == {"prototypes", "task_head"}
     assert "task" in new.record.stages and new.record.evidence_source
+    made = f"{run.name}, the model whose weights have the SHA-256 {old.record.weights_sha256}"
+    assert new.record.derived_from == f"{made}; merged dark 0, 1; dropped bright 1"
+    assert f"by changing it: {made}; merged dark 0, 1" in (tmp_path / "x" / "README.md").read_text()
     again = ["atlas", str(tmp_path / "x"), str(data), "--rename", "dark=0=hole=dark=0=1", "--out", str(tmp_path / "y")]
     assert main(again) == 0
     entries = json.loads((tmp_path / "y" / "atlas.json").read_text())["prototypes"]

@@ -82,6 +82,13 @@ def test_front_matter_has_what_people_filter_by():
     }
 
 
+def test_a_model_made_from_another_says_so_under_training():
+    record = TrainingRecord(derived_from="lungs, changed | by hand")
+    said = section(model_card(tiny_config(), record, title=""), "Training")
+    assert "Made from another model by changing it: lungs, changed | by hand." in html.unescape(said)
+    assert "Made from another" not in model_card(tiny_config(), TrainingRecord(), title="")
+
+
 def test_license_is_stated_only_if_it_was_given():
     card = model_card(tiny_config(), TrainingRecord(), title="Squares")
     assert "license" not in front_matter(card)
