@@ -99,10 +99,10 @@ class MapHistory:
 def draw_learning(run: RunFolder, model: ConceptModel, maps: Iterable[MapHistory], example: ConceptItem | None) -> None:
     """Draw what was learned epoch by epoch: the example's maps, and the curves if matplotlib is installed.
 
-    Stages that were solved for have no curves.
+    Stages of one epoch, such as those that were solved for, have neither.
     """
     for kept in maps:
-        if example is not None and kept.maps:
+        if example is not None and len(kept.maps) > 1:
             save_png(kept.figure(model, example.boxes), run.figures / "learning.png")
     history = read_history(run.history)
     if has_curve(history) and importlib.util.find_spec("matplotlib") is not None:

@@ -25,7 +25,8 @@ QUICK = {"concepts": 1, "prototypes": 1, "task": 1}
 
 def run(folder, *, train=None, val=None, config=None, **options):
     """A small run; gives the model."""
-    rest = {name: options.pop(name) for name in ("augmentation", "data", "echo") if name in options}
+    known = ("augmentation", "data", "echo", "example_image", "example_concepts")
+    rest = {name: options.pop(name) for name in known if name in options}
     options = RunOptions(**{"epochs": QUICK, "batch_size": 8, "precision": "fp32", **options})
     train, val = train or Squares(16, 0), val or Squares(8, 1)
     config = config or tiny_config()
@@ -55,6 +56,13 @@ def test_a_run_of_few_images_on_random_weights_warns_first(tmp_path):
     warned = next(number for number, line in enumerate(said) if line.startswith("WARNING: The backbone starts from"))
     assert "16 training images are too few" in said[warned]
     assert warned < next(number for number, line in enumerate(said) if "epoch  1" in line)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_maps_are_drawn_epoch_by_epoch_where_there_are_several(tmp_path, epochs):
+    example = {"example_image": Squares(1, 2).load_item(0), "example_concepts": ["bright"]}
+    run(tmp_path, epochs={**QUICK, "concepts": epochs}, **example)
+    assert (tmp_path / "figures" / "learning.png").exists() == (epochs > 1)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
