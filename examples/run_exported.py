@@ -3,7 +3,9 @@
     conceptcam export phantom-csr model.onnx
     python examples/run_exported.py model.onnx image.png [maps.png]
 
-Without arguments it lets conceptcam, in other processes, export the bundled model and draw a chest.
+Prints concepts and tasks with their probabilities, and draws the maps of the most probable concepts, each below its
+name, probability and verdict. Without arguments it lets conceptcam, in other processes, export the bundled model and
+draw a chest.
 """
 
 import json
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+STRIP = 40  # pixels above a picture, for its name and a line below it
 
 
 def read_image(path, preprocessing):
@@ -30,10 +34,42 @@ def probability(logit, slope=1.0, intercept=0.0):
     return 1 / (1 + np.exp(-(slope * logit + intercept)))
 
 
+def concept_answers(logits, config, record):
+    """Of each concept its calibrated probability, and whether that is above the threshold that was chosen for it."""
+    answers = []
+    for name, logit in zip(config["concepts"], logits, strict=True):
+        threshold = record["thresholds"].get(name)  # of the probability that is not calibrated; None if undefined
+        verdict = "no threshold" if threshold is None else "present" if probability(logit) > threshold else "absent"
+        answers.append((probability(logit, *record["calibration"].get(name, (1.0, 0.0))), verdict))
+    return answers
+
+
+def task_probabilities(logits, config, record):
+    """Calibrated probabilities of the tasks; they add up to 1 if the tasks exclude each other."""
+    pairs = [record["task_calibration"].get(name, (1.0, 0.0)) for name in config["tasks"]]
+    scaled = np.array([slope * logit + shift for logit, (slope, shift) in zip(logits, pairs, strict=True)])
+    if config["task_kind"] == "multilabel":
+        return probability(scaled)
+    grown = np.exp(scaled - scaled.max())
+    return grown / grown.sum()
+
+
 def overlay(picture, concept_map):
     """The picture in grey, with red where the concept is probable."""
     heat = Image.fromarray((probability(concept_map) * 255).astype(np.uint8)).resize(picture.size, 2)
     return Image.composite(Image.new("RGB", picture.size, (220, 30, 30)), picture, heat.point(lambda value: value // 2))
+
+
+def contact_sheet(tiles):
+    """Pictures of one size side by side, each below its title and a note."""
+    wide, high = max(tiles[0][2].width, 170), tiles[0][2].height + STRIP
+    sheet = Image.new("RGB", (wide * len(tiles), high), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, (title, note, tile) in enumerate(tiles):
+        sheet.paste(tile, (column * wide, STRIP))
+        pen.text((column * wide + 3, 3), title, fill="black", font=font)
+        pen.text((column * wide + 3, 21), note, fill="dimgrey", font=font)
+    return sheet
 
 
 def main(model, image, out="maps.png", *, top=5):
@@ -44,22 +80,23 @@ def main(model, image, out="maps.png", *, top=5):
     names = [output.name for output in session.get_outputs()]
     said = {name: value[0] for name, value in zip(names, session.run(names, {"images": pixels}), strict=True)}
 
-    scaling = [record["calibration"].get(name, (1.0, 0.0)) for name in config["concepts"]]
-    probabilities = [probability(logit, *pair) for logit, pair in zip(said["concept_logits"], scaling, strict=True)]
-    shown = np.argsort(probabilities)[::-1][:top]
+    answers = concept_answers(said["concept_logits"], config, record)
+    shown = sorted(range(len(answers)), key=lambda number: -answers[number][0])[:top]
+    tiles = [("Image", "", picture)]
     for number in shown:
-        print(f"{config['concepts'][number]:<28} {probabilities[number]:.3f}")
-    for number, task in enumerate(config["tasks"] if "task_logits" in said else []):
-        parts = said["contributions"][number]
-        largest = ", ".join(f"{config['concepts'][one]} {parts[one]:+.2f}" for one in np.argsort(-abs(parts))[:3])
-        print(
-            f"{task:<28} logit {said['task_logits'][number]:+.2f} = {known['task_bias'][number]:+.2f}, {largest}, ..."
-        )
-
-    sheet = Image.new("RGB", (picture.width * (len(shown) + 1), picture.height))
-    for column, tile in enumerate([picture, *(overlay(picture, said["concept_maps"][number]) for number in shown)]):
-        sheet.paste(tile, (column * picture.width, 0))
-    sheet.save(out)
+        (p, verdict), name = answers[number], config["concepts"][number]
+        print(f"{name:<28} p {p:.3f} {verdict}")
+        tiles.append((name, f"p = {p:.2f}, {verdict}", overlay(picture, said["concept_maps"][number])))
+    if "task_logits" in said:
+        chances = task_probabilities(said["task_logits"], config, record)
+        for number, task in enumerate(config["tasks"]):
+            parts, logit = said["contributions"][number], said["task_logits"][number]
+            largest = ", ".join(f"{config['concepts'][one]} {parts[one]:+.2f}" for one in np.argsort(-abs(parts))[:3])
+            bias = known["task_bias"][number]
+            print(f"{task:<28} p {chances[number]:.3f}, logit {logit:+.2f} = {bias:+.2f}, {largest}, ...")
+        first = int(np.argmax(chances))
+        tiles[0] = ("Image", f"{config['tasks'][first]}: p = {chances[first]:.2f}", picture)
+    contact_sheet(tiles).save(out)
 
 
 def prepare(folder):

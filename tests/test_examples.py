@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -106,16 +107,18 @@ def test_an_exported_file_explains_without_torch(tmp_path):
     files = [tmp_path / name for name in ("model.onnx", "chest.png", "maps.png")]
     done = subprocess.run([sys.executable, "-c", *command, *files], capture_output=True, text=True, check=True)
     explained = explain(model, tmp_path / "chest.png")
-    said = [line.split() for line in done.stdout.splitlines()[:5]]
-    assert [" ".join(words[:-1]) for words in said] == [one.concept for one in explained.concepts[:5]]
-    assert [float(words[-1]) for words in said] == pytest.approx(
-        [one.probability for one in explained.concepts[:5]], abs=2e-2
-    )
+    said = [re.split(r" +p (\S+) ", line) for line in done.stdout.splitlines()[:5]]
+    first = explained.concepts[:5]
+    assert [(name, verdict) for name, _, verdict in said] == [(one.concept, one.verdict) for one in first]
+    assert [float(p) for _, p, _ in said] == pytest.approx([one.probability for one in first], abs=2e-2)
+    chances = [float(text) for text in re.findall(r"p (\S+), logit", done.stdout)]
+    assert chances == pytest.approx([task.probability for task in explained.tasks], abs=2e-2)
     logits = [float(text) for text in re.findall(r"logit (\S+)", done.stdout)]  # Pillow resizes in whole bytes
     assert logits == pytest.approx([task.logit for task in explained.tasks], abs=0.1)
     height, width = model.config.image_size
     with Image.open(tmp_path / "maps.png") as sheet:
-        assert sheet.size == (6 * width, height)
+        assert sheet.size == (6 * max(width, 170), height + 40)  # a strip of names, probabilities and verdicts
+        assert np.asarray(sheet.convert("L"))[:40, width:].min() < 128
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of its own insides, and that there are few workers
