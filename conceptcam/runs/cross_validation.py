@@ -86,7 +86,8 @@ def cross_validate(
 
     Patients stay in one fold. A stage that learns in steps chooses its epoch on 15 % of its training images, which it
     does not learn from, in the final model too; a fold is never seen before it is predicted. The final model's
-    thresholds and calibration are those that fit the out-of-fold predictions.
+    thresholds and calibration are those that fit the out-of-fold predictions; no figure is of images that either was
+    fitted to. Where no images are set aside, the model of a fold has neither.
     Writes `split.csv`, a run per fold in `fold-1`, ..., the final one in `final`, `predictions.csv`, `metrics.json`
     and `metrics.txt`. With `options.resume`, finished folds are read and the one that was cut off goes on.
 
@@ -174,7 +175,7 @@ class _FoldTraining:
         assert val is not None
         return train_run(
             self.config, learned, val, place, self.options, training_data=self.training_data, data=self.data,
-            drawn=(), augmentation=self.augmentation, test=test, echo=self.echo,
+            drawn=(), augmentation=self.augmentation, test=test, fitted=val is not test, echo=self.echo,
             measured_on=f"{len(test or val)} images that were held out",
         ).model  # fmt: skip
 

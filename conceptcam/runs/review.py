@@ -18,7 +18,7 @@ from conceptcam.analysis.baselines import (
 )
 from conceptcam.analysis.evaluation_result import Evaluation
 from conceptcam.analysis.intervention import correction_doubts_of
-from conceptcam.config import ConceptConfig, TaskKind
+from conceptcam.config import TaskKind
 from conceptcam.data.batch import ConceptDataset
 from conceptcam.data.splits import ConceptSubset
 from conceptcam.losses.classification import class_balanced_loss
@@ -72,7 +72,7 @@ def review(
     evaluation = measure(model, test, run, options, sided_concepts=sided_concepts, baselines=baselines)
     found = [
         *_doubts_of_learning(model, training, evaluation, run, options),
-        *_doubts_of_labels(model.config, train, val),
+        *_doubts_of_labels(model, train, val),
         *_doubts_beside_pooled_features(evaluation),
         *doubts.flat_concept_doubts(evaluation.per_image.concept_names, evaluation.per_image.concept_probabilities),
         *doubts.border_doubts(evaluation.concepts, evaluation.border),
@@ -150,14 +150,16 @@ def _losses(logits: Tensor, labels: Tensor, kind: TaskKind, strategy: str) -> tu
     return loss(logits.double(), labels.double()).item(), loss(constant.expand(logits.shape), labels.double()).item()
 
 
-def _doubts_of_labels(config: ConceptConfig, train: ConceptDataset, val: ConceptDataset) -> list[str]:
+def _doubts_of_labels(model: ConceptModel, train: ConceptDataset, val: ConceptDataset) -> list[str]:
     """What numbers of labels make doubtful."""
-    found: list[str] = []
+    config, found = model.config, list[str]()
     for part, data in (("training", train), ("validation", val)):
         found += doubts.one_sided_doubts("concept", config.concepts, data.concept_labels, part)
         if data.task_labels.shape[1] == len(config.tasks):
             found += doubts.one_sided_doubts("task", config.tasks, data.task_labels, part)
     if config.bottleneck == "prototypes":
         found += doubts.prototype_doubts(config.concepts, train.concept_labels, config.prototypes_per_concept)
+    if not model.record.thresholds:
+        return found
     few = doubts.choice_doubts(len(val))
     return found + (few or doubts.threshold_doubts(config.concepts, val.concept_labels))

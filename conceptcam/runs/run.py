@@ -56,6 +56,7 @@ def train_run(
     data: Mapping[str, Any] | None = None,
     split: tuple[Sequence[str], Sequence[str]] | None = None,
     test: ConceptDataset | None = None,
+    fitted: bool = True,
     measured_on: str = "the validation images, which also chose epochs and thresholds",
     sided_concepts: Sequence[str] = (),
     summarize: Callable[[ConceptModel, Evaluation], dict[str, Any]] | None = None,
@@ -84,6 +85,8 @@ def train_run(
             `folder` and `images` must be the same; labels are always compared.
         split: Names and parts of the images, if one set of data was divided; written to `split.csv` as the run begins.
         test: What to evaluate on; None is `val`.
+        fitted: Whether thresholds, calibration and what tells unlike images are fitted to `val`. Without, the figures
+            are of the model's own probabilities, and those at thresholds are undefined.
         measured_on: What to call it in the model's record.
         sided_concepts: Names of concepts that have one place by nature; see `evaluate`.
         summarize: Gives the figures of the model's record, also written to `summary.json`; None is the summary of
@@ -105,7 +108,7 @@ def train_run(
         run.check_resume_options(content)
         if run.state == "finished":
             return _finished(run, train, val, options)
-        teaching = _prepare(run, plan, train, val, options, augmentation, training_data, echo)
+        teaching = _prepare(run, plan, train, val, options, augmentation, training_data, echo, fitted=fitted)
         maps = _map_histories(example_image, example_concepts, plan.config, run)
         with _begun(run, {**content, "precision": teaching.options.precision}, split):
             teaching.teach(maps)
@@ -197,6 +200,8 @@ def _prepare(
     augmentation: Callable[[ConceptItem], ConceptItem] | None,
     training_data: str,
     echo: Echo,
+    *,
+    fitted: bool,
 ) -> Teaching:
     """The model with random heads, the same for the same seed, and how it will be taught.
 
@@ -219,7 +224,7 @@ def _prepare(
     options = _with_precision(options, run, model, plan.stages[0], val, echo)
     return Teaching(
         model=model, stages=plan.stages, train=train, val=val, run=run, training_data=training_data, echo=echo,
-        augmentation=augmentation or train.augmentation,
+        fitted=fitted, augmentation=augmentation or train.augmentation,
         options=dataclasses.replace(options, callbacks=[EpochPrinter(plan.stages, echo), *options.callbacks]),
     )  # fmt: skip
 

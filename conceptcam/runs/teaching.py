@@ -45,6 +45,7 @@ class Teaching:
         stages: In order.
         train: What it learns from.
         val: What chooses epochs, and what thresholds and calibration are fitted to.
+        fitted: Whether thresholds, calibration and what tells unlike images are fitted at all.
         augmentation: Changes training images of the first phase; None changes none.
         training_data: What to call the training data in the model's record.
         options: How to train.
@@ -56,6 +57,7 @@ class Teaching:
     stages: Sequence[Stage]
     train: ConceptDataset
     val: ConceptDataset
+    fitted: bool
     augmentation: Callable[[ConceptItem], ConceptItem] | None
     training_data: str
     options: RunOptions
@@ -121,6 +123,18 @@ class Teaching:
 
         After the last phase again, when there are prototypes whose typical evidence can be recorded.
         """
+        if self.fitted:
+            self._fit(backbone_is_done=backbone_is_done)
+        concept_weights, task_weights = class_weights(self.options, self.model.config, self.train)
+        self.model.record = dataclasses.replace(
+            self.model.record,
+            training_data=self.training_data,
+            concept_weights=concept_weights,
+            task_weights=task_weights,
+        )
+
+    def _fit(self, *, backbone_is_done: bool) -> None:
+        """Fit to the validation images what a record keeps of them."""
         model, options, images = self.model, self.options, len(self.val)
         fit_thresholds(model, loader(self.val, options), thresholds_source=f"highest F1 on {images} validation images")
         fit_calibration(model, loader(self.val, options), calibration_source=f"platt on {images} validation images")
@@ -128,13 +142,6 @@ class Teaching:
             self.train.augmentation = None
             with seeded(options.seed):  # a table may be sorted
                 fit_novelty(model, loader(self.train, options, shuffle=True), loader(self.val, options))
-        concept_weights, task_weights = class_weights(options, model.config, self.train)
-        model.record = dataclasses.replace(
-            model.record,
-            training_data=self.training_data,
-            concept_weights=concept_weights,
-            task_weights=task_weights,
-        )
 
     def _loading_speed(self) -> str:
         """How fast images are read and learned from, by a trial of a few, and what to do if reading is slower."""

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
 from conceptcam.runs.cross_validation import confusion_matrix, cross_validate, table
@@ -74,11 +75,30 @@ def test_a_cross_validation_is_resumed_to_the_same_figures(whole):
         cross_validate(tiny_config(), Squares(18, 0), folder, how, folds=2, training_data="squares")
 
 
-def test_epochs_are_chosen_on_images_of_the_training_part(tmp_path):
+def test_epochs_and_thresholds_are_chosen_on_images_set_aside(tmp_path):
     validated(tmp_path, freeze_backbone=False, epochs={"concepts": 1, "prototypes": 1, "task": 1})
     for number in (1, 2, 3):
         data = json.loads((tmp_path / f"fold-{number}" / "run.json").read_text())["data"]
         assert data["train_images"] + data["val_images"] == 12
+        record = ConceptModel.from_pretrained(tmp_path / f"fold-{number}").record
+        assert record.thresholds_source == f"highest F1 on {data['val_images']} validation images"
+
+
+def test_nothing_of_a_fold_is_fitted_to_its_held_out_images(whole):
+    folder, result = whole
+    for number in (1, 2, 3):
+        record = ConceptModel.from_pretrained(folder / f"fold-{number}").record
+        assert not record.thresholds and not record.calibration and not record.task_calibration
+        assert not record.feature_statistics
+        figures = json.loads((folder / f"fold-{number}" / "metrics.json").read_text())
+        rows = result.answers.fold == number - 1
+        logits, labels = result.answers.concept_logits[rows], result.answers.concepts[rows]
+        assert figures["summary"]["concept_f1_chosen"] is None
+        own = calibration_scores(logits.double().sigmoid(), labels).brier
+        found = [figures["concepts"][name]["Brier"] for name in tiny_config().concepts]
+        assert found == pytest.approx(own.tolist(), abs=1e-4)
+        warnings = json.loads((folder / f"fold-{number}" / "run.json").read_text())["warnings"]
+        assert not any("threshold" in one and "rests" in one or "chosen by" in one for one in warnings)
 
 
 def test_a_confusion_matrix_counts_what_is_called_what():
