@@ -6,9 +6,8 @@
 The front of each model stays as it is. Its task head is solved for anew, from evidence as the model gives it, and with
 corrected concepts beside it (`conceptcam.model.corrections`). Each is read on images that it has not seen: as the
 model gives evidence, with one concept of each image corrected by a policy, and with all of them. Below is a head on
-the true concepts themselves. Heads that are solved for here are not calibrated, and there are no other images to fit
-a temperature on, so tasks are ranked by logits as a head gives them, as the tables of `train --folds` are. (What the
-model's record says of calibration is of another head.)
+the true concepts themselves. Heads that are solved for here are not calibrated, so tasks are ranked by logits as a head
+gives them, as the tables of `train --folds` are; what a model's record says of calibration is of another head.
 """
 
 import argparse

@@ -17,7 +17,7 @@ Examples:
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conceptcam.cli.data import (
     add_data_options,
@@ -82,49 +82,64 @@ def run(options: argparse.Namespace) -> None:
         first = distributed.is_main_process()
         run = distributed.broadcast(RunFolder(output_folder(options, resume=how.resume)) if first else None)
         assert run is not None
-        _train(run, options, how, show if first else lambda line: None)
+        command = _Command(run, options, how, _model_fields(options), show if first else lambda line: None)
+        if run.state == "finished":
+            _check_finished(command)
+        elif options.folds is not None:
+            _cross_validate(command)
+        else:
+            _train(command)
 
 
-def _train(run: "RunFolder", options: argparse.Namespace, how: "RunOptions", echo: Callable[[str], None]) -> None:
-    from conceptcam.data.transforms import default_augmentation
+class _Command(NamedTuple):
+    """What was asked for, and where it is written and said."""
+
+    run: "RunFolder"
+    options: argparse.Namespace
+    how: "RunOptions"
+    fields: dict[str, Any]
+    """Of the model's config, as far as flags give them."""
+    echo: Callable[[str], None]
+
+    def common(self, dataset: "ConceptDataset", config: "ConceptConfig") -> dict[str, Any]:
+        """The arguments that one training and several, of a cross-validation, have alike."""
+        from conceptcam.data.transforms import default_augmentation
+
+        return {
+            "training_data": f"{len(dataset)} images of {data_name(self.options, 'train')}",
+            "data": data_record(self.options),
+            "augmentation": None if self.options.no_augment else default_augmentation(config.image_size),
+            "echo": self.echo,
+        }
+
+
+def _train(command: _Command) -> None:
+    """Train once, on training data, and measure on validation data."""
     from conceptcam.runs.run import train_run
 
-    fields = _model_fields(options)
-    if run.state == "finished":
-        return _check_finished(run, options, how, fields, echo)
-    if options.folds is not None:
-        return _cross_validate(run, options, how, fields, echo)
+    run, options, how, fields, echo = command
     train, val, split = read_train_and_val(options, run, echo)
     config = _config(train, fields, echo)
     echo(f"Training on {len(train)} images, validating on {len(val)}; {len(config.concepts)} concepts ...")
     measured_on = f"the {len(val)} validation images of {data_name(options, 'val')}"
     result = train_run(
         config, train, val, run.path, how,
-        training_data=f"{len(train)} images of {data_name(options, 'train')}",
-        data=data_record(options),
         split=split,
         measured_on=f"{measured_on}, which also chose epochs and thresholds",
         drawn=range(options.figures),
         example_image=val.load_item(int(val.concept_labels.nan_to_num().sum(dim=1).argmax())),  # shows most concepts
         example_concepts=config.concepts[:6],
-        augmentation=None if options.no_augment else default_augmentation(config.image_size),
-        echo=echo,
+        **command.common(train, config),
     )  # fmt: skip
     if result.evaluation is not None:
         _echo_result(run, result.evaluation, result.warnings, echo)
-    return None
 
 
-def _check_finished(
-    run: "RunFolder",
-    options: argparse.Namespace,
-    how: "RunOptions",
-    fields: dict[str, Any],
-    echo: Callable[[str], None],
-) -> None:
+def _check_finished(command: _Command) -> None:
     """Say that a run is finished, if it is the one that the options ask for."""
     from conceptcam.runs.options import options_to_dict
 
+    run, options, how, fields, echo = command
     model = {**fields, "task_kind": options.task_kind or run.saved["model"]["task_kind"]}
     run.check_resume_options({**options_to_dict(how), "data": data_record(options), "model": model})
     run.remove_checkpoints()
@@ -141,18 +156,12 @@ def _echo_result(
     echo(f"Written to {run.path}")
 
 
-def _cross_validate(
-    run: "RunFolder",
-    options: argparse.Namespace,
-    how: "RunOptions",
-    fields: dict[str, Any],
-    echo: Callable[[str], None],
-) -> None:
+def _cross_validate(command: _Command) -> None:
     """Train once per fold and once on all images."""
-    from conceptcam.data.transforms import default_augmentation
     from conceptcam.runs.cross_validation import cross_validate, table
     from conceptcam.training import distributed
 
+    run, options, how, fields, echo = command
     if options.val is not None or options.split is not None:
         raise ValueError("--folds divides the data itself: leave out --val and --split")
     if options.folds < 2:
@@ -169,14 +178,8 @@ def _cross_validate(
     warn_of_faults(dataset, echo)
     config = _config(dataset, fields, echo)
     echo(f"{len(dataset)} images in {options.folds} folds; {len(config.concepts)} concepts ...")
-    result = cross_validate(
-        config, dataset, run.path, how,
-        folds=options.folds,
-        training_data=f"{len(dataset)} images of {data_name(options, 'train')}",
-        data=data_record(options),
-        augmentation=None if options.no_augment else default_augmentation(config.image_size),
-        echo=echo,
-    )  # fmt: skip
+    common = command.common(dataset, config)
+    result = cross_validate(config, dataset, run.path, how, folds=options.folds, **common)
     echo(table(result))
     echo("Each image was predicted by a model that had not seen it.")
     echo(f"The model of all images is in {run.path / 'final'}; predictions.csv, metrics and split.csv are beside it.")
