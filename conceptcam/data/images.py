@@ -52,7 +52,7 @@ def load_image(image: Any, *, bit_depth: int | None = None) -> Tensor:
             type uint8, uint16, or float in [0, 1].
         bit_depth: Bits that the values of an image of more than 8 bits really use, such as 12; None takes all that the
             file has. What is stated counts, also where a file says less, as a TIFF of 12 bits does. If the values of a
-            file use less than an eighth of their range, and so come out black, that is logged.
+            file use less than an eighth of their range, and so come out black or white, that is logged.
 
     Returns:
         (3, H, W) uint8, or, for more than 8 bits, float32 in [0, 1], where 1 is the highest value that the bit depth
@@ -189,14 +189,16 @@ def notice_sliver(image: Tensor, name: str, said: Container[int] = (), *, bit_de
     if not image.is_floating_point():
         return None
     low, high = (float(value) for value in image.aminmax())
-    if high >= _SLIVER or high == low:
+    white = low > 1 - _SLIVER  # as of a TIFF in which 0 is white
+    used = 1 - low if white else high
+    if used >= _SLIVER or high == low:
         return None
-    needed = round(high * (2 ** (bit_depth or 16) - 1)).bit_length()
+    needed = round(used * (2 ** (bit_depth or 16) - 1)).bit_length()
     bits = next(known for known in (9, 10, 12, 14) if known >= needed)
     if bits not in said:
         _log.warning(
-            "image %r uses %.2g of its range of values at most, so it comes out black; if it holds numbers of %d bits, "
-            "say so with `bit_depth` (--bit-depth)", name, high, bits,
+            "image %r uses %.2g of its range of values at most, so it comes out %s; if it holds numbers of %d bits, "
+            "say so with `bit_depth` (--bit-depth)", name, used, "white" if white else "black", bits,
         )  # fmt: skip
     return bits
 

@@ -63,7 +63,15 @@ def test_bits_are_told_of_the_range_that_was_stated(tmp_path: Path, caplog: pyte
     path = tmp_path / "a.tif"
     path.write_bytes(packed_tiff([[1, 2, 3, 4], [5, 6, 7, 1023]], 10, photometric=1))
     load_image(path, bit_depth=14)
-    assert "if it holds numbers of 10 bits" in caplog.text
+    assert "so it comes out black; if it holds numbers of 10 bits" in caplog.text
+
+
+def test_a_sliver_comes_out_white_where_zero_is_white(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "a.tif"
+    path.write_bytes(packed_tiff([[1, 2, 3, 4], [5, 6, 7, 1023]], 10, photometric=0))
+    assert load_image(path).max() > 0.9 and not caplog.text
+    assert load_image(path, bit_depth=16).min() > 0.9
+    assert "so it comes out white; if it holds numbers of 10 bits" in caplog.text
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
