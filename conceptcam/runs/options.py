@@ -34,6 +34,9 @@ MAY_CHANGE = {
 # Left out of `run.json`.
 _UNSAVED = ("resume", "progress_bar", "callbacks", "checkpoint_dir")
 
+_NOT_CONVEX = ("focal", "asymmetric")
+"""Losses for which there is no solving."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(TrainerOptions):
@@ -123,32 +126,8 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
     Raises:
         ValueError: If an option would do nothing, or contradicts another.
     """
-    preset = get_preset(options.preset)
-    if options.imbalance not in (None, "none") and not preset.uses_losses:
-        raise ValueError(
-            f"the preset {options.preset!r} leaves rare labels as they are, so imbalance {options.imbalance!r} would "
-            "do nothing; leave it out or choose another preset"
-        )
-    if options.solve_task and not train.tasks:
-        raise ValueError(
-            "the data have no task labels, so there is no task head to solve for: leave out `solve_task` (--solve-task)"
-        )
-    if options.solve_task and "task" in options.epochs:
-        raise ValueError(
-            "`solve_task` (--solve-task) solves for the task head at once: leave the epochs of 'task' out of `epochs` "
-            "(--epochs)"
-        )
-    if options.prototypes_per_concept is not None and config.bottleneck != "prototypes":
-        raise ValueError(
-            f"a {config.bottleneck!r} bottleneck has no prototypes, so `prototypes_per_concept` "
-            "(--prototypes-per-concept) would do nothing: leave it out"
-        )
-    convex = options.imbalance not in ("focal", "asymmetric")
-    if options.solve_task and not convex:
-        raise ValueError(
-            f"`solve_task` (--solve-task) needs a convex loss, and imbalance {options.imbalance!r} is none: choose "
-            "another, or descend"
-        )
+    _check_sense(options, config, train)
+    preset, convex = get_preset(options.preset), options.imbalance not in _NOT_CONVEX
     names = ("pooling", "pooling_param", "projector", "prototypes_per_concept")
     decisions = decide(
         preset,
@@ -173,6 +152,34 @@ def make_plan(options: RunOptions, config: ConceptConfig, train: ConceptDataset)
         **decisions.stage_options,
     )
     return RunPlan(config, stages, decisions.reason)
+
+
+def _check_sense(options: RunOptions, config: ConceptConfig, train: ConceptDataset) -> None:
+    """Refuse options that would do nothing, or contradict one another."""
+    if options.imbalance not in (None, "none") and not get_preset(options.preset).uses_losses:
+        raise ValueError(
+            f"the preset {options.preset!r} leaves rare labels as they are, so imbalance {options.imbalance!r} would "
+            "do nothing; leave it out or choose another preset"
+        )
+    if options.solve_task and not train.tasks:
+        raise ValueError(
+            "the data have no task labels, so there is no task head to solve for: leave out `solve_task` (--solve-task)"
+        )
+    if options.solve_task and "task" in options.epochs:
+        raise ValueError(
+            "`solve_task` (--solve-task) solves for the task head at once: leave the epochs of 'task' out of `epochs` "
+            "(--epochs)"
+        )
+    if options.prototypes_per_concept is not None and config.bottleneck != "prototypes":
+        raise ValueError(
+            f"a {config.bottleneck!r} bottleneck has no prototypes, so `prototypes_per_concept` "
+            "(--prototypes-per-concept) would do nothing: leave it out"
+        )
+    if options.solve_task and options.imbalance in _NOT_CONVEX:
+        raise ValueError(
+            f"`solve_task` (--solve-task) needs a convex loss, and imbalance {options.imbalance!r} is none: choose "
+            "another, or descend"
+        )
 
 
 def options_to_dict(options: RunOptions) -> dict[str, Any]:
