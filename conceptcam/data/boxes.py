@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 from conceptcam._checks import brief, check_choice
@@ -212,7 +211,7 @@ class ConceptBoxes:
             self.check_fits(images, concepts)
         left, top, right, bottom = self.xyxy.unbind(1)
         along = _overlap if rule == "coverage" else _centers
-        inside = einsum(along(top, bottom, height), along(left, right, width), "n h, n w -> n h w")
+        inside = along(top, bottom, height)[:, :, None] * along(left, right, width)[:, None, :]  # (n, h, w)
         own = self.image * concepts + self.concept
         if compiling:  # how many pairs have boxes depends on the data, which breaks a graph
             pair, member = torch.arange(images * concepts, device=own.device), own

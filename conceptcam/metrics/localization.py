@@ -129,7 +129,7 @@ def pair_scores(
     maps, inside = pairs.maps, pairs.inside
     height, width = inside.shape[1:]
     peak, target = find_peaks(pairs.grid_maps, maps), widened(inside, tolerance)
-    curve = iou_curve(maps, inside)
+    curve, area = iou_curve(maps, inside), _mean(inside)
     if isinstance(iou_threshold, float) and iou_threshold in IOU_THRESHOLDS:
         iou = curve[:, IOU_THRESHOLDS.index(iou_threshold)]
     else:
@@ -137,14 +137,14 @@ def pair_scores(
         iou = map_iou(maps, inside, each[pairs.concept] if each.ndim else each)
     return PairScores(
         concept=pairs.concept,
-        area=inside.float().mean(dim=(1, 2)),
+        area=area,
         pointing=hits(target, peak),
         pointing_grid=hits(pairs.grid_inside, pairs.grid_maps.flatten(1).argmax(dim=1)),
         energy=energy_in_box(maps, inside, energy),
         iou=iou,
         mirrored_pointing=hits(target.flip(-1), peak),
         transposed_pointing=hits(widened(pairs.transposed, tolerance), peak),
-        chance=target.float().mean(dim=(1, 2)),
+        chance=area if target is inside else _mean(target),
         random_pointing=target.flatten(1)[:, control.to(target.device)].float().mean(dim=1),
         center_pointing=target[:, height // 2, width // 2].float(),
         rank=relevance_rank(maps, inside),
@@ -252,6 +252,11 @@ class LocalizationMetrics(RowMetric):
 @functools.lru_cache(maxsize=8)
 def _control(grid: tuple[int, ...], image_size: tuple[int, ...], seed: int) -> Tensor:
     return random_peaks(grid, image_size, generator=torch.Generator().manual_seed(seed))
+
+
+def _mean(inside: Tensor) -> Tensor:
+    """(P,) fraction of the pixels (P, H, W) that is True."""
+    return inside.sum(dim=(1, 2)).float() / inside[0].numel()
 
 
 def _group_means(values: Tensor, group: Tensor, groups: int) -> Tensor:

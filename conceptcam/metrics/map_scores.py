@@ -21,7 +21,7 @@ Energy = Literal["sigmoid", "relu"]
 IOU_THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """Probabilities at which IoU curves are taken."""
 
-_CHUNK_PIXELS = 2**18  # pixels of all maps handled at a time: measured fastest, as they fit the cache
+_CHUNK_PIXELS = 2**19  # pixels of all maps handled at a time: more are hardly faster, and take memory
 
 
 class DrawnPairs(NamedTuple):
@@ -68,16 +68,16 @@ def drawn_pairs(concept_maps: Tensor, boxes: ConceptBoxes, image_size: Sequence[
         grid_maps = concept_maps.detach()[image, concept].float()
         if not grid_maps.isfinite().all():
             raise ValueError("a concept map is infinite or NaN: the model or its input is broken")
-        inside = drawn.pair_masks((images, concepts, height, width), "center").inside > 0
+        inside = drawn.pair_masks((images, concepts, height, width), "center").inside.bool()
         transposed = inside.mT  # pixels and boxes exchange x and y alike
         if height != width:
             swapped = ConceptBoxes(drawn.xyxy[:, [1, 0, 3, 2]], drawn.concept, drawn.image)
-            transposed = swapped.pair_masks((images, concepts, height, width), "center").inside > 0
+            transposed = swapped.pair_masks((images, concepts, height, width), "center").inside.bool()
         yield DrawnPairs(
             image,
             concept,
             grid_maps,
-            drawn.pair_masks((images, concepts, *grid), "center").inside > 0,
+            drawn.pair_masks((images, concepts, *grid), "center").inside.bool(),
             upsample(grid_maps, image_size),
             inside,
             transposed,
@@ -96,21 +96,28 @@ def find_peaks(grid_maps: Tensor, maps: Tensor) -> Tensor:
     pixels would put a peak in a left cell on the image's edge, and one in a right cell at the cell's centre.
 
     Args:
-        grid_maps: (P, h, w).
+        grid_maps: (P, h, w), finite.
         maps: (P, H, W), the same from `upsample`.
 
     Returns:
         (P,) pixels, counted in reading order.
     """
+    if not len(maps):
+        return torch.zeros(0, dtype=torch.long, device=maps.device)
     height, width = maps.shape[1:]
     cell = grid_maps.flatten(1).argmax(dim=1)
     rows, columns = grid_maps.shape[1:]
     down = ((cell // columns + 0.5) * (height / rows))[:, None] - (_steps(maps, height) + 0.5)  # (P, H)
     across = ((cell % columns + 0.5) * (width / columns))[:, None] - (_steps(maps, width) + 0.5)  # (P, W)
-    distance = down[:, :, None] ** 2 + across[:, None, :] ** 2
     rounding = 1e-6 * grid_maps.abs().amax(dim=(1, 2))
-    below = maps < (maps.amax(dim=(1, 2)) - rounding)[:, None, None]
-    return distance.masked_fill_(below, torch.inf).flatten(1).argmin(dim=1)
+    highest = maps >= (maps.amax(dim=(1, 2)) - rounding)[:, None, None]
+    pair, row, column = highest.nonzero().unbind(1)
+    distance = down[pair, row] ** 2 + across[pair, column] ** 2
+    nearest = (
+        distance == distance.new_zeros(len(maps)).scatter_reduce(0, pair, distance, "amin", include_self=False)[pair]
+    )
+    pixel, pair = (row * width + column)[nearest], pair[nearest]
+    return pixel.new_zeros(len(maps)).scatter_reduce(0, pair, pixel, "amin", include_self=False)
 
 
 def pointing_game(peaks: Tensor, inside: Tensor, *, tolerance: float = 0.0) -> Tensor:
@@ -145,7 +152,7 @@ def energy_in_box(maps: Tensor, inside: Tensor, energy: Energy = "sigmoid") -> T
     """
     check_choice("energy", energy, Energy)
     mass = maps.sigmoid() if energy == "sigmoid" else maps.relu()
-    return (mass * inside).sum(dim=(1, 2)) / mass.sum(dim=(1, 2))
+    return torch.where(inside, mass, 0).sum(dim=(1, 2)) / mass.sum(dim=(1, 2))
 
 
 def relevance_rank(maps: Tensor, inside: Tensor) -> Tensor:
@@ -182,7 +189,7 @@ def side_accuracy(peaks: Tensor, inside: Tensor) -> Tensor:
         (P,) float; NaN where the inside is on both sides of the middle. Chance is one half.
     """
     width = inside.shape[2]
-    columns = inside.any(dim=1)
+    columns = inside.view(torch.uint8).amax(dim=1) > 0  # `any` takes four times as long
     left, right = columns[:, : width // 2].any(dim=1), columns[:, (width + 1) // 2 :].any(dim=1)
     column = peaks % width
     here = torch.where(right, column >= (width + 1) // 2, column < width // 2)
@@ -206,15 +213,25 @@ def map_iou(maps: Tensor, inside: Tensor, threshold: float | Tensor = 0.5) -> Te
     return (shared / (found | inside).sum(dim=(1, 2))).masked_fill(cut.isnan(), torch.nan)
 
 
-def iou_curve(maps: Tensor, inside: Tensor, thresholds: Sequence[float] = IOU_THRESHOLDS) -> Tensor:
-    """(P, J) `map_iou` at J increasing thresholds, in one pass over the pixels."""
-    cuts = torch.tensor(thresholds, device=maps.device, dtype=maps.dtype).logit()
-    level = torch.bucketize(maps.flatten(1), cuts, out_int32=True)  # how many thresholds a pixel exceeds
-    side = 2 * torch.arange(len(maps), device=maps.device, dtype=torch.int32)[:, None] + inside.flatten(1)
-    bins = len(cuts) + 1
-    counts = torch.bincount((side * bins + level).flatten(), minlength=2 * bins * len(maps))
+def iou_curve(maps: Tensor, inside: Tensor) -> Tensor:
+    """(P, J) `map_iou` at each of `IOU_THRESHOLDS`, in one pass over the pixels."""
+    bins = len(IOU_THRESHOLDS) + 1
+    first = 2 * bins * torch.arange(len(maps), device=maps.device, dtype=torch.int32)
+    bin_ = _levels(maps).add_(inside, alpha=bins).add_(first[:, None, None])
+    counts = torch.bincount(bin_.flatten(), minlength=2 * bins * len(maps))
     outside, within = counts.view(-1, 2, bins).flip(-1).cumsum(-1).flip(-1)[..., 1:].unbind(1)
     return within / (inside.sum(dim=(1, 2))[:, None] + outside)
+
+
+def _levels(maps: Tensor) -> Tensor:
+    """How many of `IOU_THRESHOLDS` each pixel exceeds, int32, in a fifth of the time of a search among them.
+
+    They lie evenly, so a probability says which one is nearest, and comparing with that one's logit settles it.
+    """
+    cuts = torch.tensor(IOU_THRESHOLDS, device=maps.device, dtype=maps.dtype).logit()
+    nearest = maps.sigmoid().mul_(len(cuts) + 1).round_().int()
+    cut = F.pad(cuts, (1, 1), value=torch.inf).index_select(0, nearest.flatten()).view_as(maps)
+    return nearest.sub_(1).add_(maps > cut).clamp_(min=0)
 
 
 def random_peaks(

@@ -306,6 +306,17 @@ def test_iou_curve_is_the_iou_at_each_threshold():
         assert torch.allclose(curve[:, index], map_iou(maps, inside, threshold), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pixel_at_a_threshold_does_not_exceed_it(dtype: torch.dtype):
+    cuts = torch.tensor(IOU_THRESHOLDS, dtype=dtype).logit()
+    far = torch.tensor([-1e4, -torch.inf, 1e4, torch.inf], dtype=dtype)
+    up, down = (torch.nextafter(cuts, torch.full_like(cuts, side)) for side in (torch.inf, -torch.inf))
+    maps = torch.cat([cuts, up, down, far])[None, None]  # the next numbers on both sides of each
+    inside = torch.arange(maps.numel())[None, None] % 3 == 0
+    exact = [((maps > cut) & inside).sum() / ((maps > cut) | inside).sum() for cut in cuts]
+    assert iou_curve(maps, inside)[0].tolist() == torch.stack(exact).tolist()
+
+
 def test_the_best_iou_threshold_is_at_the_top_of_the_curve():
     maps, boxes = random_maps(6, 3, 4, 4), random_boxes(6, 2, 30)
     curve = scores_of(maps, boxes, (16, 16)).iou_curve
