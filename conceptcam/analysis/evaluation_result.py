@@ -13,6 +13,7 @@ from conceptcam._display.text import html_text
 from conceptcam._files import nan_to_null
 from conceptcam.analysis.answers import EvaluatedImages
 from conceptcam.analysis.baselines import BaselineScores, comparison_lines
+from conceptcam.analysis.doubts import average_doubts
 from conceptcam.analysis.evaluation_table import (
     CALIBRATION,
     HEADLINES,
@@ -27,7 +28,6 @@ from conceptcam.analysis.evaluation_table import (
     confusion_lines,
     data_frame,
     interval_lines,
-    left_out_lines,
     table_lines,
 )
 from conceptcam.analysis.slow_measures import SlowFigures
@@ -167,10 +167,9 @@ class Evaluation:
                 "",
             ]
         names = [f"{name} *" if name in self.sided_concepts else name for name in self.concepts]
-        left_out = self.left_out()
         lines += [
             *table_lines("concept", names, self._concept_columns(), self.concept_scores),
-            *left_out_lines(left_out["concepts"]),
+            *average_doubts("concept", self.concepts, self.concept_scores),
         ]
         if bool((self.localization.support > 0).any()):
             lines += ["", *table_lines("box size", SIZES, self._by_size())]
@@ -179,7 +178,7 @@ class Evaluation:
             lines += [
                 "",
                 *table_lines("task", self.tasks, columns, self.task_scores),
-                *left_out_lines(left_out["tasks"]),
+                *average_doubts("task", self.tasks, self.task_scores),
             ]
         if self.intervals:
             lines += ["", *interval_lines(self.intervals)]

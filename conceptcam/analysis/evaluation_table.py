@@ -86,13 +86,6 @@ def _says_something(title: str, values: Tensor) -> bool:
     return title in SCORES or not bool(values.isnan().all())
 
 
-def left_out_lines(left_out: Sequence[str]) -> list[str]:
-    """A line below a table whose means leave labels out."""
-    if not left_out:
-        return []
-    return [f"The macro means of AUROC, AP and F1 leave out labels with fewer than 5 on a side: {', '.join(left_out)}."]
-
-
 def interval_lines(intervals: Mapping[str, Interval]) -> list[str]:
     """Headline figures with their 95 % intervals."""
     if not intervals:

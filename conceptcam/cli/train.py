@@ -149,10 +149,12 @@ def _check_finished(command: _Command) -> None:
 def _echo_result(
     run: "RunFolder", evaluation: "Evaluation", warnings: Sequence[str], echo: Callable[[str], None]
 ) -> None:
-    echo(evaluation.table())
+    table = evaluation.table()
+    echo(table)
     echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
     for warning in warnings:
-        echo(f"WARNING: {warning}")
+        if warning not in table:  # what it says has been read a moment ago
+            echo(f"WARNING: {warning}")
     echo(f"Written to {run.path}")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from conceptcam.analysis.doubts import average_doubts
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.fitting import fit_thresholds
 from conceptcam.data.boxes import ConceptBoxes
@@ -94,6 +95,18 @@ def test_undefined_is_null_in_json_and_a_dash_in_the_table(model):
     assert content["summary"]["pointing"] is None
     row = next(line for line in result.table().splitlines() if line.startswith("bright"))
     assert "-" in row.split()
+
+
+def test_the_table_says_where_averages_rest_on_few_images(model):
+    data = Squares(40, 2)
+    data.concept_labels[:, 0] = (torch.arange(40) < 2).float()
+    some = evaluate(model, batches(data), draws=0)
+    (line,) = [one for one in some.table().splitlines() if "measured images on" in one]
+    assert (line,) == tuple(average_doubts("concept", some.concepts, some.concept_scores))
+    assert line.endswith("leave out the concepts with fewer than 5 measured images on a side: 'bright' (2).")
+    few = evaluate(model, batches(Squares(6, 2)), draws=0).table()
+    assert "No concept has 5 measured images on each side" in few
+    assert "measured images on" not in evaluate(model, TEST, draws=0).table()
 
 
 def test_the_table_without_boxes_has_no_columns_of_boxes(model):
