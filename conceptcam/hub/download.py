@@ -189,12 +189,12 @@ def upload(
 
     Raises:
         PermissionError: If the token is missing or may not write.
-        ConnectionError: If the Hub cannot be reached.
+        ConnectionError: If the Hub cannot be reached, or answers too slowly; see `least_pace`.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token, **_CLIENT)
-    with plain_errors(repository):
+    with plain_errors(repository), least_pace(_USER):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -216,10 +216,9 @@ def _has_own_card(address: Address, token: str | None) -> bool:
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with least_pace(_USER):
-                card = hf_hub_download(
-                    address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token, **_CLIENT
-                )
+            card = hf_hub_download(
+                address.repository, CARD_FILE, revision=address.revision, local_dir=scratch, token=token, **_CLIENT
+            )
         except LocalEntryNotFoundError:
             raise  # the Hub did not say that there is none
         except EntryNotFoundError:

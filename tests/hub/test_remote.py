@@ -526,6 +526,16 @@ def test_pushing_what_is_there_already_makes_no_commit(hub):
     assert len(hub.hub.repos[NAME].commits) == 2, "the first is made with the repository"
 
 
+def test_a_card_that_dribbles_during_a_push_is_a_sentence(hub, impatient):
+    repo_before = model_with(1).push_to_hub(NAME, token=OWNER)
+    hub.fail("GET .*README", "dribble")
+    with pytest.raises(ConnectionError, match="came too slowly") as caught:
+        model_with(2).push_to_hub(NAME, token=OWNER)
+    one_sentence(caught.value, NAME)
+    hub.heal()
+    assert model_with(1).push_to_hub(NAME, token=OWNER) == repo_before, "nothing was changed"
+
+
 def test_pushing_leaves_the_model_and_the_random_state_as_they_were(hub):
     model = model_with(1)
     record, before = model.record, torch.get_rng_state()
