@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from conceptcam.data.dicom import check_pixels, dicom_size, is_dicom, read_dicom
-from conceptcam.data.packed_tiff import packed_tiff_size, read_packed_tiff
+from conceptcam.data.packed_tiff import packed_tiff_size, read_packed_tiff, several_pages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -147,7 +147,7 @@ def _check_bit_depth(bit_depth: int | None) -> None:
 
 
 class _UnknownTiff(ValueError):
-    """A TIFF that Pillow does not know; grey ones of 9 to 15 bits are read without it."""
+    """A TIFF that Pillow does not know; grey ones of 9 to 16 bits are read without it."""
 
 
 def _open(path: str | PathLike[str]) -> "Image.Image":
@@ -232,7 +232,7 @@ def _from_pillow(image: "Image.Image", bit_depth: int | None) -> Tensor:
     # An MPO is a photograph with previews of itself; in all other formats pages are different pictures.
     pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if pages > 1:
-        raise ValueError(f"it holds {pages} pages or frames; save the one you mean as its own file")
+        raise ValueError(several_pages(pages))
     deep = image.mode in _SIXTEEN_BIT or image.mode in ("I", "F")
     # Read now: turning an image forgets its file's tags.
     highest, negative = _highest(image, bit_depth) if deep else 255, deep and _is_white_zero(image)

@@ -1,4 +1,7 @@
-"""Grey TIFF images of 9 to 15 bits: Pillow reads the bytes, and the values, which have no gaps, are parted here."""
+"""Grey TIFF images of 9 to 16 bits that Pillow does not know: it reads the bytes, which are parted into values here.
+
+It does not know values without gaps between them, nor 16 bits, the high byte first, where 0 is white.
+"""
 
 import io
 import struct
@@ -10,10 +13,12 @@ import numpy as np
 
 from conceptcam.data.dicom import check_pixels
 
-_BITS = range(9, 16)
+_BITS = range(9, 17)
+_MOST_PAGES = 10_000  # that are counted
 # Tags of TIFF.
 _WIDTH, _HEIGHT, _DEPTH, _INTERPRETATION, _ORIENTATION = 256, 257, 258, 262, 274
 _SAMPLES, _PREDICTOR, _TILES, _SIGNED = 277, 317, 322, 339
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # of bytes
 _SIZES = {3: "H", 4: "I"}  # types of a tag's value, as `struct` has them
 _ROWS = 256  # that are parted at once
 _REFUSED = "it is a TIFF of a kind that is not read, or damaged; save it as grey of 8 or 16 bits, or as RGB"
@@ -41,7 +46,7 @@ class _Tag(NamedTuple):
 
 
 def read_packed_tiff(path: str | PathLike[str]) -> PackedTiff:
-    """The values of a grey TIFF of 9 to 15 bits, of any lossless compression that Pillow reads.
+    """The values of a grey TIFF of 9 to 16 bits, in strips or tiles, of any lossless compression that Pillow reads.
 
     Raises:
         ValueError: If the file is no such TIFF, is damaged, or holds several pages or far too many pixels.
@@ -83,16 +88,40 @@ def _tags(content: bytearray) -> dict[int, _Tag]:
         tags, following = _directory(content)
     except struct.error as error:  # it ends before its tags do
         raise ValueError(_REFUSED) from error
+    if following:
+        raise ValueError(several_pages(1 + _count_pages(content, following)))
     plain = _number(tags, _SAMPLES, 1) == _number(tags, _PREDICTOR, 1) == _number(tags, _SIGNED, 1) == 1
     grey = _number(tags, _INTERPRETATION) in (0, 1)
-    if following or not plain or not grey or _TILES in tags or _number(tags, _DEPTH) not in _BITS:
+    bits = _number(tags, _DEPTH)
+    # Values of 16 bits are taken apart as those of fewer, the high byte first.
+    swapped = bits == 16 and content[:2] == b"II"
+    whole = _number(tags, _TILES, 0) * bits % 8 == 0  # bytes in a row of a tile
+    if not (plain and grey and whole) or swapped or bits not in _BITS:
         raise ValueError(_REFUSED)
     return tags
 
 
+def several_pages(pages: int) -> str:
+    """Why a file of several pages is refused: which of them is meant cannot be known."""
+    return f"it holds {pages} pages or frames; save the one you mean as its own file"
+
+
+def _count_pages(content: bytearray, start: int) -> int:
+    """How many pages there are from one on, as far as their chain is whole."""
+    order, found = _ORDERS[bytes(content[:4])], set[int]()
+    while start and start not in found and len(found) < _MOST_PAGES:
+        found.add(start)
+        try:
+            (count,) = struct.unpack_from(f"{order}H", content, start)
+            (start,) = struct.unpack_from(f"{order}I", content, start + 2 + 12 * count)
+        except struct.error:  # it is cut short
+            break
+    return len(found)
+
+
 def _directory(content: bytearray) -> tuple[dict[int, _Tag], int]:
     """The tags of the first page that hold one number, and where the next page is; 0 if there is none."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(content[:4]))
+    order = _ORDERS.get(bytes(content[:4]))
     if order is None:
         raise ValueError("it is no TIFF")
     (start,) = struct.unpack_from(f"{order}I", content, 4)
@@ -116,10 +145,10 @@ def _decoded(content: bytearray, tags: dict[int, _Tag], row_bytes: int) -> "np.n
     """(H, B) the bytes of each row, which Pillow decodes as those of an image of 8 bits."""
     from PIL import Image
 
-    for tag, value in ((_WIDTH, row_bytes), (_DEPTH, 8), (_INTERPRETATION, 1)):
-        struct.pack_into(tags[tag].form, content, tags[tag].place, value)
-    if _ORIENTATION in tags:
-        struct.pack_into(tags[_ORIENTATION].form, content, tags[_ORIENTATION].place, 1)
+    written = {_WIDTH: row_bytes, _DEPTH: 8, _INTERPRETATION: 1, _ORIENTATION: 1}
+    written[_TILES] = _number(tags, _TILES) * _number(tags, _DEPTH) // 8
+    for tag in written.keys() & tags.keys():
+        struct.pack_into(tags[tag].form, content, tags[tag].place, written[tag])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels were counted
         with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:

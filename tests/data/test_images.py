@@ -1,7 +1,9 @@
 """An image is read as it is, or refused with a sentence that says why; it is never quietly changed."""
 
+import itertools
 import logging
 import re
+import struct
 import subprocess
 import sys
 import warnings
@@ -128,6 +130,65 @@ def test_a_packed_tiff_is_turned_upright_and_cut_short_refused(tmp_path: Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about the tags that are cut off
             assert "unpack" not in refused(path)  # in words of this package
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 2), *itertools.product([8, 9, 10, 12, 15, 16], [0, 1])])
+def test_a_tiled_tiff_shows_its_values(tmp_path: Path, bits: int, photometric: int, compressed: bool, order: str):
+    shape = (37, 50, 3) if photometric == 2 else (37, 50, 1)  # tiles of 16 x 32 hang over on both sides
+    values = np.random.default_rng(bits).integers(0, 2**bits, shape)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiled_tiff(values, bits, photometric=photometric, compressed=compressed, order=order))
+    expected = values.transpose(2, 0, 1) / (2**bits - 1)
+    image = load_image(path)
+    shown = image.double().numpy() / (255 if image.dtype == torch.uint8 else 1)
+    assert image_size(path) == (50, 37) and shown.shape == (3, 37, 50)
+    assert np.abs(shown - (1 - expected if photometric == 0 else expected)).max() < 1e-6
+
+
+def tiled_tiff(values: np.ndarray, bits: int, *, photometric: int, compressed: bool, order: str) -> bytes:
+    """A TIFF of tiles of 16 x 32 pixels, of values (H, W, C)."""
+    height, width, samples = values.shape
+    down, across = -(-height // 16), -(-width // 32)
+    canvas = np.zeros((16 * down, 32 * across, samples), int)
+    canvas[:height, :width] = values
+    tiles = [canvas[16 * i : 16 * i + 16, 32 * j : 32 * j + 32] for i in range(down) for j in range(across)]
+    packed = [_packed(tile, bits, order) for tile in tiles]
+    packed = [zlib.compress(one) if compressed else one for one in packed]
+    starts = np.cumsum([8, *map(len, packed)]).tolist()
+    more, after = b"", starts.pop()
+    entries = b""
+    for tag, kind, numbers in (
+        (256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * samples), (259, 3, [8 if compressed else 1]),
+        (262, 3, [photometric]), (277, 3, [samples]), (322, 3, [32]), (323, 3, [16]), (324, 4, starts),
+        (325, 4, [len(one) for one in packed]),
+    ):  # fmt: skip
+        content = struct.pack(f"{order}{len(numbers)}{'HI'[kind - 3]}", *numbers)
+        if len(content) > 4:
+            content, more = struct.pack(f"{order}I", after + len(more)), more + content + bytes(len(content) % 2)
+        entries += struct.pack(f"{order}HHI", tag, kind, len(numbers)) + content.ljust(4, b"\0")
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", after + len(more))
+    return head + b"".join(packed) + more + struct.pack(f"{order}H", 10) + entries + bytes(4)
+
+
+def _packed(tile: np.ndarray, bits: int, order: str) -> bytes:
+    if bits == 16:
+        return tile.astype(f"{order}u2").tobytes()
+    return np.packbits((tile.flatten()[:, None] >> np.arange(bits - 1, -1, -1)) & 1).tobytes()
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_a_packed_tiff_of_several_pages_is_refused_by_number(tmp_path: Path, bits: int):
+    content = packed_tiff([[1, 2, 3, 4]], bits, photometric=1)
+    start = int.from_bytes(content[4:8], "little")
+    count = int.from_bytes(content[start : start + 2], "little")
+    pages = [content[start : start + 2 + 12 * count] for _ in range(3)]
+    chain = content[:start]
+    for number, page in enumerate(pages):
+        chain += page + (0 if number == 2 else len(chain) + len(page) + 4).to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(chain)
+    assert "it holds 3 pages or frames; save the one you mean" in refused(tmp_path / "a.tif")
 
 
 def retag(path: Path, tags: dict[int, int]) -> None:
