@@ -83,8 +83,10 @@ def measure_slow(
 ) -> SlowFigures:
     """Measure what takes long; `evaluate(..., everything=True)` does, once it has the usual figures.
 
-    Insertion and deletion are measured on a random sample of the images, always the same of the same labels, so that
-    many images take hardly longer than few.
+    Insertion and deletion are measured on a random sample of the images, always the same of the same labels. They take
+    at most 864 forward passes for each concept, however many images there are (`count_forward_passes`); that many are
+    reached where each concept is present in `MOST_MAPS` images of its own. All else passes once over the images, or
+    twice with prototypes.
 
     Args:
         model: As `evaluate` takes.

@@ -178,3 +178,15 @@ def test_one_concept_without_boxes_has_curves_of_answers_alone(bottleneck):
     assert "one concept corrected by ucp" in result.table() and "boxes alone" not in result.table()
     if importlib.util.find_spec("matplotlib") is not None:
         assert len(evaluation_figures(result)["interventions"].axes) == 1
+
+
+@pytest.mark.parametrize("prevalence", [0.003, 0.02, 0.5])
+def test_more_images_take_no_more_passes_than_the_bound(prevalence: float):
+    """Rare concepts share no images, and come near it; `measure_slow` says what it is."""
+    counts = []
+    for images in (100, 1_000, 100_000):
+        labels = (torch.rand(images, 5, generator=torch.Generator().manual_seed(images)) < prevalence).float()
+        counts.append(count_forward_passes(sample_maps(labels, per_concept=MOST_MAPS), steps=STEPS))
+    bound = 864 * 5
+    assert max(counts) <= bound
+    assert counts[-1] > (0.5 if prevalence == 0.5 else 0.9) * bound
