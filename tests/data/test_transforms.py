@@ -330,7 +330,7 @@ def test_preprocessing_takes_paths_pictures_arrays_and_tensors(tmp_path: Path):
 
 
 def test_impossible_settings_of_preprocess_are_refused():
-    with pytest.raises(ValueError, match=r"`std` \(0.2, 0.0, 0.2\) must be above 0"):
+    with pytest.raises(ValueError, match=r"`std` \(0.2, 0.0, 0.2\) \(--image-size, --std\) must be above 0"):
         Preprocess((8, 8), MEAN, (0.2, 0.0, 0.2))
     with pytest.raises(ValueError, match="`mean` needs 3 numbers"):
         Preprocess((8, 8), (0.5,), STD)  # type: ignore[arg-type]
