@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -88,8 +89,25 @@ def compare_vectors(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) 
     """What `concept_vectors` gives -> the similarity of those under the mask to the prototypes."""
     assert model.prototypes is not None
     similarity = model.prototypes(embed_vectors(model, vectors, concept_mask)[None])[0]
-    everything = similarity.new_zeros(*concept_mask.shape, *similarity.shape[1:])
-    return PrototypePart(everything.index_put((concept_mask,), similarity))
+    return PrototypePart(spread_rows(similarity, concept_mask))
+
+
+def spread_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """Row after row goes where the mask is true; elsewhere are zeros.
+
+    Writing under a mask would have a gradient whose size depends on the data, and `torch.compile` makes no code for
+    that, so rows are taken by number.
+
+    Args:
+        rows: (P, ...), one for each place where the mask is true.
+        mask: (B, K) bool.
+
+    Returns:
+        (B, K, ...).
+    """
+    chosen = mask.flatten()
+    zero_first = torch.cat([rows.new_zeros(1, *rows.shape[1:]), rows])
+    return zero_first[chosen.cumsum(0) * chosen].unflatten(0, mask.shape)
 
 
 def _features(model: ConceptModel, part: ConceptPart) -> Tensor:

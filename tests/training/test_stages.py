@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from conceptcam.losses import class_balanced_loss, compute_pos_weight
 from conceptcam.training.presets import get_preset, list_presets
-from conceptcam.training.stages import Stage
+from conceptcam.training.stages import Stage, spread_rows
 from tests.worlds import Squares, batches, tiny_config, tiny_model
 
 
@@ -173,3 +174,26 @@ def test_without_given_losses_stages_learn_by_cross_entropy(name):
     plain = torch.nn.functional.binary_cross_entropy_with_logits
     torch.testing.assert_close(concepts.loss_fn(output, batch), plain(output.concept_logits, batch.concepts))
     torch.testing.assert_close(task.loss_fn(output, batch), plain(output.task_logits, batch.targets))
+
+
+def test_rows_spread_under_a_mask_equal_a_loop_over_places():
+    drawn = torch.rand(4, 3, generator=torch.manual_seed(0)) < 0.5
+    for mask in (drawn, torch.zeros_like(drawn), torch.ones_like(drawn)):
+        rows = torch.rand(int(mask.sum()), 2, 5)
+        expected, left = torch.zeros(4, 3, 2, 5), iter(rows)
+        for b, k in mask.nonzero():
+            expected[b, k] = next(left)
+        assert torch.equal(spread_rows(rows, mask), expected)
+
+
+def test_no_gradient_of_spread_rows_is_indexed_by_a_mask():
+    # Its size would depend on the data, and inductor, of torch.compile, makes no code for it.
+    def gradient(rows, mask):
+        return torch.autograd.grad(spread_rows(rows, mask).square().sum(), rows)[0]
+
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    rows = torch.rand(3, 4, requires_grad=True)
+    traced = make_fx(gradient, tracing_mode="fake")(rows, mask)
+    torch.testing.assert_close(traced(rows, mask), 2 * rows)
+    nodes = [node for node in traced.graph.nodes if node.target is torch.ops.aten.index.Tensor]
+    assert nodes and not any(index.meta["val"].dtype == torch.bool for node in nodes for index in node.args[1])
