@@ -36,10 +36,12 @@ _TABLE = (
 _FIND = (
     "SELECT height, width, channels, start, checksum FROM images WHERE path = ? AND how = ? AND bytes = ? AND mtime = ?"
 )
+_NUMBER = "PRAGMA user_version"
 _KEEP = "REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Codes of SQLite's errors: busy and locked; another table, corrupt, and not its file at all.
 _BUSY = (5, 6)
 _DAMAGED = (1, 11, 26)
+_MOVED = 1032  # somebody has removed the file that is open, or put another in its place
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +82,8 @@ class _OpenCache(NamedTuple):
     table: "sqlite3.Connection"
     inode: int
     """Of the table's file: another one means that the cache was made anew."""
+    number: int
+    """That the table has in common with its file of pixels."""
     pixels: int
     """Descriptor of the file of pixels."""
     known: dict[_Key, _Place]
@@ -239,6 +243,8 @@ class ImageCache:
             table, file = opened.table, opened.pixels
             _run(table, "BEGIN IMMEDIATE")  # until COMMIT no other process adds an image
             try:
+                if _number(table, _NUMBER) != opened.number:
+                    raise _Damaged("its table was replaced")
                 taken = _number(table, "SELECT taken FROM room")
                 start = os.fstat(file).st_size
                 if start < taken:  # what is added now would lie where a process knows another image to be
@@ -252,11 +258,11 @@ class ImageCache:
                 # If this process is killed here, the bytes belong to no row.
                 if os.pwrite(file, pixels, start) != pixels.nbytes:
                     raise OSError("its disk is full")
+                _run(table, "COMMIT")  # which waits for those that read
             except BaseException:
                 if table.in_transaction:  # SQLite may have ended it
                     _run(table, "ROLLBACK")
                 raise
-            _run(table, "COMMIT")
         except (sqlite3.Error, OSError) as error:
             self._handle(error)
 
@@ -276,19 +282,19 @@ class ImageCache:
                     "journal_mode = TRUNCATE", "synchronous = OFF",
                 ):  # fmt: skip
                     _run(table, f"PRAGMA {setting}")
-                pixels = self._open_pixels(table)
+                number, pixels = self._open_pixels(table)
             except BaseException:
                 table.close()
                 raise
-            self._open[key] = _OpenCache(table, self.file.stat().st_ino, pixels, {})
+            self._open[key] = _OpenCache(table, self.file.stat().st_ino, number, pixels, {})
         return self._open[key]
 
-    def _open_pixels(self, table: "sqlite3.Connection") -> int:
-        """Open the file of pixels of a table, whose name has a number that the table holds; a new table gets both."""
-        number = _number(table, "PRAGMA user_version")
+    def _open_pixels(self, table: "sqlite3.Connection") -> tuple[int, int]:
+        """The number that a table and the name of its file of pixels have, and that file; a new table gets both."""
+        number = _number(table, _NUMBER)
         if number == 0:
             _run(table, "BEGIN IMMEDIATE")
-            number = _number(table, "PRAGMA user_version")
+            number = _number(table, _NUMBER)
             if number == 0:  # else another process was faster
                 _run(table, _TABLE)
                 _run(table, "CREATE TABLE room AS SELECT 0 AS taken")
@@ -299,9 +305,9 @@ class ImageCache:
                 _run(table, f"PRAGMA user_version = {number}")
             _run(table, "COMMIT")
         try:
-            return os.open(self._pixel_file(number), os.O_RDWR)
+            return number, os.open(self._pixel_file(number), os.O_RDWR)
         except OSError:  # what may not be written can still be read
-            return os.open(self._pixel_file(number), os.O_RDONLY)
+            return number, os.open(self._pixel_file(number), os.O_RDONLY)
 
     def _pixel_file(self, number: int) -> Path:
         return self.file.with_name(f"images-{number}.pixels")
@@ -314,10 +320,13 @@ class ImageCache:
 
     def _handle(self, error: "sqlite3.Error | OSError") -> None:
         """Say what an error means: the image is decoded, and kept the next time, or nothing is kept any more."""
-        code = None if isinstance(error, OSError) else error.sqlite_errorcode & 0xFF
+        full_code = 0 if isinstance(error, OSError) else error.sqlite_errorcode
+        code = full_code & 0xFF
         if code in _BUSY:
             _log.info("another process holds the image cache %s; an image is decoded without it", self.file)
-        elif code in _DAMAGED or isinstance(error, _Damaged | FileNotFoundError):  # or pixels are gone
+        elif (
+            code in _DAMAGED or full_code == _MOVED or isinstance(error, _Damaged | FileNotFoundError)
+        ):  # or pixels are gone
             self._rebuild(error)
         elif not self._reason:
             self._reason = str(error)

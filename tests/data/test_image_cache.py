@@ -227,6 +227,31 @@ def test_nothing_is_added_where_pixels_were_cut_off(files: list[Path], pixels: P
         assert all(torch.equal(cache.load(path).image, image) for path, image in zip(files, right, strict=True))
 
 
+def test_nothing_is_added_by_the_table_of_other_pixels(files: list[Path], pixels: Path, tmp_path: Path):
+    """The table is emptied in place, and another process makes a new one of it, with pixels of its own."""
+    cache, other = (ImageCache(tmp_path / "cache", SIZE) for _ in range(2))
+    with cache, other:
+        right = [cache.load(path).image for path in files]
+        os.truncate(pixels, 0)
+        os.truncate(cache.file, 0)
+        other.load(files[0])
+        for number, path in enumerate(files):
+            picture(90 + number).save(path.with_stem(f"new {number}"))
+            cache.load(path.with_stem(f"new {number}"))
+        assert all(torch.equal(cache.load(path).image, image) for path, image in zip(files, right, strict=True))
+
+
+def test_a_cache_removed_while_it_is_read_is_begun_again(files: list[Path], pixels: Path, tmp_path: Path):
+    with ImageCache(tmp_path / "cache", SIZE) as cache:
+        cache.load(files[0])
+        for file in (tmp_path / "cache").iterdir():
+            file.unlink()
+        for number in range(3):  # the first finds the table gone
+            picture(90 + number).save(files[number])
+            cache.load(files[number])
+        assert cache._files().table.execute("SELECT count(*) FROM images").fetchone() == (2,)
+
+
 def test_lost_pixels_make_the_cache_anew(
     files: list[Path], pixels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
