@@ -116,11 +116,10 @@ def train_run(
             return RunResult(teaching.model, None)
     draw_learning(run, teaching.model, maps, example_image)
     test = val if test is None else test
-    evaluation, warnings = teaching.judge(test, sided_concepts=sided_concepts)
-    _keep_figures(run, teaching.model, evaluation, measured_on, summarize)
-    save_explanations(teaching.model, [test.load_item(i) for i in drawn if i < len(test)], run.explanations)
-    run.finish(warnings)
-    return RunResult(teaching.model, evaluation, warnings)
+    result = _measured(run, teaching, test, sided_concepts, measured_on, summarize)
+    save_explanations(result.model, [test.load_item(i) for i in drawn if i < len(test)], run.explanations)
+    run.finish(result.warnings)
+    return result
 
 
 class EpochPrinter:
@@ -292,16 +291,20 @@ def _begun(
         yield
 
 
-def _keep_figures(
+def _measured(
     run: RunFolder,
-    model: ConceptModel,
-    evaluation: Evaluation,
+    teaching: Teaching,
+    test: ConceptDataset,
+    sided_concepts: Sequence[str],
     measured_on: str,
     summarize: Callable[[ConceptModel, Evaluation], dict[str, Any]] | None,
-) -> None:
-    """Write the model with its figures in its record."""
+) -> RunResult:
+    """Measure the model, and write it with its figures in its record."""
+    model = teaching.model
+    evaluation, warnings = teaching.judge(test, sided_concepts=sided_concepts)
     metrics = evaluation.summary() if summarize is None else summarize(model, evaluation)
     model.record = dataclasses.replace(model.record, metrics=metrics, measured_on=measured_on)
     model.save_pretrained(run.path)
     if summarize is not None:
         write_json(run.summary, metrics)
+    return RunResult(model, evaluation, warnings)

@@ -124,10 +124,12 @@ def test_a_timm_model_without_published_weights_is_no_pretrained_one(hub: HubSer
         ("", "html", {}, ConnectionError),
         ("GET /cdn/", "truncate", {"keep": 5000}, ConnectionError),
         ("GET /cdn/", "reset", {"keep": 5000}, ConnectionError),
+        ("GET /cdn/", "dribble", {}, ConnectionError),
     ],
 )
 @pytest.mark.parametrize("by", ["pretrained", "weights"])
-def test_a_fault_is_one_sentence_and_the_next_try_works(hub: HubServer, pattern, kind, options, error, by):
+def test_a_fault_is_one_sentence_and_the_next_try_works(hub: HubServer, monkeypatch, pattern, kind, options, error, by):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     weights = timm_weights("test_resnet")
     hub.repo(PUBLISHED["test_resnet"], {"model.safetensors": save(weights)})
     source = {"pretrained": True} if by == "pretrained" else {"weights": PUBLISHED["test_resnet"]}
