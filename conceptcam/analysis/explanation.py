@@ -161,11 +161,20 @@ class Explanation(NamedTuple):
             lines.append(f"  {task.task}: {figures}, {parts}{more}")
         return lines if chosen else [*lines, "  (this model was taught no task)"]
 
-    def heading(self) -> str:
-        """The most probable tasks with their probabilities, as they stand above a picture; empty without tasks."""
+    def heading(self, *, say_unlike: bool = True) -> str:
+        """What stands above a picture: that the image is unlike the training images, if it is, and the most probable tasks.
+
+        Args:
+            say_unlike: Whether to say the first.
+
+        Returns:
+            One line; empty if there is nothing to say.
+        """
         shown = sorted(self.tasks, key=lambda task: -task.probability)[:_SHOWN_TASKS]
         more = f" (the most probable of {len(self.tasks)} tasks)" if len(self.tasks) > len(shown) else ""
-        return ", ".join(f"{task.task}: p = {task.probability:.2f}" for task in shown) + more
+        tasks = ", ".join(f"{task.task}: p = {task.probability:.2f}" for task in shown) + more
+        unlike = f"{self.unlike[0].upper()}{self.unlike[1:]}." if self.unlike and say_unlike else ""
+        return " ".join(filter(None, [unlike, tasks]))
 
     def figure(
         self,
@@ -181,7 +190,7 @@ class Explanation(NamedTuple):
             boxes: Boxes of this image, each drawn on the map of its concept; concepts are numbered as in the model.
             concepts: Which concepts to show; if empty, the `top` most probable.
             top: How many to show if `concepts` is empty.
-            heading: Line above all; None names the most probable tasks.
+            heading: Line above all; None is `heading()`.
 
         Raises:
             ValueError: If the model has no such concept.

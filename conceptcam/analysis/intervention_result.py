@@ -78,12 +78,13 @@ class InterventionResult(NamedTuple):
             lines.append(f"  {before.task}: p = {before.probability:.3f} -> {after.probability:.3f}, {change}")
         return lines + [f"  {doubt}" for doubt in self.doubts]
 
-    def figure(self, *, concepts: Sequence[str] = (), top: int = 3) -> "Image":
+    def figure(self, *, concepts: Sequence[str] = (), top: int = 3, say_unlike: bool = True) -> "Image":
         """The maps of some concepts before, and below them after, each with what the model concludes.
 
         Args:
             concepts: Which to show; if empty, those that were answered, or the `top` most probable before.
             top: How many to show if nothing was answered.
+            say_unlike: Whether to say above all that the image is unlike the training images, if it is.
         """
         from conceptcam.analysis.figures import Tile, contact_sheet  # needs Pillow
 
@@ -93,7 +94,7 @@ class InterventionResult(NamedTuple):
             Tile(word, said.figure(concepts=names, heading=""), self._conclusion(said))
             for word, said in zip(("Before", "After"), self[:2], strict=True)
         ]
-        return contact_sheet(rows, columns=1)
+        return contact_sheet(rows, columns=1, heading=self.before._replace(tasks=()).heading(say_unlike=say_unlike))
 
     def _conclusion(self, said: Explanation) -> str:
         """The probabilities of the tasks: of many, of those that are the most probable before or after."""

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     how = make_options(options)
     intervention = _intervention(options)
+    says = not options.hide_unlike
     answered = bool(options.set or options.here or options.not_here or options.reject)
     model = load_model(options)
     intervention.check_fits(model.config)
@@ -67,13 +68,14 @@ def run(options: argparse.Namespace) -> None:
     for path, name, result in zip(images, file_names(images), results, strict=True):
         explanation = result.before
         written = "" if name == path.stem else f" (written as {name})"
-        lines = explanation.lines(top=options.top, say_unlike=not options.hide_unlike)
+        lines = explanation.lines(top=options.top, say_unlike=says)
         show("\n".join([f"\n{path}{written}", *lines]))
-        save_png(explanation.figure(concepts=options.concept, top=options.top), folder / f"{name}.png")
+        heading = explanation.heading(say_unlike=says)
+        save_png(explanation.figure(concepts=options.concept, top=options.top, heading=heading), folder / f"{name}.png")
         write_json(folder / f"{name}.json", result.as_dict() if answered else explanation.as_dict())
         if answered:
             show("\n".join(["  with these answers:", *result.lines()]))
-            save_png(result.figure(), folder / f"{name}-answered.png")
+            save_png(result.figure(say_unlike=says), folder / f"{name}-answered.png")
     show(f"Written to {folder}")
 
 

@@ -7,6 +7,7 @@ import torch
 from conceptcam.analysis.evaluation import evaluate
 from conceptcam.analysis.explanation import explain
 from conceptcam.analysis.fitting import fit_novelty
+from conceptcam.analysis.intervention_result import InterventionResult
 from conceptcam.config import ConceptConfig, TrainingRecord, from_json, to_json
 from conceptcam.data.phantom.dataset import PhantomDataset
 from conceptcam.metrics.novelty import feature_distance, fit_feature_statistics
@@ -46,6 +47,11 @@ def test_an_unlike_image_is_said_to_be_so_first_and_in_every_output(model, tmp_p
     assert "this image is unlike those the model was trained on" in explanation.lines()[0]
     assert explanation.lines(say_unlike=False) == explanation.lines()[1:]
     assert explanation.as_dict()["unlikeness"] == explanation.unlikeness
+    assert explanation.heading().startswith("This image is unlike those the model was trained on")
+    assert explanation.heading(say_unlike=False) == explanation._replace(unlike="").heading()
+    assert explanation.figure().height > explanation.figure(heading="").height
+    answered = InterventionResult(explanation, explanation, (), (), ())
+    assert answered.figure().height > answered.figure(say_unlike=False).height
     table = model.predict([IMAGE, NOISE])
     table.to_csv(tmp_path / "table.csv")
     header, *rows = (tmp_path / "table.csv").read_text().splitlines()
