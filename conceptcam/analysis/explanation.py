@@ -162,7 +162,7 @@ class Explanation(NamedTuple):
         return lines if chosen else [*lines, "  (this model was taught no task)"]
 
     def heading(self, *, say_unlike: bool = True) -> str:
-        """What stands above a picture: that the image is unlike the training images, if it is, and the most probable tasks.
+        """What stands above a picture: whether the image is unlike the training images, and the most probable tasks.
 
         Args:
             say_unlike: Whether to say the first.
