@@ -240,14 +240,17 @@ def check_prototypes(model: ConceptModel, prototypes: Iterable[Prototype]) -> No
 def drop_prototypes(model: ConceptModel, prototypes: Iterable[Prototype]) -> None:
     """Make prototypes like nothing, for good: their evidence is 0 in every image from now on.
 
-    The model counts as untaught in its tasks until `refit_task_head`.
+    The model counts as untaught in its tasks until `refit_task_head`. It stays as it is if none is given, or one is
+    refused.
 
     Raises:
         ValueError: If the model has no such prototype.
     """
     vectors, dropped = _vectors(model), [*prototypes]
-    for concept, number in dropped:
-        vectors[_index(model.config, concept, number)] = 0
+    if not dropped:
+        return
+    for row in [_index(model.config, concept, number) for concept, number in dropped]:  # all are checked first
+        vectors[row] = 0
     _record_change(model, f"dropped {', '.join(f'{concept} {number}' for concept, number in dropped)}")
 
 

@@ -101,7 +101,7 @@ def _created(name: str, *, pretrained: bool, in_chans: int) -> Any:
     """The timm model; with its published weights, all of them, if asked."""
     channels: dict[str, Any] = {} if in_chans == 3 else {"in_chans": in_chans}  # which a few families do not take
     try:
-        with plain_errors(f"timm:{name}"), least_pace("timm/"):
+        with plain_errors(f"timm:{name}"), least_pace("timm/") if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **channels)
     except (RuntimeError, SafetensorError) as error:
         if not pretrained:

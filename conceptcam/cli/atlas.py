@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         show(f"Solved for the task head anew; calibration of its tasks is gone, {back}.")
     known = _names_of(Path(options.model) / FILE)
     atlas = build_atlas(model, loader(dataset, how)).renamed(known | names)
-    if dropped or merged:  # of a folder the last name: where it lies is nobody else's business
+    if dropped or merged:  # a folder by its last name alone: a path may hold names of people
         parent = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
         model.record = replace(model.record, derived_from=f"{parent}, {model.record.derived_from}")
     if dropped or merged or names:

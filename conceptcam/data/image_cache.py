@@ -276,17 +276,19 @@ class ImageCache:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             # Each thread uses its own alone, but `close` closes those of all threads.
             table = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+            table.text_factory = bytes  # damaged text cannot always be decoded; no text is read
             try:
                 for setting in (
                     f"page_size = {_PAGE}", f"max_page_count = {int(self.limit // _PAGE)}",
                     "journal_mode = TRUNCATE", "synchronous = OFF",
                 ):  # fmt: skip
                     _run(table, f"PRAGMA {setting}")
+                inode = self.file.stat().st_ino
                 number, pixels = self._open_pixels(table)
             except BaseException:
                 table.close()
                 raise
-            self._open[key] = _OpenCache(table, self.file.stat().st_ino, number, pixels, {})
+            self._open[key] = _OpenCache(table, inode, number, pixels, {})
         return self._open[key]
 
     def _open_pixels(self, table: "sqlite3.Connection") -> tuple[int, int]:
@@ -324,10 +326,8 @@ class ImageCache:
         code = full_code & 0xFF
         if code in _BUSY:
             _log.info("another process holds the image cache %s; an image is decoded without it", self.file)
-        elif (
-            code in _DAMAGED or full_code == _MOVED or isinstance(error, _Damaged | FileNotFoundError)
-        ):  # or pixels are gone
-            self._rebuild(error)
+        elif code in _DAMAGED or full_code == _MOVED or isinstance(error, _Damaged | FileNotFoundError):
+            self._rebuild(error)  # a file that is not found is that of the pixels
         elif not self._reason:
             self._reason = str(error)
             with contextlib.suppress(OSError):

@@ -10,9 +10,7 @@ FEW_PIXELS = 3.0
 """Side in pixels at the model's size under which nothing of a finding is left to be seen."""
 
 FEW_IMAGES = 5
-"""Images with a label, or without it, of which fewer carry no figure: each one alone decides much of it."""
-
-_PURPOSE = "learn from, and to measure by"
+"""With fewer images that have a label, or that lack it, each of them decides much of every figure."""
 
 
 class LabelCount(NamedTuple):
@@ -97,7 +95,8 @@ def rare_label_remarks(
     for name, one in zip(names, labels.T, strict=True):
         for word, has in (("present", one >= 0.5), ("absent", one < 0.5)):
             if where := _rare_places(has, ~one.isnan(), parts):
-                found.append(f"{name!r} is {word} in {where}; fewer than {FEW_IMAGES} are too few to {_PURPOSE}")
+                few = f"fewer than {FEW_IMAGES} are too few to learn from, and to measure by"
+                found.append(f"{name!r} is {word} in {where}; {few}")
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 """Files on the Hugging Face Hub: fetched as of one commit, put there as one commit."""
 
+import contextlib
 import functools
 import json
 import os
@@ -104,16 +105,17 @@ def download(
     with plain_errors(str(address)):
         asks = not local_files_only and not _has_commit(address, files, cache_dir)
         unreachable = _unreachable(address, token) if asks else None
+        asks = asks and unreachable is None
         try:
             # One snapshot: files fetched one by one could be of two commits, if a push lands in between.
-            with least_pace(_USER):
+            with least_pace(_USER) if asks else contextlib.nullcontext():  # the cache needs no client
                 folder = snapshot_download(
                     address.repository,
                     revision=address.revision,
                     allow_patterns=list(files),
                     token=token,
                     cache_dir=cache_dir,
-                    local_files_only=not asks or unreachable is not None,
+                    local_files_only=not asks,
                     **_CLIENT,
                 )
         except LocalEntryNotFoundError:

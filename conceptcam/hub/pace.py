@@ -18,7 +18,8 @@ def least_pace(user: str) -> Iterator[None]:
     of the client, in this process, are left alone.
 
     What the client has no hook for is not timed: headers of an answer, of which it reads 100 kB at most, and files that
-    `hf_xet` fetches in place of the client, with limits of its own.
+    `hf_xet` fetches in place of the client, with limits of its own. Nor is what it fetches after it could not
+    connect and tries again: it then makes a new client, without the hook.
 
     Args:
         user: How the User-Agent of the requests begins.

@@ -14,7 +14,7 @@ class BorderScores(NamedTuple):
     """Counts of each concept; each (K,), float64 on the CPU."""
 
     images: Tensor
-    """How many images have the concept."""
+    """How many images have the concept; 0 where the grid is too small to tell."""
     at_border: Tensor
     """In how many of them its map peaks at the border."""
     chance: Tensor

@@ -89,11 +89,11 @@ def compare_vectors(model: ConceptModel, vectors: Tensor, concept_mask: Tensor) 
     """What `concept_vectors` gives -> the similarity of those under the mask to the prototypes."""
     assert model.prototypes is not None
     similarity = model.prototypes(embed_vectors(model, vectors, concept_mask)[None])[0]
-    return PrototypePart(spread_rows(similarity, concept_mask))
+    return PrototypePart(scatter_rows(similarity, concept_mask))
 
 
-def spread_rows(rows: Tensor, mask: Tensor) -> Tensor:
-    """Row after row goes where the mask is true; elsewhere are zeros.
+def scatter_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """The rows, in order, in the places where the mask is true, and zeros elsewhere.
 
     Writing under a mask would have a gradient whose size depends on the data, and `torch.compile` makes no code for
     that, so rows are taken by number.

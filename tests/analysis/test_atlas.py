@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import math
@@ -63,6 +64,14 @@ def test_a_dropped_prototype_has_no_evidence_and_others_keep_theirs(model):
     assert math.isnan(build_atlas(model, BATCHES)["dark", 1].twin)
 
 
+@pytest.mark.parametrize("wrong", [[], [("dark", 1), ("dark", 9)]])
+def test_a_model_stays_as_it_is_where_no_prototype_can_be_dropped(model, wrong):
+    record, before = model.record, model.prototypes.vectors.clone()
+    with pytest.raises(ValueError, match="there is no 9") if wrong else contextlib.nullcontext():
+        drop_prototypes(model, wrong)
+    assert model.record == record and torch.equal(model.prototypes.vectors, before)
+
+
 def test_a_dropped_prototype_is_drawn_as_dropped_without_an_image(model, monkeypatch):
     drop_prototypes(model, [("dark", 1)])
     sheets = []
@@ -81,7 +90,9 @@ def test_a_dropped_prototype_is_drawn_as_dropped_without_an_image(model, monkeyp
 def test_a_prototype_that_no_image_uses_is_drawn_as_dead(model):
     with torch.no_grad():
         model.prototypes.vectors[0, 1] = -model.prototypes.vectors[0, 0]
-    for entry in build_atlas(model, BATCHES).entries:
+    entries = build_atlas(model, BATCHES).entries
+    assert {entry.used > 0 for entry in entries} == {True, False}
+    for entry in entries:
         assert entry.health.endswith("dead: used by no image" if not entry.used else f"usage {entry.usage:.0%}")
 
 

@@ -219,6 +219,12 @@ def test_without_pretrained_nothing_is_downloaded(monkeypatch):
     assert asked == [False, True]
 
 
+def test_without_pretrained_no_client_of_the_hub_is_made(monkeypatch):
+    # Making one fails behind a SOCKS proxy for which a package is missing, or without a file of certificates.
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("a client was made"))
+    assert create_backbone("timm:test_vit", image_size=(160, 160)).out_channels > 0
+
+
 def test_medmae_is_a_vit_base_with_patches_of_16_under_timms_names():
     with torch.device("meta"):
         backbone = create_backbone("medmae_vit_b16", feature_level=-1)

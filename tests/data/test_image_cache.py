@@ -266,7 +266,7 @@ def test_lost_pixels_make_the_cache_anew(
 
 
 @pytest.mark.parametrize("column", ["start", "channels", "height", "checksum"])
-@pytest.mark.parametrize("value", ["start + 1", "-1", "'text'", "NULL", "1e300", "3"])
+@pytest.mark.parametrize("value", ["start + 1", "-1", "'text'", "CAST(x'ff' AS TEXT)", "NULL", "1e300", "3"])
 def test_altered_rows_are_noticed_and_mended(files: list[Path], pixels: Path, tmp_path: Path, column: str, value: str):
     with ImageCache(tmp_path / "cache", SIZE) as cache:
         right = cache.load(files[0])

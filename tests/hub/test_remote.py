@@ -117,6 +117,12 @@ def test_a_second_load_asks_for_no_file_an_offline_one_for_nothing(hub, repo, lo
     assert hub.requests == []
 
 
+def test_what_is_in_the_cache_is_loaded_without_a_client(hub, repo, load, monkeypatch):
+    load()
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("a client was made"))
+    assert same_weights(load(local_files_only=True), model_with(1))
+
+
 def test_a_commit_in_the_cache_is_loaded_without_asking_anybody(hub, repo, load):
     load()
     hub.requests.clear()

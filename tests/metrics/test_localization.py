@@ -27,6 +27,7 @@ from conceptcam.metrics.map_scores import (
     pointing_game,
     random_peaks,
     relevance_rank,
+    side_accuracy,
     upsample,
 )
 
@@ -315,6 +316,13 @@ def test_a_pixel_at_a_threshold_does_not_exceed_it(dtype: torch.dtype):
     inside = torch.arange(maps.numel())[None, None] % 3 == 0
     exact = [((maps > cut) & inside).sum() / ((maps > cut) | inside).sum() for cut in cuts]
     assert iou_curve(maps, inside)[0].tolist() == torch.stack(exact).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.long, torch.float])
+def test_the_side_is_told_of_masks_of_any_type(dtype: torch.dtype):
+    inside = torch.zeros(2, 3, 4, dtype=dtype)
+    inside[:, 1, 3] = 1
+    assert side_accuracy(torch.tensor([7, 4]), inside).tolist() == [1, 0]
 
 
 def test_the_best_iou_threshold_is_at_the_top_of_the_curve():

@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from conceptcam.losses import class_balanced_loss, compute_pos_weight
 from conceptcam.training.presets import get_preset, list_presets
-from conceptcam.training.stages import Stage, spread_rows
+from conceptcam.training.stages import Stage, scatter_rows
 from tests.worlds import Squares, batches, tiny_config, tiny_model
 
 
@@ -176,20 +176,20 @@ def test_without_given_losses_stages_learn_by_cross_entropy(name):
     torch.testing.assert_close(task.loss_fn(output, batch), plain(output.task_logits, batch.targets))
 
 
-def test_rows_spread_under_a_mask_equal_a_loop_over_places():
+def test_rows_scattered_under_a_mask_equal_a_loop_over_places():
     drawn = torch.rand(4, 3, generator=torch.manual_seed(0)) < 0.5
     for mask in (drawn, torch.zeros_like(drawn), torch.ones_like(drawn)):
         rows = torch.rand(int(mask.sum()), 2, 5)
         expected, left = torch.zeros(4, 3, 2, 5), iter(rows)
         for b, k in mask.nonzero():
             expected[b, k] = next(left)
-        assert torch.equal(spread_rows(rows, mask), expected)
+        assert torch.equal(scatter_rows(rows, mask), expected)
 
 
-def test_no_gradient_of_spread_rows_is_indexed_by_a_mask():
+def test_no_gradient_of_scattered_rows_is_indexed_by_a_mask():
     # Its size would depend on the data, and inductor, of torch.compile, makes no code for it.
     def gradient(rows, mask):
-        return torch.autograd.grad(spread_rows(rows, mask).square().sum(), rows)[0]
+        return torch.autograd.grad(scatter_rows(rows, mask).square().sum(), rows)[0]
 
     mask = torch.tensor([[True, False, True], [False, True, False]])
     rows = torch.rand(3, 4, requires_grad=True)
