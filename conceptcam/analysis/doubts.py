@@ -136,7 +136,8 @@ def one_sided_doubts(kind: str, names: Sequence[str], labels: Tensor, part: str)
             found.append(f"{name!r} has no {lack}")
     if not found:
         return []
-    effect = "are not learned" if part == "training" else "cannot be judged, and have no threshold"
+    judged = "cannot be judged, nor be given a threshold" if kind == "concept" else "cannot be judged"
+    effect = "cannot be learned" if part == "training" else judged
     return [f"Among the {part} images, {shorten(found)}: {_these(kind, len(found))} {effect}."]
 
 

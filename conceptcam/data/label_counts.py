@@ -1,6 +1,6 @@
 """What labels and boxes amount to: how often each label is there, which come together, and how large boxes are."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,22 +92,29 @@ def rare_label_remarks(
         parts: (N,) part of each image; None if nothing divides them.
     """
     found = []
+    each = () if parts is None else parts
+    within = {part: torch.tensor([one == part for one in each]) for part in dict.fromkeys(each)}
     for name, one in zip(names, labels.T, strict=True):
         for word, has in (("present", one >= 0.5), ("absent", one < 0.5)):
-            if where := _rare_places(has, ~one.isnan(), parts):
+            if where := _rare_places(has, ~one.isnan(), within):
                 few = f"fewer than {FEW_IMAGES} are too few to learn from, and to measure by"
                 found.append(f"{name!r} is {word} in {where}; {few}")
     return tuple(found)
 
 
-def _rare_places(has: Tensor, known: Tensor, parts: Sequence[Hashable] | None) -> str:
-    """Where fewer than five images are of a kind (N,): in all of them, or in which parts; empty if nowhere."""
+def _rare_places(has: Tensor, known: Tensor, within: Mapping[Hashable, Tensor]) -> str:
+    """Where fewer than five images are of a kind (N,): in all of them, or in which parts; empty if nowhere.
+
+    Args:
+        has: (N,) bool, whether an image is of that kind.
+        known: (N,) bool, whether that is known.
+        within: Part -> (N,) bool, its images; empty if nothing divides them.
+    """
     total = int(has.sum())
-    if total < FEW_IMAGES or parts is None:
-        return _images(total) if 0 < total < FEW_IMAGES else ""
+    if total < FEW_IMAGES:
+        return _images(total) if total else ""
     rare = []
-    for part in dict.fromkeys(parts):
-        own = torch.tensor([one == part for one in parts])
+    for part, own in within.items():
         if (count := int((has & own).sum())) < FEW_IMAGES and (known & own).any():
             rare.append(f"{_images(count)} of {part!r}")
     return " and ".join(rare)

@@ -71,10 +71,12 @@ def test_labels_without_one_of_both_sides_are_named():
     given = labels(20, 0, 20, 7)
     (found,) = doubts.one_sided_doubts("concept", ("a", "b", "c"), given, "training")
     assert found == (
-        "Among the training images, 'a' has no positives, 'b' has no negatives: these 2 concepts are not learned."
+        "Among the training images, 'a' has no positives, 'b' has no negatives: these 2 concepts cannot be learned."
     )
     (unknown,) = doubts.one_sided_doubts("task", ("a",), torch.full((5, 1), math.nan), "validation")
-    assert "'a' has no positives or negatives: this task cannot be judged" in unknown
+    assert unknown.endswith("'a' has no positives or negatives: this task cannot be judged.")
+    (single,) = doubts.one_sided_doubts("concept", ("a",), given[:, :1], "validation")
+    assert single.endswith("'a' has no positives: this concept cannot be judged, nor be given a threshold.")
     assert doubts.one_sided_doubts("concept", ("c",), given[:, 2:], "training") == []
 
 
