@@ -18,7 +18,7 @@ RUN = [*TINY, "--backbone", "tiny_cnn_s8", "--epochs", "concepts=1", "prototypes
 MOMENTS = {
     "a checkpoint": ("conceptcam.training.checkpoints", "Checkpoints.save", (2, 3), "checkpoints/"),
     "a model": ("conceptcam.model.concept_model", "ConceptModel.save_pretrained", (1, 3), ""),
-    "a figure": ("conceptcam.runs.reports", "save_png", (1, 2), "figures/"),
+    "a figure": ("conceptcam.runs.reports", "save_png", (1, 1), "figures/"),
 }
 
 # Runs in a process of its own, because it forks and sets limits.
