@@ -317,7 +317,7 @@ def refit_task_head(model: ConceptModel, batches: Batches, *, corrections: bool 
 
 
 def _record_change(model: ConceptModel, change: str) -> None:
-    """Take back what was taught over the prototypes, and keep from which saved model, and how, this one was made."""
+    """Forget what rests on the prototypes, and record from which saved model, and how, this one was made."""
     parent = model.record.weights_sha256  # gone once the model differs from its file
     start = f"the model whose weights have the SHA-256 {parent}" if parent else model.record.derived_from
     record = model.record.after("prototypes", ["prototypes"])

@@ -153,10 +153,11 @@ def prototype_doubts(concepts: Sequence[str], labels: Tensor, prototypes: int) -
     few = {name: count for name, count in counts.items() if 0 < count < _FEW_PER_PROTOTYPE * prototypes}
     if not few:
         return []
+    each = f"each of the {prototypes} prototypes" if prototypes > 1 else "the one prototype"
     fewer = "learn fewer prototypes, by `prototypes_per_concept` (--prototypes-per-concept), or "
     return [
-        f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for each of the {prototypes} "
-        f"prototypes: {_listed(few)}; a prototype then shows an image rather than a concept: "
+        f"{_count('concept', len(few))} fewer than {_FEW_PER_PROTOTYPE} training images for {each}: "
+        f"{_listed(few)}; a prototype then shows an image rather than a concept: "
         f"{fewer if prototypes > 1 else ''}take more images."
     ]
 
@@ -315,7 +316,7 @@ def below_baseline_doubts(what: str, auroc: float, pooled: float) -> list[str]:
 
 
 def _tail(successes: float, trials: float, chance: float) -> float:
-    """A bound of the probability of so many successes or more, each with this chance, for more than are expected."""
+    """An upper bound of the probability of so many successes or more, each with this chance; 1 if they are expected."""
     rate = successes / trials
     if rate <= chance:
         return 1.0

@@ -197,8 +197,9 @@ def notice_sliver(image: Tensor, name: str, said: Container[int] = (), *, bit_de
     bits = next(known for known in (9, 10, 12, 14) if known >= needed)
     if bits not in said:
         _log.warning(
-            "image %r uses %.2g of its range of values at most, so it comes out %s; if it holds numbers of %d bits, "
-            "say so with `bit_depth` (--bit-depth)", name, used, "white" if white else "black", bits,
+            "image %r uses %.2g of its range of values at most, so it comes out %s; if it holds numbers of %d bits%s, "
+            "say so with `bit_depth` (--bit-depth)",
+            name, used, "white" if white else "black", bits, " and 0 is white in it" if white else "",
         )  # fmt: skip
     return bits
 

@@ -73,7 +73,7 @@ def test_a_sliver_comes_out_white_where_zero_is_white(tmp_path: Path, caplog: py
     path.write_bytes(packed_tiff([[1, 2, 3, 4], [5, 6, 7, 1023]], 10, photometric=0))
     assert load_image(path).max() > 0.9 and not caplog.text
     assert load_image(path, bit_depth=16).min() > 0.9
-    assert "so it comes out white; if it holds numbers of 10 bits" in caplog.text
+    assert "so it comes out white; if it holds numbers of 10 bits and 0 is white in it, say so" in caplog.text
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
