@@ -83,10 +83,15 @@ class BorderMetrics(RowMetric):
             boxes: Boxes of the batch; None if nobody drew any.
 
         Raises:
-            ValueError: If a box has an index outside the maps, or the maps are not of K concepts.
+            ValueError: If a box has an index outside the maps, the maps are not of K concepts, or there are labels of
+                another number of images or concepts.
         """
         if concept_maps.ndim != 4 or concept_maps.shape[1] != self.num_concepts:
             raise ValueError(f"concept maps must be (B, {self.num_concepts}, h, w), got {tuple(concept_maps.shape)}")
+        if concepts.shape != concept_maps.shape[:2]:
+            raise ValueError(
+                f"labels must be {tuple(concept_maps.shape[:2])}, as the maps, got {tuple(concepts.shape)}"
+            )
         self.keep(concept_maps.new_zeros(0, 3, dtype=torch.float64))
         if border_ring(*concept_maps.shape[2:]).double().mean() > 0.5:
             return

@@ -85,3 +85,9 @@ def test_a_grid_that_is_mostly_ring_counts_no_image(grid, counted):
 def test_maps_of_other_concepts_are_refused():
     with pytest.raises(ValueError, match=r"must be \(B, 2, h, w\), got \(1, 3, 8, 8\)"):
         BorderMetrics(2).update(torch.zeros(1, 3, 8, 8), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1), (3, 3), (3,)])
+def test_labels_of_other_images_or_concepts_are_refused(shape):
+    with pytest.raises(ValueError, match=r"labels must be \(3, 2\), as the maps, got"):
+        BorderMetrics(2).update(torch.zeros(3, 2, 8, 8), torch.ones(shape))
