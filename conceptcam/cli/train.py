@@ -152,10 +152,15 @@ def _echo_result(
     table = evaluation.table()
     echo(table)
     echo("These figures are of the validation images, which also chose the epoch and the thresholds.")
-    for warning in warnings:
-        if warning not in table:  # what it says has been read a moment ago
-            echo(f"WARNING: {warning}")
+    _echo_warnings(warnings, table, echo)
     echo(f"Written to {run.path}")
+
+
+def _echo_warnings(warnings: Sequence[str], said: str, echo: Callable[[str], None]) -> None:
+    """The warnings that were not said a moment ago."""
+    for warning in warnings:
+        if warning not in said:
+            echo(f"WARNING: {warning}")
 
 
 def _cross_validate(command: _Command) -> None:
@@ -184,6 +189,7 @@ def _cross_validate(command: _Command) -> None:
     result = cross_validate(config, dataset, run.path, how, folds=options.folds, **common)
     echo(table(result))
     echo("Each image was predicted by a model that had not seen it.")
+    _echo_warnings(result.warnings, "", echo)
     echo(f"The model of all images is in {run.path / 'final'}; predictions.csv, metrics and split.csv are beside it.")
 
 

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from conceptcam._display.text import text_table
 from conceptcam._files import nan_to_null, write_json, write_text
-from conceptcam.analysis.baselines import BaselineScores, comparison_lines
+from conceptcam.analysis import doubts
+from conceptcam.analysis.baselines import POOLED_FEATURES, BaselineScores, comparison_lines
 from conceptcam.analysis.fitting import calibration_fields
 from conceptcam.config import ConceptConfig
 from conceptcam.data.batch import ConceptDataset, ConceptItem
 from conceptcam.data.splits import ConceptSubset, load_split, make_folds, save_split, split_by_patient
+from conceptcam.metrics.border import BorderScores
 from conceptcam.metrics.classification import (
+    LabelScores,
     balanced_accuracy,
     confusion_matrix,
     macro_average,
@@ -67,6 +70,9 @@ class CrossValidation(NamedTuple):
     """Headline figure -> `pooled` over all images, and `mean` and `sd` over folds."""
     baselines: dict[str, BaselineScores]
     """Simpler models of each fold's training images -> mean over folds; empty where there were too few images."""
+    warnings: tuple[str, ...] = ()
+    """What a supervisor would doubt of the pooled predictions, a sentence each; also in the final model's `run.json`.
+    Each fold's own are in its `run.json`."""
 
 
 def cross_validate(
@@ -122,7 +128,10 @@ def cross_validate(
         tuple(map(str, dataset.names)), model.config.concepts, model.config.tasks,
         answers.concept_logits.sigmoid(), task_probabilities(answers.task_logits, model.config),
     )  # fmt: skip
-    result = CrossValidation(model, predictions, answers, figures, _fold_baselines(folder, folds))
+    measured = [json.loads(RunFolder(one).metrics.read_text(encoding="utf-8")) for one in _fold_folders(folder, folds)]
+    baselines = _mean_baselines(measured)
+    warnings = _doubts(answers, model.config, figures, baselines, measured)
+    result = CrossValidation(model, predictions, answers, figures, baselines, warnings)
     _write(folder, result, final=final)
     return result
 
@@ -229,10 +238,13 @@ def _figures(answers: OutOfFold, config: ConceptConfig) -> dict[str, dict[str, f
     return figures
 
 
-def _fold_baselines(folder: Path, folds: int) -> dict[str, BaselineScores]:
+def _fold_folders(folder: Path, folds: int) -> list[Path]:
+    return [folder / f"fold-{number + 1}" for number in range(folds)]
+
+
+def _mean_baselines(measured: Sequence[Mapping[str, Any]]) -> dict[str, BaselineScores]:
     """Figures of each baseline, as the folds' own metrics have them, and their mean over folds."""
-    files = [folder / f"fold-{number + 1}" / "metrics.json" for number in range(folds)]
-    found = [json.loads(file.read_text(encoding="utf-8")).get("baselines") or {} for file in files]
+    found = [one.get("baselines") or {} for one in measured]
     names = [name for name in found[0] if all(name in one for one in found)]
 
     def mean(name: str, field: str) -> float:
@@ -240,6 +252,55 @@ def _fold_baselines(folder: Path, folds: int) -> dict[str, BaselineScores]:
         return float(torch.tensor(values, dtype=torch.float64).nanmean())
 
     return {name: BaselineScores(*(mean(name, field) for field in BaselineScores._fields)) for name in names}
+
+
+def _doubts(
+    answers: OutOfFold,
+    config: ConceptConfig,
+    figures: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, BaselineScores],
+    measured: Sequence[Mapping[str, Any]],
+) -> tuple[str, ...]:
+    """What a supervisor would doubt of the pooled predictions; `measured` are the metrics of the folds."""
+    found = []
+    for kind, names, labels, scores in _parts(answers, config):
+        found += doubts.one_sided_doubts(kind, names, labels, "measured")
+        found += doubts.average_doubts(kind, names, scores)
+    if config.bottleneck == "prototypes":
+        found += doubts.prototype_doubts(config.concepts, answers.concepts, config.prototypes_per_concept)
+    if config.tasks and config.task_kind == "multiclass":
+        confusion = confusion_matrix(answers.task_logits, answers.targets)
+        called, true = (confusion.sum(dim=side) / confusion.sum() for side in (0, 1))
+        found += doubts.one_answer_doubts(config.tasks, called, true, "multiclass")
+    found += doubts.flat_concept_doubts(config.concepts, answers.concept_logits.sigmoid())
+    found += doubts.border_doubts(config.concepts, _pooled_border(measured, config.concepts))
+    if POOLED_FEATURES in baselines:
+        for what, name in (("concepts", "concept_auroc"), ("tasks", "task_auroc")):
+            own = figures.get(name, _UNKNOWN)["mean"]
+            found += doubts.below_baseline_doubts(what, own, getattr(baselines[POOLED_FEATURES], name))
+    return tuple(found)
+
+
+def _pooled_border(measured: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> BorderScores:
+    """In how many images, of all folds, the maps of the concepts peak at the border."""
+
+    def counts(name: str) -> Tensor:
+        rows = [[one["border_peaks"][concept][name] for concept in concepts] for one in measured]
+        return torch.tensor([[math.nan if value is None else value for value in row] for row in rows]).double()
+
+    images, peaks, chance = map(counts, BorderScores._fields)
+    return BorderScores(images.sum(dim=0), peaks.sum(dim=0), (images * chance).nansum(dim=0) / images.sum(dim=0))
+
+
+def _parts(answers: OutOfFold, config: ConceptConfig) -> list[tuple[str, Sequence[str], Tensor, LabelScores]]:
+    """Concepts, and tasks if there are any: what they are, their names, labels and scores."""
+    concepts = per_label_metrics(answers.concept_logits, answers.concepts)
+    parts: list[tuple[str, Sequence[str], Tensor, LabelScores]]
+    parts = [("concept", config.concepts, answers.concepts, concepts)]
+    if config.tasks:
+        tasks = task_scores(answers.task_logits, answers.targets, config.task_kind)
+        parts.append(("task", config.tasks, answers.targets, tasks))
+    return parts
 
 
 def headline(answers: OutOfFold, config: ConceptConfig) -> dict[str, float]:
@@ -292,10 +353,7 @@ def table(result: CrossValidation) -> str:
     if result.baselines:
         own = BaselineScores(*(result.figures.get(name, _UNKNOWN)["mean"] for name in BaselineScores._fields))
         lines += ["", *comparison_lines({**result.baselines, "this model": own}, "mean of folds")]
-    parts = [("concept", config.concepts, per_label_metrics(answers.concept_logits, answers.concepts))]
-    if config.tasks:
-        parts.append(("task", config.tasks, task_scores(answers.task_logits, answers.targets, config.task_kind)))
-    for title, names, scores in parts:
+    for title, names, _, scores in _parts(answers, config):
         rows = [[title, "pos", "neg", "AUROC", "AP"]]
         for i, name in enumerate(names):
             counts = (f"{scores.positives[i]:g}", f"{scores.negatives[i]:g}")
@@ -316,6 +374,7 @@ def _write(folder: Path, result: CrossValidation, *, final: bool) -> None:
     if final:
         run = RunFolder(folder / "final")
         places.append((run.metrics, run.metrics_table))
+        run.finish(result.warnings)  # in place of those of images that the model learned from
         result.model.save_pretrained(run.path)
     baselines = {name: scores._asdict() for name, scores in result.baselines.items()}
     for figures, text in places:

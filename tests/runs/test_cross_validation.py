@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conceptcam.metrics.calibration import calibration_scores
 from conceptcam.metrics.classification import per_label_metrics
 from conceptcam.model.concept_model import ConceptModel
-from conceptcam.runs.cross_validation import confusion_matrix, cross_validate, table
+from conceptcam.runs.cross_validation import OutOfFold, _doubts, confusion_matrix, cross_validate, table
 from conceptcam.runs.options import RunOptions
 from tests.worlds import Squares, tiny_config
 
@@ -62,6 +63,32 @@ def test_the_final_model_has_thresholds_from_out_of_fold(whole):
     assert model.record.metrics["concept_auroc"] == pytest.approx(result.figures["concept_auroc"]["pooled"])
     assert model.record.training_data == "squares"
     assert json.loads((folder / "final" / "run.json").read_text())["data"]["train_images"] == 18
+
+
+def test_warnings_are_of_the_pooled_predictions(whole):
+    folder, result = whole
+    scores = per_label_metrics(result.answers.concept_logits, result.answers.concepts)
+    few = [name for name, *sides in zip(result.model.config.concepts, *scores[-2:], strict=True) if min(sides) < 5]
+    said = [warning for warning in result.warnings if "5 measured images" in warning and "concepts" in warning]
+    assert bool(few) == bool(said) and all(repr(name) in said[0] for name in few)
+    assert json.loads((folder / "final" / "run.json").read_text())["warnings"] == list(result.warnings)
+    assert not any("were chosen by" in warning for warning in result.warnings)
+
+
+def test_one_class_for_all_and_peaks_at_the_border_are_doubted():
+    truth = torch.eye(2).repeat(30, 1)
+    config = dataclasses.replace(tiny_config(), concepts=("a", "b"), tasks=("x", "y"), task_kind="multiclass")
+    scattered = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    peaks = {name: {"images": 15, "at_border": count, "chance": 0.25} for name, count in (("a", 14), ("b", 2))}
+    measured = [{"border_peaks": peaks}] * 2
+
+    def said(task_logits):
+        answers = OutOfFold(scattered, truth, task_logits, truth, torch.arange(60) % 2)
+        return " ".join(_doubts(answers, config, {}, {}, measured))
+
+    assert "100 % of them are called 'x', and 50 % are" in said(torch.tensor([[1.0, 0.0]]).expand(60, 2))
+    assert "'a' (in 28 of 30 images" in said(scattered) and "'b' (in" not in said(scattered)
+    assert "are called" not in said(scattered)
 
 
 def test_a_cross_validation_is_resumed_to_the_same_figures(whole):
