@@ -284,9 +284,12 @@ def _doubts(
 def _pooled_border(measured: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> BorderScores:
     """In how many images, of all folds, the maps of the concepts peak at the border."""
 
+    known = [one["border_peaks"] for one in measured if "border_peaks" in one]  # folds of an older version have none
+
     def counts(name: str) -> Tensor:
-        rows = [[one["border_peaks"][concept][name] for concept in concepts] for one in measured]
-        return torch.tensor([[math.nan if value is None else value for value in row] for row in rows]).double()
+        rows = [[one[concept][name] for concept in concepts] for one in known]
+        numbers = [math.nan if value is None else value for row in rows for value in row]
+        return torch.tensor(numbers, dtype=torch.float64).reshape(-1, len(concepts))
 
     images, peaks, chance = map(counts, BorderScores._fields)
     return BorderScores(images.sum(dim=0), peaks.sum(dim=0), (images * chance).nansum(dim=0) / images.sum(dim=0))

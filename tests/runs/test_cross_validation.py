@@ -80,15 +80,15 @@ def test_one_class_for_all_and_peaks_at_the_border_are_doubted():
     config = dataclasses.replace(tiny_config(), concepts=("a", "b"), tasks=("x", "y"), task_kind="multiclass")
     scattered = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
     peaks = {name: {"images": 15, "at_border": count, "chance": 0.25} for name, count in (("a", 14), ("b", 2))}
-    measured = [{"border_peaks": peaks}] * 2
 
-    def said(task_logits):
+    def said(task_logits, measured=({"border_peaks": peaks},) * 2):
         answers = OutOfFold(scattered, truth, task_logits, truth, torch.arange(60) % 2)
         return " ".join(_doubts(answers, config, {}, {}, measured))
 
     assert "100 % of them are called 'x', and 50 % are" in said(torch.tensor([[1.0, 0.0]]).expand(60, 2))
     assert "'a' (in 28 of 30 images" in said(scattered) and "'b' (in" not in said(scattered)
     assert "are called" not in said(scattered)
+    assert "peak" not in said(scattered, measured=[{}, {}])  # of an older version
 
 
 def test_a_cross_validation_is_resumed_to_the_same_figures(whole):
