@@ -283,7 +283,6 @@ def _doubts(
 
 def _pooled_border(measured: Sequence[Mapping[str, Any]], concepts: Sequence[str]) -> BorderScores:
     """In how many images, of all folds, the maps of the concepts peak at the border."""
-
     known = [one["border_peaks"] for one in measured if "border_peaks" in one]  # folds of an older version have none
 
     def counts(name: str) -> Tensor:
