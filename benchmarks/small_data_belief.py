@@ -74,6 +74,8 @@ def corrected_logits(model: ConceptModel, part: Part) -> dict[str, Tensor]:
     head = (model.task_head.weight.detach(), model.task_head.bias.detach())
     typical = TypicalEvidence(*(typical_evidence(model.config, model.record, word) for word in ("present", "absent")))
     corrected = correct_evidence(part.evidence, part.concepts, typical)
+    # Of few images, some concept is never present: nothing is typical of it, and it stays as it is.
+    corrected = torch.where(corrected.isnan(), part.evidence, corrected)
     found = {"none": of(head, part.evidence), "all": of(head, corrected)}
     for policy in POLICIES:
         for draw in range(DRAWS if policy == "random" else 1):
