@@ -1,6 +1,7 @@
 """How a data set reads its image files: each time anew, or decoded once and kept at the model's size."""
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -84,8 +85,8 @@ class _OpenCache(NamedTuple):
     """Of the table's file: another one means that the cache was made anew."""
     number: int
     """That the table has in common with its file of pixels."""
-    pixels: int
-    """Descriptor of the file of pixels."""
+    pixels: io.FileIO
+    """The file of pixels, without a buffer."""
     known: dict[_Key, _Place]
     """Images whose checksum was compared here; what is written in the file of pixels stays as it is."""
 
@@ -221,10 +222,11 @@ class ImageCache:
         """(3, h, w) uint8 that are kept in a place; None if no image can be there. A damaged row may say anything."""
         if place.channels not in (1, 3) or not isinstance(place.start, int) or not 0 <= place.start < _MOST:
             return None
-        # `empty` and `preadv`, because each further copy of 150 kB takes as long as all of the rest.
+        # `empty` and `readinto`, because each further copy of 150 kB takes as long as all of the rest.
         image = torch.empty(3, *self.image_size, dtype=torch.uint8)
         pixels = image.numpy()[: place.channels].data
-        if os.preadv(opened.pixels, [pixels], place.start) != pixels.nbytes:
+        opened.pixels.seek(place.start)  # the file is this thread's own
+        if opened.pixels.readinto(pixels) != pixels.nbytes:
             return None
         if place.channels == 1:
             image[1:] = image[0]
@@ -246,7 +248,7 @@ class ImageCache:
                 if _number(table, _NUMBER) != opened.number:
                     raise _Damaged("its table was replaced")
                 taken = _number(table, "SELECT taken FROM room")
-                start = os.fstat(file).st_size
+                start = file.seek(0, os.SEEK_END)
                 if start < taken:  # what is added now would lie where a process knows another image to be
                     raise _Damaged("its file of pixels was cut short")
                 row = (*key, *size, len(pixels), start, _checksum(pixels, size))
@@ -256,7 +258,7 @@ class ImageCache:
                 if pages * _PAGE + start + pixels.nbytes > self.limit:
                     raise OSError("it is full")
                 # If this process is killed here, the bytes belong to no row.
-                if os.pwrite(file, pixels, start) != pixels.nbytes:
+                if file.write(pixels) != pixels.nbytes:
                     raise OSError("its disk is full")
                 _run(table, "COMMIT")  # which waits for those that read
             except BaseException:
@@ -291,7 +293,7 @@ class ImageCache:
             self._open[key] = _OpenCache(table, inode, number, pixels, {})
         return self._open[key]
 
-    def _open_pixels(self, table: "sqlite3.Connection") -> tuple[int, int]:
+    def _open_pixels(self, table: "sqlite3.Connection") -> tuple[int, io.FileIO]:
         """The number that a table and the name of its file of pixels have, and that file; a new table gets both."""
         number = _number(table, _NUMBER)
         if number == 0:
@@ -303,13 +305,13 @@ class ImageCache:
                 for other in self.file.parent.glob("images-*.pixels"):  # of a table that is gone
                     other.unlink(missing_ok=True)
                 number = 1 + int.from_bytes(os.urandom(3))
-                os.close(os.open(self._pixel_file(number), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
+                self._pixel_file(number).touch(exist_ok=False)
                 _run(table, f"PRAGMA user_version = {number}")
             _run(table, "COMMIT")
         try:
-            return number, os.open(self._pixel_file(number), os.O_RDWR)
+            return number, io.FileIO(self._pixel_file(number), "r+")
         except OSError:  # what may not be written can still be read
-            return number, os.open(self._pixel_file(number), os.O_RDONLY)
+            return number, io.FileIO(self._pixel_file(number), "r")
 
     def _pixel_file(self, number: int) -> Path:
         return self.file.with_name(f"images-{number}.pixels")
@@ -318,7 +320,7 @@ class ImageCache:
         opened = self._open.pop(key, None)
         if opened is not None:
             opened.table.close()
-            os.close(opened.pixels)
+            opened.pixels.close()
 
     def _handle(self, error: "sqlite3.Error | OSError") -> None:
         """Say what an error means: the image is decoded, and kept the next time, or nothing is kept any more."""
